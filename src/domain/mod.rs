@@ -1,0 +1,7 @@
+//! The rules, and nothing else: no async, socket, disk, environment, clock or hidden randomness.
+//!
+//! Time, random bytes and keys come in as arguments; effects go out as return values. A test reads the sources of this
+//! folder and fails when one of them reaches outside (`tests/it/architecture.rs`).
+
+pub mod ids;
+pub mod time;

@@ -1,0 +1,34 @@
+//! callseal is an encrypted call-media ingest proxy.
+//!
+//! Telephony providers send the audio of live calls over a websocket. callseal terminates that websocket, seals
+//! every audio frame with a key of the tenant the moment it arrives, stores only ciphertext, and plays recordings
+//! back through signed, expiring URLs.
+//!
+//! ```text
+//!  Twilio ── TLS websocket ──► ingest ──► domain::provider ──► domain::session ──► journal ──► upload ──► store
+//!                              admission    message → event     frame → sealed     ciphertext   retry      segments →
+//!                              permit                           frame → segment    on disk      budget     manifest → final
+//!                                                                    ▲
+//!                              key source ──► keys ────── DEK ───────┤
+//!                                                                    ▼
+//!  player ◄── http::playback ◄── WAV bytes ◄── domain::playback: open, place on the timeline ◄── ranged reads ◄── store
+//!             grant checked, Range, audit record
+//! ```
+//!
+//! Where things live:
+//!
+//! | module | knows | must not know |
+//! |---|---|---|
+//! | [`domain`] | the rules: provider messages, the recording format, timelines, grants | sockets, disks, clocks, randomness |
+//! | [`config`] | files, environment, secrets by reference | everything that runs |
+//! | [`store`] | ciphertext, object names, tags | plaintext, keys, providers |
+//! | [`journal`] | ciphertext, files, flush times | keys, providers |
+//!
+//! One word per thing, in code, configuration, metrics and documents:
+//! a *tenant*'s *KEK* wraps the *DEK* of one *recording*; a *connection* carries one *stream* with one or two
+//! *tracks*; a provider *message* is decoded to an *event*, the audio of a media event is a *frame*, encrypted it is a
+//! *sealed frame*; sealed frames make a *segment*, segments and a *manifest* make the *final* object; a *grant* is a
+//! signed, expiring right to play.
+
+pub mod clock;
+pub mod domain;

@@ -1,0 +1,2 @@
+//! callseal.
+fn main() {}
