@@ -3,5 +3,6 @@
 //! Time, random bytes and keys come in as arguments; effects go out as return values. A test reads the sources of this
 //! folder and fails when one of them reaches outside (`tests/it/architecture.rs`).
 
+pub mod cmr;
 pub mod ids;
 pub mod time;

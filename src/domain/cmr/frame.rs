@@ -1,0 +1,155 @@
+//! The inside of a sealed frame: head byte and body (`docs/FORMAT.md` section 5).
+
+use crate::domain::ids::TrackId;
+
+use super::error::ReadError;
+use super::header::Fields;
+
+/// Bytes that sealing adds to an ordinary audio frame: prefix 2, head 1, tag 16.
+pub const OVERHEAD_BYTES: usize = 19;
+/// The same for a frame that carries its own position.
+pub const OVERHEAD_EXPLICIT_BYTES: usize = OVERHEAD_BYTES + 4;
+/// The longest audio payload of one frame; longer ones are split.
+pub const MAX_FRAME_PAYLOAD_BYTES: usize = 32_746;
+/// The longest inside of a frame.
+pub(super) const MAX_INNER_BYTES: usize = 32_751;
+
+pub(super) const KIND_AUDIO: u8 = 0;
+pub(super) const KIND_AUDIO_AT: u8 = 1;
+pub(super) const KIND_GAP: u8 = 2;
+pub(super) const KIND_EVENT: u8 = 3;
+pub(super) const KIND_TRACK_TABLE: u8 = 4;
+pub(super) const KIND_METADATA: u8 = 5;
+pub(super) const KIND_TIME_INDEX: u8 = 6;
+pub(super) const KIND_TRAILER: u8 = 15;
+
+/// Why audio is missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum GapReason {
+    /// The provider sent none: mute, hold, silence suppression, packet loss before it.
+    Source,
+    /// Our own bound was reached; dropped before sealing.
+    Overload,
+    /// Recording was paused on request.
+    Pause,
+    /// The tenant's policy mutes this part.
+    Policy,
+    /// The provider's numbering has a hole: sent, but lost or discarded before it reached us; or it was not readable.
+    LostBeforeUs,
+    /// A reason of a later version.
+    Other(u8),
+}
+
+impl GapReason {
+    /// Returns the number that stands in the frame.
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Source => 1,
+            Self::Overload => 2,
+            Self::Pause => 3,
+            Self::Policy => 4,
+            Self::LostBeforeUs => 5,
+            Self::Other(number) => number,
+        }
+    }
+
+    /// Returns the reason for the number of a frame.
+    pub fn from_number(number: u8) -> Self {
+        match number {
+            1 => Self::Source,
+            2 => Self::Overload,
+            3 => Self::Pause,
+            4 => Self::Policy,
+            5 => Self::LostBeforeUs,
+            other => Self::Other(other),
+        }
+    }
+
+    /// Returns the word for it in metrics and command output.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Source => "source",
+            Self::Overload => "overload",
+            Self::Pause => "pause",
+            Self::Policy => "policy",
+            Self::LostBeforeUs => "lost_before_us",
+            Self::Other(_) => "other",
+        }
+    }
+}
+
+/// One opened frame. Positions (`pts`) count samples of the track's clock since the start of the stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Frame<'a> {
+    /// Audio. Without `pts` it follows the track's previous frame in this object.
+    Audio {
+        /// Which track.
+        track: TrackId,
+        /// Where it starts, if it does not simply follow.
+        pts: Option<u32>,
+        /// Codec bytes as the provider sent them.
+        payload: &'a [u8],
+    },
+    /// Audio that is missing.
+    Gap {
+        /// Which track.
+        track: TrackId,
+        /// Where the gap starts.
+        pts: u32,
+        /// How long it is, in samples.
+        samples: u32,
+        /// Why.
+        reason: GapReason,
+    },
+    /// Something that happened: CBOR.
+    Event {
+        /// Which track's clock `pts` counts.
+        track: TrackId,
+        /// When.
+        pts: u32,
+        /// CBOR.
+        body: &'a [u8],
+    },
+    /// The tracks of the segment: CBOR. Frame 0 of every segment.
+    TrackTable(&'a [u8]),
+    /// A part of the recording's metadata: CBOR once joined.
+    Metadata(&'a [u8]),
+    /// A part of the time index.
+    TimeIndex(&'a [u8]),
+    /// The last frame.
+    Trailer(&'a [u8]),
+    /// A kind of a later version; authenticated, skipped.
+    Unknown(u8),
+}
+
+impl<'a> Frame<'a> {
+    /// Reads the opened inside of frame `number`; `last` is its F bit.
+    pub(super) fn parse(number: u32, last: bool, inner: &'a [u8]) -> Result<Self, ReadError> {
+        let (head, body) = inner.split_first().ok_or(ReadError::MalformedFrame(number, "empty frame"))?;
+        let kind = head >> 4;
+        if (kind == KIND_TRAILER) != last {
+            return Err(ReadError::MalformedFrame(number, "trailer must be the last frame"));
+        }
+        let track = TrackId::from_nibble(*head);
+        let mut fields = Fields(body);
+        match kind {
+            KIND_AUDIO => Some(Self::Audio { track, pts: None, payload: body }),
+            KIND_AUDIO_AT => fields.u32().map(|pts| Self::Audio { track, pts: Some(pts), payload: fields.0 }),
+            KIND_GAP => Self::parse_gap(track, fields),
+            KIND_EVENT => fields.u32().map(|pts| Self::Event { track, pts, body: fields.0 }),
+            KIND_TRACK_TABLE => Some(Self::TrackTable(body)),
+            KIND_METADATA => Some(Self::Metadata(body)),
+            KIND_TIME_INDEX => Some(Self::TimeIndex(body)),
+            KIND_TRAILER => Some(Self::Trailer(body)),
+            later => Some(Self::Unknown(later)),
+        }
+        .ok_or(ReadError::MalformedFrame(number, "body cut short"))
+    }
+
+    fn parse_gap(track: TrackId, mut fields: Fields<'a>) -> Option<Self> {
+        let pts = fields.u32()?;
+        let samples = fields.u32()?;
+        let reason = GapReason::from_number(fields.u8()?);
+        fields.0.is_empty().then_some(Self::Gap { track, pts, samples, reason })
+    }
+}

@@ -1,0 +1,154 @@
+//! Checks the segments of a recording against its manifest, row by row (`docs/FORMAT.md` section 13.2).
+
+use sha2::{Digest, Sha256};
+
+use crate::domain::ids::{WriterId, first_16};
+
+use super::error::ReadError;
+use super::frame::Frame;
+use super::header::{Expected, ObjectKind};
+use super::keys::Dek;
+use super::manifest::Row;
+use super::reader::{EndOfObject, ObjectReader};
+use super::segment::TrailerTotals;
+
+/// How much a verification proves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Grade {
+    /// Without a key: lengths and digests agree with the manifest.
+    Integrity,
+    /// With the DEK: every frame, and the manifest itself, was sealed with it and nothing is missing.
+    Authentic,
+    /// The manifest is also the one that the audit log names.
+    Evidence,
+}
+
+impl Grade {
+    /// Returns the word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Integrity => "integrity",
+            Self::Authentic => "authentic",
+            Self::Evidence => "evidence",
+        }
+    }
+}
+
+/// What a checked row showed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RowEvidence {
+    /// Frames of the segment.
+    pub frames: u32,
+    /// Its trailer; `None` if it has none.
+    pub trailer: Option<TrailerTotals>,
+}
+
+/// Checks rows in their order; keeps only what the next row must be compared with.
+pub struct RecordingVerifier<'k> {
+    dek: &'k Dek,
+    expected: Expected,
+    next_row: u32,
+    writers: Vec<WriterSoFar>,
+}
+
+/// The last segment seen of one writer.
+struct WriterSoFar {
+    writer: WriterId,
+    seq: u32,
+    commitment_half: [u8; 16],
+    torn: bool,
+}
+
+impl<'k> RecordingVerifier<'k> {
+    /// Starts at row 0.
+    pub fn new(dek: &'k Dek, expected: Expected) -> Self {
+        Self { dek, expected, next_row: 0, writers: Vec::new() }
+    }
+
+    /// Checks `segment` against the next row and shows every frame of it to `visit`.
+    ///
+    /// # Errors
+    /// The class of the first fault. Frames shown before it were authentic by themselves, the row is not.
+    pub fn check_row(
+        &mut self,
+        row: &Row,
+        segment: &[u8],
+        mut visit: impl FnMut(&Frame<'_>),
+    ) -> Result<RowEvidence, ReadError> {
+        let number = self.next_row;
+        check_digest(number, row, segment)?;
+        let mut reader = ObjectReader::new(segment, ObjectKind::Segment, self.dek, &self.expected)?;
+        if reader.header().writer != row.writer || reader.header().seq != row.seq {
+            return Err(ReadError::SequenceMismatch(number));
+        }
+        self.check_chain(number, row, &reader)?;
+        let mut trailer = None;
+        let mut scratch = Vec::new();
+        while let Some(frame) = reader.next_frame(&mut scratch)? {
+            if let Frame::Trailer(body) = &frame {
+                trailer = Some(body.to_vec());
+            }
+            visit(&frame);
+        }
+        let frames = reader.frames();
+        let trailer =
+            trailer.map(|body| TrailerTotals::parse(frames.saturating_sub(1), &body)).transpose()?;
+        if (reader.end() == Some(EndOfObject::Complete)) != row.complete {
+            return Err(ReadError::StateMismatch(number));
+        }
+        if reader.end() == Some(EndOfObject::Complete) && reader.consumed_bytes() != segment.len() {
+            return Err(ReadError::TrailingData);
+        }
+        self.remember(row, &reader);
+        self.next_row += 1;
+        Ok(RowEvidence { frames, trailer })
+    }
+
+    fn check_chain(&self, number: u32, row: &Row, reader: &ObjectReader<'_>) -> Result<(), ReadError> {
+        let (seq, prev, torn) = match self.writers.iter().find(|seen| seen.writer == row.writer) {
+            Some(seen) => (seen.seq.checked_add(1), seen.commitment_half, seen.torn),
+            None => (Some(0), [0; 16], false),
+        };
+        if torn {
+            // A torn segment that is not its writer's last one is tampering, not a crash.
+            return Err(ReadError::StateMismatch(number));
+        }
+        if seq != Some(row.seq) {
+            return Err(ReadError::SequenceMismatch(number));
+        }
+        if reader.header().prev != prev {
+            return Err(ReadError::ChainMismatch(number));
+        }
+        Ok(())
+    }
+
+    fn remember(&mut self, row: &Row, reader: &ObjectReader<'_>) {
+        let now = WriterSoFar {
+            writer: row.writer,
+            seq: row.seq,
+            commitment_half: first_16(reader.commitment()),
+            torn: !row.complete,
+        };
+        match self.writers.iter_mut().find(|seen| seen.writer == row.writer) {
+            Some(seen) => *seen = now,
+            None => self.writers.push(now),
+        }
+    }
+}
+
+/// Checks length and digest of a segment, which needs no key.
+///
+/// # Errors
+/// [`ReadError::DigestMismatch`].
+pub fn check_digest(number: u32, row: &Row, segment: &[u8]) -> Result<(), ReadError> {
+    let same_length = usize::try_from(row.byte_len) == Ok(segment.len());
+    if same_length && sha256(segment) == row.sha256 {
+        return Ok(());
+    }
+    Err(ReadError::DigestMismatch(number))
+}
+
+/// SHA-256 of `bytes`.
+pub fn sha256(bytes: &[u8]) -> [u8; 32] {
+    Sha256::digest(bytes).into()
+}
