@@ -5,4 +5,8 @@
 
 pub mod cmr;
 pub mod ids;
+pub mod playback;
+pub mod provider;
+pub mod recording;
+pub mod session;
 pub mod time;

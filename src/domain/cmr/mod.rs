@@ -30,10 +30,15 @@ pub use keys::{Dek, KEY_BYTES, Salt};
 pub use manifest::{EndState, Manifest, ManifestWriter, Row, RowSpan, TrackSpan};
 pub use reader::{EndOfObject, ObjectReader, PREFIX_BYTES, whole_frames_prefix};
 pub use segment::{EndReason, FinishedSegment, SegmentIds, SegmentWriter, TrackTotals, TrailerTotals};
-pub use verify::{Grade, RecordingVerifier, RowEvidence, check_digest, sha256};
+pub use verify::{Grade, OpenedRow, RecordingVerifier, RowEvidence, check_digest, open_row, sha256};
 pub use wrap::{SealedBox, WrapContext};
 
 #[cfg(test)]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::wildcard_enum_match_arm,
+    reason = "small numbers, few cases"
+)]
 mod tests;
 
 /// The limits of one object (`docs/FORMAT.md` section 16).

@@ -91,6 +91,8 @@ pub struct SegmentWriter {
     object: ObjectWriter,
     ids: SegmentIds,
     tracks: Vec<OpenTrack>,
+    /// Frames that every segment of its place begins with.
+    preamble_frames: u32,
 }
 
 /// A track of the segment being written.
@@ -130,7 +132,8 @@ impl SegmentWriter {
         for part in metadata.unwrap_or_default().chunks(SPLIT_BYTES) {
             seal_bytes(&mut object, KIND_METADATA << 4, false, part)?;
         }
-        Ok(Self { object, ids, tracks: Vec::new() })
+        let preamble_frames = object.frames();
+        Ok(Self { object, ids, tracks: Vec::new(), preamble_frames })
     }
 
     /// Seals one audio frame as the next frame of this segment.
@@ -206,7 +209,7 @@ impl SegmentWriter {
     pub fn finish(mut self, reason: EndReason) -> Result<FinishedSegment, SealError> {
         self.tracks.sort_by_key(|open| open.totals.track);
         let frames = self.object.frames() + 1;
-        let tracks: Vec<_> = self.tracks.iter().map(|open| open.totals).collect();
+        let tracks = self.totals();
         self.object.seal(KIND_TRAILER << 4, true, |inner| {
             encode_trailer(inner, frames, reason, &tracks);
             Ok::<_, SealError>(())
@@ -236,6 +239,21 @@ impl SegmentWriter {
     /// Returns how many frames were sealed.
     pub fn frames(&self) -> u32 {
         self.object.frames()
+    }
+
+    /// Whether there is more in it than table and metadata.
+    pub fn has_content(&self) -> bool {
+        self.object.frames() > self.preamble_frames
+    }
+
+    /// Whether an earlier failure makes sealing impossible.
+    pub fn is_poisoned(&self) -> bool {
+        self.object.is_poisoned()
+    }
+
+    /// Returns what each track holds so far.
+    pub fn totals(&self) -> Vec<TrackTotals> {
+        self.tracks.iter().map(|open| open.totals).collect()
     }
 
     fn count_audio(&mut self, track: TrackId, pts: u32, samples: u32, payload_bytes: u64) {

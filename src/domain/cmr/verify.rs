@@ -76,35 +76,14 @@ impl<'k> RecordingVerifier<'k> {
         mut visit: impl FnMut(&Frame<'_>),
     ) -> Result<RowEvidence, ReadError> {
         let number = self.next_row;
-        check_digest(number, row, segment)?;
-        let mut reader = ObjectReader::new(segment, ObjectKind::Segment, self.dek, &self.expected)?;
-        if reader.header().writer != row.writer || reader.header().seq != row.seq {
-            return Err(ReadError::SequenceMismatch(number));
-        }
-        self.check_chain(number, row, &reader)?;
-        let mut trailer = None;
-        let mut scratch = Vec::new();
-        while let Some(frame) = reader.next_frame(&mut scratch)? {
-            if let Frame::Trailer(body) = &frame {
-                trailer = Some(body.to_vec());
-            }
-            visit(&frame);
-        }
-        let frames = reader.frames();
-        let trailer =
-            trailer.map(|body| TrailerTotals::parse(frames.saturating_sub(1), &body)).transpose()?;
-        if (reader.end() == Some(EndOfObject::Complete)) != row.complete {
-            return Err(ReadError::StateMismatch(number));
-        }
-        if reader.end() == Some(EndOfObject::Complete) && reader.consumed_bytes() != segment.len() {
-            return Err(ReadError::TrailingData);
-        }
-        self.remember(row, &reader);
+        let opened = open_row(number, row, segment, self.dek, &self.expected, &mut visit)?;
+        self.check_chain(number, row, opened.prev)?;
+        self.remember(row, opened.commitment_half);
         self.next_row += 1;
-        Ok(RowEvidence { frames, trailer })
+        Ok(opened.evidence)
     }
 
-    fn check_chain(&self, number: u32, row: &Row, reader: &ObjectReader<'_>) -> Result<(), ReadError> {
+    fn check_chain(&self, number: u32, row: &Row, found: [u8; 16]) -> Result<(), ReadError> {
         let (seq, prev, torn) = match self.writers.iter().find(|seen| seen.writer == row.writer) {
             Some(seen) => (seen.seq.checked_add(1), seen.commitment_half, seen.torn),
             None => (Some(0), [0; 16], false),
@@ -116,24 +95,70 @@ impl<'k> RecordingVerifier<'k> {
         if seq != Some(row.seq) {
             return Err(ReadError::SequenceMismatch(number));
         }
-        if reader.header().prev != prev {
+        if found != prev {
             return Err(ReadError::ChainMismatch(number));
         }
         Ok(())
     }
 
-    fn remember(&mut self, row: &Row, reader: &ObjectReader<'_>) {
-        let now = WriterSoFar {
-            writer: row.writer,
-            seq: row.seq,
-            commitment_half: first_16(reader.commitment()),
-            torn: !row.complete,
-        };
+    fn remember(&mut self, row: &Row, commitment_half: [u8; 16]) {
+        let now = WriterSoFar { writer: row.writer, seq: row.seq, commitment_half, torn: !row.complete };
         match self.writers.iter_mut().find(|seen| seen.writer == row.writer) {
             Some(seen) => *seen = now,
             None => self.writers.push(now),
         }
     }
+}
+
+/// A row that was opened by itself, with what ties it to its neighbours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenedRow {
+    /// What it showed.
+    pub evidence: RowEvidence,
+    /// What its predecessor's commitment must begin with.
+    pub prev: [u8; 16],
+    /// What its own commitment begins with.
+    pub commitment_half: [u8; 16],
+}
+
+/// Opens one row by itself, as a reader in the middle of a recording does: everything but the chain is checked.
+///
+/// # Errors
+/// The class of the first fault; nothing of the failing frame was shown to `visit`.
+pub fn open_row(
+    number: u32,
+    row: &Row,
+    segment: &[u8],
+    dek: &Dek,
+    expected: &Expected,
+    visit: &mut dyn FnMut(&Frame<'_>),
+) -> Result<OpenedRow, ReadError> {
+    check_digest(number, row, segment)?;
+    let mut reader = ObjectReader::new(segment, ObjectKind::Segment, dek, expected)?;
+    if reader.header().writer != row.writer || reader.header().seq != row.seq {
+        return Err(ReadError::SequenceMismatch(number));
+    }
+    let mut trailer = None;
+    let mut scratch = Vec::new();
+    while let Some(frame) = reader.next_frame(&mut scratch)? {
+        if let Frame::Trailer(body) = &frame {
+            trailer = Some(body.to_vec());
+        }
+        visit(&frame);
+    }
+    let frames = reader.frames();
+    let trailer = trailer.map(|body| TrailerTotals::parse(frames.saturating_sub(1), &body)).transpose()?;
+    if (reader.end() == Some(EndOfObject::Complete)) != row.complete {
+        return Err(ReadError::StateMismatch(number));
+    }
+    if reader.end() == Some(EndOfObject::Complete) && reader.consumed_bytes() != segment.len() {
+        return Err(ReadError::TrailingData);
+    }
+    Ok(OpenedRow {
+        evidence: RowEvidence { frames, trailer },
+        prev: reader.header().prev,
+        commitment_half: first_16(reader.commitment()),
+    })
 }
 
 /// Checks length and digest of a segment, which needs no key.

@@ -103,6 +103,10 @@ impl ObjectWriter {
         self.next_frame
     }
 
+    pub(super) fn is_poisoned(&self) -> bool {
+        self.poisoned
+    }
+
     pub(super) fn bytes(&self) -> &[u8] {
         &self.sealed
     }

@@ -1,0 +1,215 @@
+//! What is sealed about a recording beside its audio, as CBOR in its segments and manifest.
+//!
+//! Compatible growth: new optional fields. Readers ignore fields they do not know.
+
+use std::collections::BTreeMap;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::domain::cmr::GapReason;
+use crate::domain::ids::TrackId;
+
+/// One track as the track table lists it: codec bytes are kept as the provider sent them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrackEntry {
+    /// Its number in frame heads.
+    pub track: u8,
+    /// `caller`, `agent` or `mixed`.
+    pub role: String,
+    /// `ulaw`.
+    pub codec: String,
+    /// Samples per second.
+    pub rate: u32,
+    /// Channels of the track itself.
+    pub channels: u8,
+}
+
+/// Returns the two tracks of a telephone call in μ-law, 8,000 samples per second.
+pub fn telephone_tracks() -> Vec<TrackEntry> {
+    [(TrackId::CALLER, "caller"), (TrackId::AGENT, "agent")]
+        .map(|(track, role)| TrackEntry {
+            track: track.number(),
+            role: role.to_owned(),
+            codec: "ulaw".to_owned(),
+            rate: 8000,
+            channels: 1,
+        })
+        .into()
+}
+
+/// What is known when a recording begins. Sealed in its first segment and in its manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordingMetadata {
+    /// Version of this record: 1.
+    pub v: u8,
+    /// The tenant's id.
+    pub tenant: String,
+    /// The route's name.
+    pub route: String,
+    /// `twilio`.
+    pub provider: String,
+    /// The provider's account.
+    pub account: String,
+    /// The provider's call.
+    pub call: String,
+    /// The provider's stream.
+    pub stream: String,
+    /// Unix milliseconds of the start message.
+    pub started_ms: u64,
+    /// Values set by whoever placed the call; often personal data.
+    pub parameters: BTreeMap<String, String>,
+    /// How many days after its end the recording is kept.
+    pub retention_days: u32,
+}
+
+/// Where a recording stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Life {
+    /// All that the provider sent is there and it said that the stream was over.
+    Complete,
+    /// Something is missing or the stream broke off; the gaps say what.
+    Partial,
+    /// Finished by a recovery job after a crash.
+    Recovered,
+}
+
+impl Life {
+    /// Returns the word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Complete => "complete",
+            Self::Partial => "partial",
+            Self::Recovered => "recovered",
+        }
+    }
+}
+
+/// Why a stream ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EndCause {
+    /// The provider said so.
+    Stop,
+    /// The provider closed the connection without saying so.
+    ClosedEarly,
+    /// The connection broke or went silent.
+    PeerLost,
+    /// We closed it: the provider broke the protocol.
+    ProtocolError,
+    /// The tenant's longest stream was reached.
+    Limit,
+    /// The process stopped before the call did.
+    Shutdown,
+    /// We failed; the log says how.
+    Internal,
+    /// The process died; a recovery job finished the recording.
+    Crash,
+}
+
+impl EndCause {
+    /// Returns the word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::ClosedEarly => "closed-early",
+            Self::PeerLost => "peer-lost",
+            Self::ProtocolError => "protocol-error",
+            Self::Limit => "limit",
+            Self::Shutdown => "shutdown",
+            Self::Internal => "internal",
+            Self::Crash => "crash",
+        }
+    }
+}
+
+/// One stretch of missing audio.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GapEntry {
+    /// The track's number.
+    pub track: u8,
+    /// Where it starts, in samples.
+    pub pts: u32,
+    /// How long it is, in samples.
+    pub samples: u32,
+    /// The number of its [`GapReason`].
+    pub reason: u8,
+}
+
+impl GapEntry {
+    /// Whether audio was lost here, rather than not made by the source.
+    pub fn is_loss(&self) -> bool {
+        GapReason::from_number(self.reason) != GapReason::Source
+    }
+}
+
+/// Counts over the whole stream.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StreamCounts {
+    /// Audio messages stored.
+    pub frames: u64,
+    /// Audio bytes stored.
+    pub audio_bytes: u64,
+    /// Messages that came after a later one.
+    pub late: u64,
+    /// Messages that came twice and were stored once.
+    pub duplicates: u64,
+    /// Messages without a usable timestamp, stored where the track stood.
+    pub untimed: u64,
+    /// Messages whose timestamp was more than an hour ahead or ten seconds behind, stored where the track stood.
+    pub implausible: u64,
+    /// Messages whose audio was not readable.
+    pub undecodable: u64,
+    /// Numbers missing in the provider's counting: messages that never reached us.
+    pub missing_messages: u64,
+    /// Messages dropped for another reason.
+    pub dropped: u64,
+    /// Gaps beyond the list's bound, and their samples.
+    pub unlisted_gaps: u64,
+    /// Samples of unlisted gaps.
+    pub unlisted_gap_samples: u64,
+}
+
+/// What is known when a recording has ended. Sealed in the manifest's trailer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordingEnd {
+    /// Version of this record: 1.
+    pub v: u8,
+    /// Complete, partial or recovered.
+    pub life: Life,
+    /// Why the stream ended.
+    pub cause: EndCause,
+    /// Unix milliseconds.
+    pub ended_ms: u64,
+    /// Unix milliseconds after which the recording must be gone: the truth that the sweeper obeys.
+    pub expires_ms: u64,
+    /// Missing audio, at most 1,024 entries.
+    pub gaps: Vec<GapEntry>,
+    /// Counts over the whole stream.
+    pub counts: StreamCounts,
+}
+
+/// Writes a record as CBOR.
+///
+/// # Panics
+/// Never: plain records of text and numbers always have a CBOR form.
+pub fn to_cbor(record: &impl Serialize) -> Vec<u8> {
+    let mut out = Vec::new();
+    ciborium::into_writer(record, &mut out).expect("writing plain records to memory cannot fail");
+    out
+}
+
+/// Reads a record of at most a few MiB, nested at most 16 levels.
+///
+/// # Errors
+/// [`BadRecord`] when it is not CBOR or lacks a field.
+pub fn from_cbor<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, BadRecord> {
+    ciborium::de::from_reader_with_recursion_limit(bytes, 16).map_err(|_| BadRecord)
+}
+
+/// An authentic record that this version cannot read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("sealed record has another shape")]
+pub struct BadRecord;

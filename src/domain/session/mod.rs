@@ -1,0 +1,411 @@
+//! One stream being recorded: events in, sealed segments and a manifest out.
+//!
+//! Knows events, where frames belong in time, and when a segment ends. Must not know wire formats, the store, or what
+//! time it is: `now` is an argument, randomness comes from an [`Entropy`]. The caller feeds events, takes
+//! [`Output`]s, and wakes the session at [`CallSession::poll_timeout`].
+//!
+//! Invariants: audio is decoded into the sealed segment's own bytes and encrypted there before anything else happens;
+//! nothing unsealed outlives the call of [`CallSession::handle_media`].
+
+mod gaps;
+mod placement;
+mod sealing;
+mod segments;
+#[cfg(test)]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::wildcard_enum_match_arm,
+    reason = "small numbers, few cases"
+)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use zeroize::Zeroizing;
+
+use crate::domain::cmr::{Dek, EndReason, EndState, Expected, ManifestWriter, Row, RowSpan, SealError};
+use crate::domain::ids::{TrackId, WriterId};
+use crate::domain::provider::{BadBase64, Digit, Media};
+use crate::domain::recording::{
+    EndCause, Life, RecordingEnd, RecordingMetadata, StreamCounts, telephone_tracks, to_cbor,
+};
+use crate::domain::time::UnixMillis;
+
+use gaps::GapLedger;
+use placement::{Arrival, Sequence, SequenceWindow, TrackClock};
+use segments::{Chain, OpenSegment, fresh_salt};
+
+/// A day in milliseconds.
+const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+
+/// Fresh random bytes. Never the same twice, never predictable.
+pub trait Entropy: Send {
+    /// Fills `out`.
+    ///
+    /// # Errors
+    /// [`EntropyFailed`]; nothing may be sealed then.
+    fn fill(&mut self, out: &mut [u8]) -> Result<(), EntropyFailed>;
+}
+
+/// The system has no random bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("no random bytes")]
+pub struct EntropyFailed;
+
+/// When a segment is cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SegmentLimits {
+    /// Oldest frame of a segment; default 5 s, at most 60 s.
+    pub max_age: Duration,
+    /// Bytes of a segment; default 256 KiB, at most 16 MiB.
+    pub max_bytes: usize,
+}
+
+/// What becomes of pressed keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DtmfPolicy {
+    /// The time is sealed, the key is not.
+    Redact,
+    /// Both are sealed.
+    Keep,
+}
+
+/// What a session is made from.
+pub struct SessionSetup {
+    /// The recording's data key.
+    pub dek: Dek,
+    /// Tenant, recording and key.
+    pub ids: Expected,
+    /// When segments are cut.
+    pub limits: SegmentLimits,
+    /// What becomes of pressed keys.
+    pub dtmf: DtmfPolicy,
+    /// What is known at the start.
+    pub metadata: RecordingMetadata,
+}
+
+/// A segment to be stored.
+#[derive(Debug)]
+pub struct SealedSegment {
+    /// What the manifest will say of it.
+    pub row: Row,
+    /// The whole object.
+    pub bytes: Vec<u8>,
+    /// How many of the bytes were handed to the journal before.
+    pub journaled_bytes: usize,
+    /// When its first frame was sealed.
+    pub opened_at: Instant,
+}
+
+/// The manifest to be stored when all segments are.
+#[derive(Debug)]
+pub struct SealedManifest {
+    /// The whole object.
+    pub bytes: Vec<u8>,
+    /// Every segment in playing order.
+    pub rows: Vec<Row>,
+    /// What the manifest's trailer says.
+    pub end: RecordingEnd,
+}
+
+/// What the shell has to do.
+#[derive(Debug)]
+pub enum Output {
+    /// Store a segment.
+    Segment(SealedSegment),
+    /// Store the manifest; the session is over.
+    Finished(SealedManifest),
+}
+
+/// Sealed bytes of the open segment that the journal does not have yet.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Unjournaled<'a> {
+    /// The writer incarnation.
+    pub writer: WriterId,
+    /// The segment's number.
+    pub seq: u32,
+    /// Where the bytes stand in the segment.
+    pub offset: u32,
+    /// Header or whole frames.
+    pub bytes: &'a [u8],
+}
+
+/// Why a frame was not stored as audio.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SessionError {
+    /// The payload is not base64; a gap was sealed in its place.
+    #[error(transparent)]
+    BadBase64(#[from] BadBase64),
+    /// Sealing is not possible any more; the recording must be finished.
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    /// No random bytes for a new segment; the recording must be finished.
+    #[error(transparent)]
+    Entropy(#[from] EntropyFailed),
+    /// A track's clock is full after more than 100 hours.
+    #[error("track clock is full")]
+    ClockFull,
+}
+
+/// What became of an audio message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    /// It is sealed.
+    Sealed,
+    /// It held no audio, or was stored before.
+    Nothing,
+}
+
+/// One stream being recorded.
+pub struct CallSession {
+    setup: SessionSetup,
+    entropy: Box<dyn Entropy>,
+    track_table: Vec<u8>,
+    metadata: Vec<u8>,
+    chain: Chain,
+    open: Option<OpenSegment>,
+    clocks: [TrackClock; 2],
+    numbers: SequenceWindow,
+    gaps: GapLedger,
+    counts: StreamCounts,
+    rows: Vec<Row>,
+    spans: Vec<RowSpan>,
+    outputs: VecDeque<Output>,
+}
+
+impl CallSession {
+    /// Starts a recording and its first segment, which holds the metadata.
+    ///
+    /// The envelope of `setup.dek` must already be durable: sealed bytes may leave the process from here on.
+    ///
+    /// # Errors
+    /// [`SessionError::Entropy`] or [`SessionError::Seal`]; nothing was recorded then.
+    pub fn start(
+        setup: SessionSetup,
+        mut entropy: Box<dyn Entropy>,
+        now: Instant,
+        wall: UnixMillis,
+    ) -> Result<Self, SessionError> {
+        let chain = Chain::new(entropy.as_mut())?;
+        let metadata = to_cbor(&setup.metadata);
+        let mut session = Self {
+            setup,
+            entropy,
+            track_table: to_cbor(&telephone_tracks()),
+            metadata,
+            chain,
+            open: None,
+            clocks: Default::default(),
+            numbers: SequenceWindow::default(),
+            gaps: GapLedger::default(),
+            counts: StreamCounts::default(),
+            rows: Vec::new(),
+            spans: Vec::new(),
+            outputs: VecDeque::new(),
+        };
+        session.open_segment(now, wall)?;
+        Ok(session)
+    }
+
+    /// Notes the number of a message that carries no audio, so that no loss is seen where there is none.
+    pub fn handle_number(&mut self, sequence: Option<u64>) {
+        self.count_sequence(sequence);
+    }
+
+    /// Seals the audio of one message, with the gap before it if there is one.
+    ///
+    /// # Errors
+    /// [`SessionError::BadBase64`]: go on. Anything else: finish the recording.
+    pub fn handle_media(
+        &mut self,
+        now: Instant,
+        wall: UnixMillis,
+        media: &Media<'_>,
+    ) -> Result<Stored, SessionError> {
+        let sequence = self.count_sequence(media.sequence);
+        let place = self.clock(media.track).place(media.timestamp_ms).ok_or(SessionError::ClockFull)?;
+        if place.arrival == Arrival::Late && sequence == Sequence::Seen {
+            self.counts.duplicates += 1;
+            return Ok(Stored::Nothing);
+        }
+        if media.payload.is_empty() && place.arrival != Arrival::InOrder {
+            return Ok(Stored::Nothing);
+        }
+        self.rotate_if_due(now, wall)?;
+        self.seal_gap_before(media.track, place, sequence)?;
+        if media.payload.is_empty() {
+            self.clock(media.track).advance(place, media.timestamp_ms, 0);
+            return Ok(Stored::Nothing);
+        }
+        match self.seal_audio(now, wall, media.track, place.pts, &media.payload) {
+            Ok(samples) => {
+                self.count_frame(media, place, samples);
+                Ok(Stored::Sealed)
+            }
+            Err(SessionError::BadBase64(bad)) => {
+                self.seal_undecodable(media, place)?;
+                Err(bad.into())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Seals that the agent's mark came back.
+    ///
+    /// # Errors
+    /// See [`CallSession::handle_media`].
+    pub fn handle_mark(
+        &mut self,
+        now: Instant,
+        wall: UnixMillis,
+        sequence: Option<u64>,
+        name: &str,
+    ) -> Result<(), SessionError> {
+        self.count_sequence(sequence);
+        self.seal_event(now, wall, &[("t", "mark"), ("name", name)])
+    }
+
+    /// Seals that a key was pressed; which one only if the route keeps it.
+    ///
+    /// # Errors
+    /// See [`CallSession::handle_media`].
+    pub fn handle_dtmf(
+        &mut self,
+        now: Instant,
+        wall: UnixMillis,
+        sequence: Option<u64>,
+        digit: Digit,
+    ) -> Result<(), SessionError> {
+        self.count_sequence(sequence);
+        let mut key = Zeroizing::new([0; 4]);
+        match self.setup.dtmf {
+            DtmfPolicy::Redact => self.seal_event(now, wall, &[("t", "dtmf")]),
+            DtmfPolicy::Keep => {
+                let key = digit.expose().encode_utf8(&mut *key);
+                self.seal_event(now, wall, &[("t", "dtmf"), ("digit", key)])
+            }
+        }
+    }
+
+    /// Counts a message that was dropped before it became an event.
+    pub fn count_dropped(&mut self) {
+        self.counts.dropped += 1;
+    }
+
+    /// Cuts the open segment if its time has come.
+    ///
+    /// # Errors
+    /// See [`CallSession::handle_media`].
+    pub fn handle_timeout(&mut self, now: Instant, wall: UnixMillis) -> Result<(), SessionError> {
+        self.rotate_if_due(now, wall)
+    }
+
+    /// Returns when the session wants [`CallSession::handle_timeout`]; `None` while its segment holds no audio.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let open = self.open.as_ref().filter(|open| open.has_content())?;
+        Some(open.opened_at + self.max_age())
+    }
+
+    /// Returns the next thing to do.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// Returns the sealed bytes that the journal does not have yet.
+    pub fn unjournaled(&self) -> Option<Unjournaled<'_>> {
+        let open = self.open.as_ref()?;
+        let bytes = open.writer.bytes().get(open.journaled_bytes..).filter(|bytes| !bytes.is_empty())?;
+        let ids = open.writer.ids();
+        let offset = u32::try_from(open.journaled_bytes).ok()?;
+        Some(Unjournaled { writer: ids.writer, seq: ids.seq, offset, bytes })
+    }
+
+    /// Notes that the journal took everything that [`CallSession::unjournaled`] showed.
+    pub fn mark_journaled(&mut self) {
+        if let Some(open) = &mut self.open {
+            open.journaled_bytes = open.writer.bytes().len();
+        }
+    }
+
+    /// Notes that the journal lost what it had: the open segment is handed over again from its start.
+    pub fn journal_lost(&mut self) {
+        if let Some(open) = &mut self.open {
+            open.journaled_bytes = 0;
+        }
+    }
+
+    /// Returns the counts so far.
+    pub fn counts(&self) -> &StreamCounts {
+        &self.counts
+    }
+
+    /// Ends the recording: cuts the last segment and seals the manifest.
+    ///
+    /// # Errors
+    /// [`SessionError`] when the manifest cannot be sealed; the segments put out before can be recovered.
+    pub fn finish(&mut self, wall: UnixMillis, cause: EndCause) -> Result<(), SessionError> {
+        self.cut(end_reason(cause))?;
+        let life = if cause == EndCause::Stop && !self.has_loss() { Life::Complete } else { Life::Partial };
+        let end = RecordingEnd {
+            v: 1,
+            life,
+            cause,
+            ended_ms: wall.0,
+            expires_ms: wall.0.saturating_add(u64::from(self.setup.metadata.retention_days) * DAY_MS),
+            gaps: std::mem::take(&mut self.gaps).into_entries(),
+            counts: self.counts,
+        };
+        let salt = fresh_salt(self.entropy.as_mut())?;
+        let manifest = ManifestWriter {
+            ids: self.setup.ids,
+            writer: self.chain.writer,
+            revision: 0,
+            created_ms: wall.0,
+            rows: &self.rows,
+            spans: &self.spans,
+            metadata: &self.metadata,
+            state: EndState::Complete,
+            end: &to_cbor(&end),
+        };
+        let bytes = manifest.seal(&self.setup.dek, &salt)?;
+        self.outputs.push_back(Output::Finished(SealedManifest {
+            bytes,
+            rows: std::mem::take(&mut self.rows),
+            end,
+        }));
+        Ok(())
+    }
+
+    fn has_loss(&self) -> bool {
+        self.counts.missing_messages > 0 || self.counts.undecodable > 0 || self.gaps.has_loss()
+    }
+
+    fn clock(&mut self, track: TrackId) -> &mut TrackClock {
+        let [caller, agent] = &mut self.clocks;
+        if track == TrackId::CALLER { caller } else { agent }
+    }
+
+    fn count_sequence(&mut self, number: Option<u64>) -> Sequence {
+        let sequence = self.numbers.observe(number);
+        match sequence {
+            Sequence::Next { missing } => self.counts.missing_messages += missing,
+            Sequence::Filled => {
+                self.counts.missing_messages = self.counts.missing_messages.saturating_sub(1);
+            }
+            Sequence::Seen | Sequence::Unknown => {}
+        }
+        sequence
+    }
+}
+
+fn end_reason(cause: EndCause) -> EndReason {
+    match cause {
+        EndCause::Stop | EndCause::ClosedEarly => EndReason::CallEnd,
+        EndCause::PeerLost | EndCause::ProtocolError | EndCause::Internal | EndCause::Crash => {
+            EndReason::SourceError
+        }
+        EndCause::Limit => EndReason::Limit,
+        EndCause::Shutdown => EndReason::Shutdown,
+    }
+}
