@@ -9,4 +9,8 @@ pub mod playback;
 pub mod provider;
 pub mod recording;
 pub mod session;
+pub mod address;
+pub mod ids;
+pub mod percent;
+pub mod sign;
 pub mod time;

@@ -1,0 +1,176 @@
+//! Ranges of network addresses, as grants and the lists of trusted proxies name them.
+//!
+//! Only the arithmetic of addresses: nothing here resolves a name or opens a socket.
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::fmt;
+use std::str::FromStr;
+
+/// Why a text is not a range of addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidIpRange {
+    /// Not an IPv4 or IPv6 address.
+    #[error("address range must start with an IPv4 or IPv6 address")]
+    Address,
+    /// The part after the slash is not a number of bits.
+    #[error("prefix length must be 0 to 32 for IPv4 and 0 to 128 for IPv6")]
+    Prefix,
+    /// Bits behind the prefix are set, so the writer meant something else.
+    #[error("address has bits set behind its prefix")]
+    HostBits,
+    /// An IPv4 address in IPv6 clothes: no source address would ever match it.
+    #[error("an IPv4 range must be written as IPv4")]
+    Mapped,
+}
+
+/// A range of addresses in CIDR form, `203.0.113.0/24` or `2001:db8::/32`; a bare address is a range of one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct IpRange {
+    /// The first address of the range; the bits behind the prefix are zero.
+    network: IpAddr,
+    /// At most 32 for IPv4 and 128 for IPv6.
+    prefix: u8,
+}
+
+impl IpRange {
+    /// Whether `address` lies in the range.
+    ///
+    /// An IPv4-mapped IPv6 address (`::ffff:203.0.113.7`, as dual-stack sockets report it) counts as IPv4.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        address.is_ipv4() == self.network.is_ipv4() && masked(address, self.prefix) == self.network
+    }
+}
+
+impl FromStr for IpRange {
+    type Err = InvalidIpRange;
+
+    fn from_str(text: &str) -> Result<Self, InvalidIpRange> {
+        let (address, prefix) = match text.split_once('/') {
+            Some((address, prefix)) => (address, Some(prefix)),
+            None => (text, None),
+        };
+        let network: IpAddr = address.parse().map_err(|_| InvalidIpRange::Address)?;
+        if network.to_canonical() != network {
+            return Err(InvalidIpRange::Mapped);
+        }
+        let width = width(network);
+        let prefix = prefix.map_or(Some(width), |digits| parse_prefix(digits, width));
+        let prefix = prefix.ok_or(InvalidIpRange::Prefix)?;
+        if masked(network, prefix) != network {
+            return Err(InvalidIpRange::HostBits);
+        }
+        Ok(Self { network, prefix })
+    }
+}
+
+impl fmt::Display for IpRange {
+    /// Writes the CIDR form, the prefix always included.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.network, self.prefix)
+    }
+}
+
+fn width(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
+}
+
+/// Reads one to three digits without sign or leading zero.
+fn parse_prefix(digits: &str, width: u8) -> Option<u8> {
+    let plain = digits.bytes().all(|b| b.is_ascii_digit()) && (digits == "0" || !digits.starts_with('0'));
+    digits.parse().ok().filter(|prefix| plain && *prefix <= width)
+}
+
+/// Clears the bits behind the first `prefix` ones.
+fn masked(address: IpAddr, prefix: u8) -> IpAddr {
+    let behind = u32::from(width(address) - prefix);
+    match address {
+        IpAddr::V4(v4) => {
+            let mask = u32::MAX.checked_shl(behind).unwrap_or(0);
+            IpAddr::V4(Ipv4Addr::from_bits(v4.to_bits() & mask))
+        }
+        IpAddr::V6(v6) => {
+            let mask = u128::MAX.checked_shl(behind).unwrap_or(0);
+            IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & mask))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn range(text: &str) -> IpRange {
+        text.parse().unwrap_or_else(|fault| panic!("{text}: {fault}"))
+    }
+
+    #[test]
+    fn ranges_contain_what_they_name() {
+        let rows = [
+            ("203.0.113.0/24", "203.0.113.255", true),
+            ("203.0.113.0/24", "203.0.114.0", false),
+            ("203.0.113.0/24", "::ffff:203.0.113.9", true),
+            ("203.0.113.7", "203.0.113.7", true),
+            ("203.0.113.7", "203.0.113.8", false),
+            ("0.0.0.0/0", "255.255.255.255", true),
+            ("0.0.0.0/0", "::1", false),
+            ("::/0", "127.0.0.1", false),
+            ("::/0", "::ffff:127.0.0.1", false),
+            ("::/0", "2001:db8::1", true),
+            ("2001:db8::/33", "2001:db8:7fff::", true),
+            ("2001:db8::/33", "2001:db8:8000::", false),
+            ("2001:db8::1/128", "2001:db8::1", true),
+            ("2001:db8::1/128", "2001:db8::2", false),
+            ("2001:db8::1/128", "127.0.0.1", false),
+        ];
+        for (text, address, inside) in rows {
+            assert_eq!(range(text).contains(address.parse().unwrap()), inside, "{address} in {text}");
+        }
+    }
+
+    #[test]
+    fn text_is_checked() {
+        use InvalidIpRange::{Address, HostBits, Mapped, Prefix};
+        let rows = [
+            ("", Address),
+            ("localhost", Address),
+            ("203.0.113", Address),
+            ("203.0.113.0 /24", Address),
+            ("203.0.0113.0/24", Address),
+            ("[::1]/128", Address),
+            ("fe80::1%eth0/64", Address),
+            ("203.0.113.0/", Prefix),
+            ("203.0.113.0/33", Prefix),
+            ("203.0.113.0/+8", Prefix),
+            ("203.0.113.0/024", Prefix),
+            ("203.0.113.0/24/1", Prefix),
+            ("::/129", Prefix),
+            ("::/256", Prefix),
+            ("203.0.113.1/24", HostBits),
+            ("2001:db8::1/64", HostBits),
+            ("::ffff:203.0.113.0/120", Mapped),
+        ];
+        for (text, fault) in rows {
+            assert_eq!(text.parse::<IpRange>(), Err(fault), "{text:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_range_holds_its_network_and_is_read_back(bits in any::<u128>(), v4 in any::<bool>(), prefix in 0u8..=128) {
+            let address = if v4 {
+                IpAddr::V4(Ipv4Addr::from_bits((bits >> 96) as u32))
+            } else {
+                IpAddr::V6(Ipv6Addr::from_bits(bits)).to_canonical()
+            };
+            let prefix = prefix.min(width(address));
+            let range = IpRange { network: masked(address, prefix), prefix };
+            prop_assert!(range.contains(address));
+            if range.network.to_canonical() == range.network {
+                prop_assert_eq!(range.to_string().parse(), Ok(range));
+            }
+        }
+    }
+}
