@@ -12,5 +12,6 @@ pub mod session;
 pub mod address;
 pub mod ids;
 pub mod percent;
+pub mod provider;
 pub mod sign;
 pub mod time;

@@ -246,3 +246,6 @@ impl CloseReason {
         }
     }
 }
+//! What the telephony providers send, decoded and checked.
+
+pub mod twilio_signature;
