@@ -12,6 +12,7 @@ pub mod session;
 pub mod address;
 pub mod ids;
 pub mod percent;
+pub mod playback;
 pub mod provider;
 pub mod sign;
 pub mod time;

@@ -2,3 +2,7 @@
 //! know HTTP types or stores.
 
 pub mod timeline;
+//! How a sealed recording becomes something a player can ask for: who may play, which bytes, in which container.
+
+pub mod range;
+pub mod wav;
