@@ -4,5 +4,6 @@
 pub mod timeline;
 //! How a sealed recording becomes something a player can ask for: who may play, which bytes, in which container.
 
+pub mod grant;
 pub mod range;
 pub mod wav;
