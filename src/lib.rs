@@ -31,4 +31,5 @@
 //! signed, expiring right to play.
 
 pub mod clock;
+pub mod config;
 pub mod domain;

@@ -1,0 +1,269 @@
+//! Network names as the configuration writes them.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr};
+use std::str::FromStr;
+
+const PUBLIC_SCHEME: &str = "wss://";
+
+/// Why a text is not a valid name; it says what is allowed, not what was given.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("allowed: {0}")]
+pub struct InvalidName(&'static str);
+
+/// The name under which providers and players reach this node: `wss://host` or `wss://host:port`, exactly as written.
+///
+/// Providers sign the URL they dial, so nothing about it is normalised.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublicUrl {
+    text: String,
+    host: String,
+}
+
+impl PublicUrl {
+    /// Returns the URL as written, without a slash at the end.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// Returns the host as written; an IPv6 address without its brackets.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// Returns host and port as written.
+    pub fn authority(&self) -> &str {
+        self.text.strip_prefix(PUBLIC_SCHEME).unwrap_or(&self.text)
+    }
+
+    /// Returns the start of URLs for browsers: `https://` and the same host and port.
+    pub fn https(&self) -> String {
+        format!("https://{}", self.authority())
+    }
+}
+
+impl FromStr for PublicUrl {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        let authority = text.strip_prefix(PUBLIC_SCHEME);
+        let host = authority.and_then(host_of).ok_or(InvalidName(
+            "\"wss://host\" or \"wss://host:port\", without a path, a user or a slash at the end",
+        ))?;
+        Ok(Self { text: text.to_owned(), host: host.to_owned() })
+    }
+}
+
+impl fmt::Display for PublicUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// A node's name: 1 to 63 characters of `A-Z`, `a-z`, `0-9`, `-`, `_` and `.`, as host names and pods have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeName(String);
+
+impl NodeName {
+    /// Returns the name as written.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Default for NodeName {
+    fn default() -> Self {
+        Self("node-1".to_owned())
+    }
+}
+
+impl FromStr for NodeName {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        let is_allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+        if (1..=63).contains(&text.len()) && text.bytes().all(is_allowed) {
+            return Ok(Self(text.to_owned()));
+        }
+        Err(InvalidName("1 to 63 characters of A-Z, a-z, 0-9, '-', '_' and '.'"))
+    }
+}
+
+impl fmt::Display for NodeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The origin of a web page that may use a tenant's recordings, exactly as browsers send it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct WebOrigin(String);
+
+impl WebOrigin {
+    /// Returns the origin, to compare with an `Origin` header byte for byte.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for WebOrigin {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        let secure = text.strip_prefix("https://").and_then(host_of).is_some();
+        let local = text.strip_prefix("http://").and_then(host_of).is_some_and(is_local);
+        if (secure || local) && !text.bytes().any(|b| b.is_ascii_uppercase()) {
+            return Ok(Self(text.to_owned()));
+        }
+        Err(InvalidName(
+            "\"https://host\" or \"https://host:port\" in lower case; http for this machine only",
+        ))
+    }
+}
+
+/// A range of addresses: `10.0.0.0/8`, `2001:db8::/32`, or one address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IpRange {
+    first: IpAddr,
+    prefix: u32,
+}
+
+impl IpRange {
+    /// Tells whether the range holds `address`. An IPv4 address written as IPv6 counts as IPv4.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        match (self.first, address.to_canonical()) {
+            (IpAddr::V4(first), IpAddr::V4(address)) => {
+                let shift = 32_u32.saturating_sub(self.prefix);
+                first.to_bits().checked_shr(shift) == address.to_bits().checked_shr(shift)
+            }
+            (IpAddr::V6(first), IpAddr::V6(address)) => {
+                let shift = 128_u32.saturating_sub(self.prefix);
+                first.to_bits().checked_shr(shift) == address.to_bits().checked_shr(shift)
+            }
+            (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => false,
+        }
+    }
+}
+
+impl FromStr for IpRange {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        const ALLOWED: InvalidName = InvalidName(
+            "an address or a range such as \"10.0.0.0/8\", with zeros after the prefix; IPv4 as IPv4",
+        );
+        let (address, prefix) = text.split_once('/').unwrap_or((text, ""));
+        let first: IpAddr = address.parse().map_err(|_| ALLOWED)?;
+        let bits = if first.is_ipv4() { 32 } else { 128 };
+        let prefix = match prefix {
+            "" if text == address => bits,
+            digits if digits.bytes().all(|b| b.is_ascii_digit()) => digits.parse().map_err(|_| ALLOWED)?,
+            _ => return Err(ALLOWED),
+        };
+        let is_mapped = matches!(first, IpAddr::V6(first) if first.to_ipv4_mapped().is_some());
+        let is_zero_after = match first {
+            IpAddr::V4(first) => first.to_bits().checked_shl(prefix).unwrap_or(0) == 0,
+            IpAddr::V6(first) => first.to_bits().checked_shl(prefix).unwrap_or(0) == 0,
+        };
+        if prefix <= bits && is_zero_after && !is_mapped { Ok(Self { first, prefix }) } else { Err(ALLOWED) }
+    }
+}
+
+/// Returns the host of `host`, `host:port`, `[v6]` or `[v6]:port`; nothing when it is something else.
+fn host_of(authority: &str) -> Option<&str> {
+    if let Some(rest) = authority.strip_prefix('[') {
+        let (host, port) = rest.split_once(']')?;
+        host.parse::<Ipv6Addr>().ok()?;
+        return (port.is_empty() || port.strip_prefix(':').is_some_and(is_port)).then_some(host);
+    }
+    let (host, port) = match authority.split_once(':') {
+        Some((host, port)) => (host, Some(port)),
+        None => (authority, None),
+    };
+    let is_name = (1..=253).contains(&host.len())
+        && host.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.')
+        && !host.starts_with(['.', '-']);
+    (is_name && port.is_none_or(is_port)).then_some(host)
+}
+
+fn is_port(text: &str) -> bool {
+    text.bytes().all(|b| b.is_ascii_digit()) && text.parse::<u16>().is_ok_and(|port| port != 0)
+}
+
+fn is_local(host: &str) -> bool {
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn public_urls_are_kept_as_written() {
+        for good in
+            ["wss://media.example.com", "wss://Media.Example.com:443", "wss://[::1]:8443", "wss://127.0.0.1"]
+        {
+            let url: PublicUrl = good.parse().expect(good);
+            assert_eq!(url.as_str(), good);
+        }
+        let url: PublicUrl = "wss://[::1]:8443".parse().unwrap();
+        assert_eq!(
+            (url.host(), url.authority(), url.https().as_str()),
+            ("::1", "[::1]:8443", "https://[::1]:8443")
+        );
+        for bad in [
+            "",
+            "wss://",
+            "ws://a",
+            "https://a",
+            "WSS://a",
+            "wss://a/",
+            "wss://a/b",
+            "wss://a?b",
+            "wss://a#b",
+            "wss://u@a",
+            "wss://a:",
+            "wss://a:0",
+            "wss://a:65536",
+            "wss://a:+1",
+            "wss://a:1:2",
+            "wss://[::1",
+            "wss://[a]",
+            "wss://::1",
+            "wss://a b",
+            "wss://a\n",
+            "wss://é",
+            "wss://-a",
+            "wss://.a",
+        ] {
+            assert!(bad.parse::<PublicUrl>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn address_ranges_hold_what_they_say() {
+        let holds = |range: &str, address: &str| {
+            range.parse::<IpRange>().expect(range).contains(address.parse().expect(address))
+        };
+        assert!(holds("10.0.0.0/8", "10.255.255.255") && !holds("10.0.0.0/8", "11.0.0.0"));
+        assert!(holds("10.0.0.0/8", "::ffff:10.1.2.3") && !holds("10.0.0.0/8", "::1"));
+        assert!(holds("192.0.2.7", "192.0.2.7") && !holds("192.0.2.7", "192.0.2.6"));
+        assert!(holds("0.0.0.0/0", "203.0.113.1") && !holds("0.0.0.0/0", "::1"));
+        assert!(holds("2001:db8::/32", "2001:db8:ffff::1") && !holds("2001:db8::/32", "2001:db9::"));
+        assert!(holds("::/0", "2001:db8::1") && holds("::1", "::1") && !holds("::1", "::2"));
+        for bad in [
+            "",
+            "a",
+            "10.0.0.0/",
+            "10.0.0.0/33",
+            "10.0.0.1/8",
+            "10.0.0.0/+8",
+            "10.0.0.0/8/8",
+            "::1/64",
+            "::/129",
+            "::ffff:10.0.0.0/104",
+        ] {
+            assert!(bad.parse::<IpRange>().is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! The options as they are written: names and TOML kinds only, every one optional.
+//!
+//! No value is judged here. Numbers are signed, so that a negative one gets the text that names the allowed range.
+//! Secrets stay unread TOML values and nothing here prints them, because somebody may have written one in plain.
+
+use serde::Deserialize;
+use serde::de::{DeserializeOwned, Deserializer, Error as _, Visitor};
+use toml::{Table, Value};
+
+/// One table of options.
+pub(super) trait RawSection: DeserializeOwned + Default {
+    /// Options of the design that this version cannot obey; they are refused by name.
+    const LATER: &'static [&'static str] = &[];
+
+    /// Returns the names of the options, as written.
+    fn names() -> &'static [&'static str] {
+        let mut names = FieldNames(&[]);
+        // The collector ends every reading with an error; the names are what it is for.
+        Self::deserialize(&mut names).err();
+        names.0
+    }
+}
+
+/// Makes a table of options whose fields are all optional.
+macro_rules! section {
+    ($(#[$doc:meta])* $name:ident { $($field:ident: $kind:ty),* $(,)? } later [$($later:literal),*]) => {
+        $(#[$doc])*
+        #[derive(Default, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub(super) struct $name {
+            $(pub(super) $field: Option<$kind>,)*
+        }
+
+        impl RawSection for $name {
+            const LATER: &'static [&'static str] = &[$($later),*];
+        }
+    };
+}
+
+section!(
+    /// The top of the node's file.
+    Node {
+        public_url: String,
+        node: String,
+        data_dir: String,
+        trusted_proxies: Vec<String>,
+        client_ip_header: String,
+        listen: Table,
+        tls: Table,
+        store: Table,
+        keys: Table,
+        journal: Table,
+        segments: Table,
+        ingest: Table,
+        upload: Table,
+        playback: Table,
+        drain: Table,
+        log: Table,
+        tenants: Table,
+    } later ["admin", "repair", "require_client_cert"]
+);
+section!(Listen { public: String, ops: String } later ["admin", "require_client_cert"]);
+section!(Tls { self_signed: bool, cert_file: String, key_file: String } later ["require_client_cert"]);
+section!(Store { kind: String, path: String } later []);
+section!(Keys { provider: String, keyring_file: String } later ["kek"]);
+section!(
+    Journal {
+        dir: String,
+        flush_interval_ms: i64,
+        sync_interval_ms: i64,
+        file_bytes: i64,
+    } later ["max_bytes"]
+);
+section!(Segments { max_age_ms: i64, max_bytes: i64 } later []);
+section!(
+    Ingest {
+        max_connections: i64,
+        max_message_bytes: i64,
+        max_json_depth: i64,
+        max_dropped_messages: i64,
+        max_stream_hours: i64,
+        tls_handshake_timeout_ms: i64,
+        header_timeout_ms: i64,
+        start_timeout_ms: i64,
+        ping_after_ms: i64,
+        dead_after_ms: i64,
+        read_buffer_bytes: i64,
+        write_buffer_bytes: i64,
+    } later []
+);
+section!(
+    Upload {
+        concurrency: i64,
+        budget_bytes: i64,
+        try_timeout_ms: i64,
+        retry_base_ms: i64,
+        retry_max_ms: i64,
+    } later []
+);
+section!(
+    Playback {
+        default_ttl_secs: i64,
+        max_ttl_secs: i64,
+        clock_skew_secs: i64,
+        cut_after_exp_secs: i64,
+    } later []
+);
+section!(Drain { max_secs: i64 } later []);
+section!(Log { format: String, level: String } later []);
+section!(Tenants { dir: String } later []);
+
+section!(
+    /// The top of a tenant's file.
+    Tenant {
+        id: String,
+        status: String,
+        no_key_policy: String,
+        retention: Table,
+        hipaa: Table,
+        limits: Table,
+        twilio: Table,
+        playback: Table,
+        route: Vec<Table>,
+    } later ["webhook", "keys"]
+);
+section!(Retention { profile: String, call_audio_days: i64, access_log_days: i64 } later []);
+section!(Hipaa { mode: String } later ["baa", "baa_reference"]);
+section!(Limits { max_streams: i64, max_starts_per_sec: i64, max_stream_hours: i64 } later []);
+section!(
+    Twilio {
+        account_sids: Vec<String>,
+        auth_tokens: Value,
+        shared_keys: Value,
+        require_shared_key: bool,
+    } later []
+);
+section!(
+    TenantPlayback {
+        max_ttl_secs: i64,
+        allowed_origins: Vec<String>,
+        grant_keys: Value,
+        grant_kid: String,
+    } later []
+);
+section!(
+    Route {
+        name: String,
+        provider: String,
+        mode: String,
+        record: String,
+        record_only: bool,
+        dtmf: String,
+    } later ["upstream", "require_ticket"]
+);
+
+/// Returns every table of the node's file with the names that an override may give; the top's name is empty.
+pub(super) fn node_sections() -> Vec<(&'static str, Vec<&'static str>)> {
+    vec![
+        ("", all_names::<Node>()),
+        ("listen", all_names::<Listen>()),
+        ("tls", all_names::<Tls>()),
+        ("store", all_names::<Store>()),
+        ("keys", all_names::<Keys>()),
+        ("journal", all_names::<Journal>()),
+        ("segments", all_names::<Segments>()),
+        ("ingest", all_names::<Ingest>()),
+        ("upload", all_names::<Upload>()),
+        ("playback", all_names::<Playback>()),
+        ("drain", all_names::<Drain>()),
+        ("log", all_names::<Log>()),
+        ("tenants", all_names::<Tenants>()),
+    ]
+}
+
+fn all_names<T: RawSection>() -> Vec<&'static str> {
+    [T::names(), T::LATER].concat()
+}
+
+/// Reads nothing; keeps the field names that a type asks for.
+struct FieldNames(&'static [&'static str]);
+
+impl<'de> Deserializer<'de> for &mut FieldNames {
+    type Error = serde::de::value::Error;
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        fields: &'static [&'static str],
+        _visitor: V,
+    ) -> Result<V::Value, Self::Error> {
+        self.0 = fields;
+        Err(Self::Error::custom("only the names are wanted"))
+    }
+
+    fn deserialize_any<V: Visitor<'de>>(self, _visitor: V) -> Result<V::Value, Self::Error> {
+        Err(Self::Error::custom("only structs have names"))
+    }
+
+    serde::forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 u8 u16 u32 u64 f32 f64 char str string bytes byte_buf option unit unit_struct
+        newtype_struct seq tuple tuple_struct map enum identifier ignored_any
+    }
+}

@@ -1,0 +1,143 @@
+//! One route of a tenant: which provider dials it, and what becomes of the audio.
+
+use toml::Table;
+
+use crate::domain::ids::RouteName;
+
+use super::raw;
+use super::scope::{Scope, Words};
+
+/// One way for calls to come in.
+#[derive(Debug, Clone)]
+pub struct Route {
+    /// The name in the URL; `default` is the route of a URL without one.
+    pub name: RouteName,
+    /// Who dials it.
+    pub provider: RouteProvider,
+    /// What the provider expects of this end.
+    pub mode: RouteMode,
+    /// Whether audio is kept.
+    pub record: Record,
+    /// Nobody answers on this route: audio is recorded and nothing is sent back.
+    pub record_only: bool,
+    /// What becomes of pressed digits.
+    pub dtmf: Dtmf,
+}
+
+/// Who dials a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RouteProvider {
+    /// Twilio media streams.
+    Twilio,
+}
+
+/// What a provider expects of this end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RouteMode {
+    /// `<Start><Stream>`: a copy of the call; nothing is sent back.
+    Fork,
+    /// `<Connect><Stream>`: the call itself; in this version only with `record_only`.
+    Bidirectional,
+}
+
+/// Whether audio is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Record {
+    /// Every stream makes a recording.
+    Always,
+    /// No stream does.
+    Never,
+}
+
+/// What becomes of pressed digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dtmf {
+    /// The time is kept, the digit is not.
+    Redact,
+    /// The digit is kept, sealed.
+    Keep,
+}
+
+impl Route {
+    /// Checks all routes of a tenant's file; those without a usable name are left out.
+    pub(super) fn check_all(tables: Vec<Table>, scope: &Scope<'_>) -> Vec<Self> {
+        let mut routes: Vec<Self> = Vec::new();
+        for (index, table) in tables.into_iter().enumerate() {
+            let (scope, raw) = scope.section(&format!("route[{index}]"), Some(table));
+            let Some(route) = Self::check(&raw, &scope) else { continue };
+            if routes.iter().any(|other| other.name == route.name) {
+                scope.fault("name", format!("\"{}\" is already the name of another route", route.name));
+            }
+            routes.push(route);
+        }
+        routes
+    }
+
+    fn check(raw: &raw::Route, scope: &Scope<'_>) -> Option<Self> {
+        let name = check_name(raw.name.as_deref(), scope);
+        let provider = RouteProvider::check(raw.provider.as_deref(), scope);
+        let mode = RouteMode::check(raw.mode.as_deref(), scope);
+        let record = Record::check(raw.record.as_deref(), scope);
+        let dtmf = Dtmf::check(raw.dtmf.as_deref(), scope);
+        let record_only = raw.record_only.unwrap_or(false);
+        if mode == RouteMode::Bidirectional && !record_only {
+            scope.fault(
+                "mode",
+                "\"bidirectional\" without record_only is not supported by this version, nobody would answer the call; \
+                 allowed: \"fork\", or record_only = true for tests",
+            );
+        }
+        Some(Self { name: name?, provider, mode, record, record_only, dtmf })
+    }
+}
+
+fn check_name(given: Option<&str>, scope: &Scope<'_>) -> Option<RouteName> {
+    if given.is_none() {
+        scope.fault("name", "is missing; allowed: 1 to 63 characters of a-z, 0-9 and '-'");
+    }
+    scope.parse("name", given?)
+}
+
+impl RouteProvider {
+    fn check(given: Option<&str>, scope: &Scope<'_>) -> Self {
+        let words = Words {
+            default: Self::Twilio,
+            allowed: &[("twilio", Self::Twilio)],
+            later: &["vapi-transcriber", "vapi-listen", "vapi-transport"],
+        };
+        scope.word("provider", given, &words)
+    }
+}
+
+impl RouteMode {
+    fn check(given: Option<&str>, scope: &Scope<'_>) -> Self {
+        let words = Words {
+            default: Self::Fork,
+            allowed: &[("fork", Self::Fork), ("bidirectional", Self::Bidirectional)],
+            later: &[],
+        };
+        scope.word("mode", given, &words)
+    }
+}
+
+impl Record {
+    fn check(given: Option<&str>, scope: &Scope<'_>) -> Self {
+        let words = Words {
+            default: Self::Always,
+            allowed: &[("always", Self::Always), ("never", Self::Never)],
+            later: &["on-consent"],
+        };
+        scope.word("record", given, &words)
+    }
+}
+
+impl Dtmf {
+    fn check(given: Option<&str>, scope: &Scope<'_>) -> Self {
+        let words = Words {
+            default: Self::Redact,
+            allowed: &[("redact", Self::Redact), ("keep", Self::Keep)],
+            later: &[],
+        };
+        scope.word("dtmf", given, &words)
+    }
+}

@@ -1,0 +1,151 @@
+//! Secrets: named in the configuration by reference, read once, never printed.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use toml::Value;
+use zeroize::Zeroizing;
+
+use super::environment::Environment;
+use super::files::Files;
+use super::scope::Scope;
+
+/// How long a secret may be, in bytes: far more than any token, far less than a file named by mistake.
+pub(super) const MAX_SECRET_BYTES: usize = 4096;
+
+const NOT_A_REFERENCE: &str =
+    "allowed: { file = \"…\" } or { env = \"…\" }; the secret itself must not stand in the configuration";
+
+/// Secret bytes that are erased when the last user drops them. Clones share them.
+#[derive(Clone)]
+pub struct Secret(Arc<Zeroizing<Vec<u8>>>);
+
+impl Secret {
+    /// Takes the bytes as they are.
+    pub fn new(bytes: Vec<u8>) -> Self {
+        Self(Arc::new(Zeroizing::new(bytes)))
+    }
+
+    /// Returns the bytes, for the one computation that needs them.
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Takes what a file or variable holds, without the newline that editors put at the end.
+    ///
+    /// # Errors
+    /// The problem: nothing is left, or more than [`MAX_SECRET_BYTES`].
+    pub(super) fn from_text(mut text: Zeroizing<Vec<u8>>) -> Result<Self, String> {
+        let kept = text.strip_suffix(b"\r\n").or_else(|| text.strip_suffix(b"\n")).unwrap_or(&text).len();
+        text.truncate(kept);
+        match text.len() {
+            0 => Err("the secret is empty".to_owned()),
+            1..=MAX_SECRET_BYTES => Ok(Self(Arc::new(text))),
+            _ => Err(format!("the secret is longer than {MAX_SECRET_BYTES} bytes")),
+        }
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(***)")
+    }
+}
+
+/// What the references of one file are looked up in.
+pub(super) struct References<'a> {
+    /// The directory that relative paths start from.
+    pub(super) dir: &'a Path,
+    pub(super) env: &'a Environment,
+    pub(super) files: &'a dyn Files,
+}
+
+impl References<'_> {
+    /// Reads a list of references; entries with a fault are left out.
+    pub(super) fn list(&self, scope: &Scope<'_>, option: &str, given: Option<Value>) -> Vec<Secret> {
+        let entries = match given {
+            None => return Vec::new(),
+            Some(Value::Array(entries)) => entries,
+            Some(_) => {
+                scope.fault(option, format!("is not a list of references; {NOT_A_REFERENCE}"));
+                return Vec::new();
+            }
+        };
+        let read = |(index, entry): (usize, Value)| self.read(scope, &format!("{option}[{index}]"), &entry);
+        entries.into_iter().enumerate().filter_map(read).collect()
+    }
+
+    /// Reads named references; entries with a fault are left out. Names have 1 to `max_name` characters.
+    pub(super) fn map(
+        &self,
+        scope: &Scope<'_>,
+        option: &str,
+        given: Option<Value>,
+        max_name: usize,
+    ) -> BTreeMap<String, Secret> {
+        let entries = match given {
+            None => return BTreeMap::new(),
+            Some(Value::Table(entries)) => entries,
+            Some(_) => {
+                scope.fault(option, format!("is not a table of references; {NOT_A_REFERENCE}"));
+                return BTreeMap::new();
+            }
+        };
+        let mut secrets = BTreeMap::new();
+        for (index, (name, entry)) in entries.into_iter().enumerate() {
+            if !is_key_name(&name, max_name) {
+                let problem = format!(
+                    "entry {} has a wrong name; allowed: 1 to {max_name} characters of A-Z, a-z, 0-9, '_' and '-'",
+                    index + 1
+                );
+                scope.fault(option, problem);
+                continue;
+            }
+            if let Some(secret) = self.read(scope, &format!("{option}.{name}"), &entry) {
+                secrets.insert(name, secret);
+            }
+        }
+        secrets
+    }
+
+    fn read(&self, scope: &Scope<'_>, option: &str, entry: &Value) -> Option<Secret> {
+        let secret = self.look_up(entry);
+        if let Err(problem) = &secret {
+            scope.fault(option, problem);
+        }
+        secret.ok()
+    }
+
+    fn look_up(&self, entry: &Value) -> Result<Secret, String> {
+        let reference = entry.as_table().filter(|table| table.len() == 1);
+        let (kind, target) = reference.and_then(|table| table.iter().next()).ok_or_else(not_a_reference)?;
+        match (kind.as_str(), target.as_str()) {
+            ("file", Some(path)) if !path.is_empty() => self.files.read_secret(&self.dir.join(path)),
+            ("env", Some(name)) if is_variable_name(name) => {
+                let text = self.env.text(name)?;
+                let secret = Secret::from_text(Zeroizing::new(text.as_bytes().to_vec()));
+                secret.map_err(|problem| format!("{problem}, in the environment variable {name}"))
+            }
+            ("env", Some(_)) => Err("env must name a variable; allowed: A-Z, 0-9 and '_'".to_owned()),
+            _ => Err(not_a_reference()),
+        }
+    }
+}
+
+fn not_a_reference() -> String {
+    format!("is not a reference; {NOT_A_REFERENCE}")
+}
+
+/// Tells whether a text can only be a variable's name; anything else might be the secret itself and is not shown.
+fn is_variable_name(name: &str) -> bool {
+    (1..=64).contains(&name.len())
+        && name.starts_with(|first: char| first.is_ascii_uppercase() || first == '_')
+        && name.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')
+}
+
+fn is_key_name(name: &str, max: usize) -> bool {
+    (1..=max).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+}

@@ -1,0 +1,283 @@
+//! One tenant, from one file: whose calls are taken, what is kept and for how long, who may listen.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use toml::{Table, Value};
+
+use crate::domain::ids::{RouteName, TenantId};
+
+use super::net::WebOrigin;
+use super::raw;
+use super::route::Route;
+use super::scope::{Bounds, Scope, Words};
+use super::secret::{References, Secret};
+use super::twilio::Twilio;
+
+/// What profile "1string" promises its customers.
+const DAYS_1STRING: u64 = 365;
+/// What profile "ring-the-pro" promises its customers.
+const DAYS_RING_THE_PRO: u64 = 90;
+const DAYS: std::ops::RangeInclusive<u64> = 1..=3650;
+const ACCESS_LOG_DAYS: Bounds = Bounds::new(365, DAYS);
+const MAX_STREAMS: Bounds = Bounds::new(200, 1..=1_000_000);
+const MAX_STARTS_PER_SEC: Bounds = Bounds::new(20, 1..=10_000);
+const MAX_STREAM_HOURS: Bounds = Bounds::new(24, 1..=24);
+const MAX_KID: usize = 32;
+/// As many bytes as the HMAC of a grant has; a shorter key would be its weakest part.
+const MIN_GRANT_KEY_BYTES: usize = 32;
+
+/// A customer whose keys and rules apply.
+#[derive(Debug, Clone)]
+pub struct Tenant {
+    /// The name in URLs.
+    pub id: TenantId,
+    /// What may be done for this tenant.
+    pub status: TenantStatus,
+    /// What becomes of a call when no key can be had.
+    pub no_key_policy: NoKeyPolicy,
+    /// How long things are kept.
+    pub retention: Retention,
+    /// Whether the rules for health data hold.
+    pub hipaa: HipaaMode,
+    /// How much the tenant may use.
+    pub limits: Limits,
+    /// How Twilio proves who it is.
+    pub twilio: Twilio,
+    /// Who may listen.
+    pub playback: TenantPlayback,
+    /// The routes, in the order of the file, with different names.
+    pub routes: Vec<Route>,
+}
+
+/// What may be done for a tenant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TenantStatus {
+    /// Take calls, play recordings.
+    Active,
+    /// Take no calls, play nothing, keep everything.
+    Suspended,
+    /// Take no calls; recordings can be played until they are deleted.
+    Closing,
+    /// Everything is deleted.
+    Closed,
+}
+
+/// What becomes of a call when no key can be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoKeyPolicy {
+    /// The call goes on without a recording.
+    PassUnrecorded,
+    /// The call is refused.
+    Refuse,
+}
+
+/// How long things are kept.
+#[derive(Debug, Clone)]
+pub struct Retention {
+    /// Days from the end of a call to the expiry of its audio, 1 to 3650.
+    pub call_audio_days: u32,
+    /// Days that audit records are kept, 1 to 3650.
+    pub access_log_days: u32,
+}
+
+/// Whether the rules for health data hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HipaaMode {
+    /// They do not; the only mode of this version.
+    Off,
+}
+
+/// How much a tenant may use.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Streams at the same time.
+    pub max_streams: u32,
+    /// New streams per second.
+    pub max_starts_per_sec: u32,
+    /// The longest stream; the node's [`Ingest::max_stream`](super::Ingest::max_stream) holds as well.
+    pub max_stream: Duration,
+}
+
+/// Who may listen to a tenant's recordings.
+#[derive(Debug, Clone)]
+pub struct TenantPlayback {
+    /// The longest life of a grant, at most the node's.
+    pub max_ttl: Duration,
+    /// The web pages that may load recordings.
+    pub allowed_origins: Vec<WebOrigin>,
+    /// The keys that grants may be signed with, by `kid`; each has at least 32 bytes.
+    pub grant_keys: BTreeMap<String, Secret>,
+    /// The `kid` of the key that new grants are signed with; none exactly when there are no keys.
+    pub grant_kid: Option<String>,
+}
+
+/// A tenant's file after its checks.
+pub(super) struct CheckedFile {
+    /// Known even when something else is wrong, to find two files for one tenant.
+    pub(super) id: Option<TenantId>,
+    pub(super) tenant: Option<Tenant>,
+}
+
+impl Tenant {
+    /// Checks one file; `max_ttl` is the node's.
+    pub(super) fn check(
+        table: Table,
+        scope: &Scope<'_>,
+        references: &References<'_>,
+        max_ttl: Duration,
+    ) -> CheckedFile {
+        let raw: raw::Tenant = scope.read(table);
+        let id = check_id(raw.id.as_deref(), scope);
+        let status = TenantStatus::check(raw.status.as_deref(), scope);
+        let no_key_policy = NoKeyPolicy::check(raw.no_key_policy.as_deref(), scope);
+        let retention = Retention::check(raw.retention, scope);
+        let hipaa = HipaaMode::check(raw.hipaa, scope);
+        let limits = Limits::check(raw.limits, scope);
+        let has_routes = raw.route.as_ref().is_some_and(|routes| !routes.is_empty());
+        let twilio = Twilio::check(raw.twilio, scope, references, has_routes);
+        let playback = TenantPlayback::check(raw.playback, scope, references, max_ttl);
+        let routes = Route::check_all(raw.route.unwrap_or_default(), scope);
+        let tenant = id.clone().map(|id| Self {
+            id,
+            status,
+            no_key_policy,
+            retention,
+            hipaa,
+            limits,
+            twilio,
+            playback,
+            routes,
+        });
+        CheckedFile { id, tenant }
+    }
+
+    /// Finds a route by its name.
+    pub fn route(&self, name: &RouteName) -> Option<&Route> {
+        self.routes.iter().find(|route| route.name == *name)
+    }
+}
+
+fn check_id(given: Option<&str>, scope: &Scope<'_>) -> Option<TenantId> {
+    if given.is_none() {
+        scope.fault("id", "is missing; allowed: 1 to 63 characters of a-z, 0-9 and '-'");
+    }
+    scope.parse("id", given?)
+}
+
+impl TenantStatus {
+    fn check(given: Option<&str>, scope: &Scope<'_>) -> Self {
+        let words = Words {
+            default: Self::Active,
+            allowed: &[
+                ("active", Self::Active),
+                ("suspended", Self::Suspended),
+                ("closing", Self::Closing),
+                ("closed", Self::Closed),
+            ],
+            later: &[],
+        };
+        scope.word("status", given, &words)
+    }
+}
+
+impl NoKeyPolicy {
+    fn check(given: Option<&str>, scope: &Scope<'_>) -> Self {
+        let words = Words {
+            default: Self::PassUnrecorded,
+            allowed: &[("pass-unrecorded", Self::PassUnrecorded), ("refuse", Self::Refuse)],
+            later: &[],
+        };
+        scope.word("no_key_policy", given, &words)
+    }
+}
+
+impl Retention {
+    fn check(table: Option<Table>, scope: &Scope<'_>) -> Self {
+        let (scope, raw): (_, raw::Retention) = scope.section("retention", table);
+        let profiles = Words {
+            default: DAYS_1STRING,
+            allowed: &[("1string", DAYS_1STRING), ("ring-the-pro", DAYS_RING_THE_PRO)],
+            later: &[],
+        };
+        let days = Bounds::new(scope.word("profile", raw.profile.as_deref(), &profiles), DAYS);
+        Self {
+            call_audio_days: scope.count("call_audio_days", raw.call_audio_days, &days),
+            access_log_days: scope.count("access_log_days", raw.access_log_days, &ACCESS_LOG_DAYS),
+        }
+    }
+}
+
+impl HipaaMode {
+    fn check(table: Option<Table>, scope: &Scope<'_>) -> Self {
+        let (scope, raw): (_, raw::Hipaa) = scope.section("hipaa", table);
+        let modes = Words { default: Self::Off, allowed: &[("off", Self::Off)], later: &["on"] };
+        scope.word("mode", raw.mode.as_deref(), &modes)
+    }
+}
+
+impl Limits {
+    fn check(table: Option<Table>, scope: &Scope<'_>) -> Self {
+        let (scope, raw): (_, raw::Limits) = scope.section("limits", table);
+        Self {
+            max_streams: scope.count("max_streams", raw.max_streams, &MAX_STREAMS),
+            max_starts_per_sec: scope.count(
+                "max_starts_per_sec",
+                raw.max_starts_per_sec,
+                &MAX_STARTS_PER_SEC,
+            ),
+            max_stream: scope.hours("max_stream_hours", raw.max_stream_hours, &MAX_STREAM_HOURS),
+        }
+    }
+}
+
+impl TenantPlayback {
+    fn check(
+        table: Option<Table>,
+        scope: &Scope<'_>,
+        references: &References<'_>,
+        node_max: Duration,
+    ) -> Self {
+        let (scope, raw): (_, raw::TenantPlayback) = scope.section("playback", table);
+        let ttl = Bounds::new(node_max.as_secs(), 1..=node_max.as_secs());
+        let parse = |(index, text): (usize, &String)| scope.parse(&format!("allowed_origins[{index}]"), text);
+        let origins = raw.allowed_origins.unwrap_or_default();
+        let names = grant_key_names(raw.grant_keys.as_ref());
+        let grant_keys = references.map(&scope, "grant_keys", raw.grant_keys, MAX_KID);
+        for (kid, _) in grant_keys.iter().filter(|(_, key)| key.expose().len() < MIN_GRANT_KEY_BYTES) {
+            let problem = format!("the secret is too short; allowed: at least {MIN_GRANT_KEY_BYTES} bytes");
+            scope.fault(&format!("grant_keys.{kid}"), problem);
+        }
+        Self {
+            max_ttl: scope.secs("max_ttl_secs", raw.max_ttl_secs, &ttl),
+            allowed_origins: origins.iter().enumerate().filter_map(parse).collect(),
+            grant_keys,
+            grant_kid: check_grant_kid(raw.grant_kid, &names, &scope),
+        }
+    }
+}
+
+/// Returns the names of all grant keys as written, also of those that cannot be read.
+fn grant_key_names(given: Option<&Value>) -> Vec<String> {
+    given.and_then(Value::as_table).map(|keys| keys.keys().cloned().collect()).unwrap_or_default()
+}
+
+/// Finds the key that signs; a single key needs no naming. A wrong name is not shown: it may be a key.
+fn check_grant_kid(given: Option<String>, names: &[String], scope: &Scope<'_>) -> Option<String> {
+    match (given, names) {
+        (Some(kid), _) if names.contains(&kid) => Some(kid),
+        (Some(_), _) => {
+            scope.fault("grant_kid", "names no key; allowed: a name from playback.grant_keys");
+            None
+        }
+        (None, []) => None,
+        (None, [only]) => Some(only.clone()),
+        (None, _) => {
+            scope.fault(
+                "grant_kid",
+                "is missing; allowed: the name from playback.grant_keys that signs new grants",
+            );
+            None
+        }
+    }
+}
