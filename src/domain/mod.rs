@@ -3,16 +3,13 @@
 //! Time, random bytes and keys come in as arguments; effects go out as return values. A test reads the sources of this
 //! folder and fails when one of them reaches outside (`tests/it/architecture.rs`).
 
-pub mod cmr;
-pub mod ids;
-pub mod playback;
-pub mod provider;
-pub mod recording;
-pub mod session;
 pub mod address;
+pub mod cmr;
 pub mod ids;
 pub mod percent;
 pub mod playback;
 pub mod provider;
+pub mod recording;
+pub mod session;
 pub mod sign;
 pub mod time;

@@ -140,7 +140,7 @@ pub struct GapEntry {
 impl GapEntry {
     /// Whether audio was lost here, rather than not made by the source.
     pub fn is_loss(&self) -> bool {
-        GapReason::from_number(self.reason) != GapReason::Source
+        self.reason != GapReason::Source.number()
     }
 }
 

@@ -4,6 +4,7 @@ use crate::domain::ids::TrackId;
 
 use super::error::ReadError;
 use super::header::Fields;
+use super::segment::TrackTotals;
 
 /// Bytes that sealing adds to an ordinary audio frame: prefix 2, head 1, tag 16.
 pub const OVERHEAD_BYTES: usize = 19;
@@ -36,8 +37,6 @@ pub enum GapReason {
     Policy,
     /// The provider's numbering has a hole: sent, but lost or discarded before it reached us; or it was not readable.
     LostBeforeUs,
-    /// A reason of a later version.
-    Other(u8),
 }
 
 impl GapReason {
@@ -49,19 +48,18 @@ impl GapReason {
             Self::Pause => 3,
             Self::Policy => 4,
             Self::LostBeforeUs => 5,
-            Self::Other(number) => number,
         }
     }
 
-    /// Returns the reason for the number of a frame.
-    pub fn from_number(number: u8) -> Self {
+    /// Returns the reason for the number of a frame; `None` for one that version 1 does not have.
+    pub fn from_number(number: u8) -> Option<Self> {
         match number {
-            1 => Self::Source,
-            2 => Self::Overload,
-            3 => Self::Pause,
-            4 => Self::Policy,
-            5 => Self::LostBeforeUs,
-            other => Self::Other(other),
+            1 => Some(Self::Source),
+            2 => Some(Self::Overload),
+            3 => Some(Self::Pause),
+            4 => Some(Self::Policy),
+            5 => Some(Self::LostBeforeUs),
+            _ => None,
         }
     }
 
@@ -73,7 +71,6 @@ impl GapReason {
             Self::Pause => "pause",
             Self::Policy => "policy",
             Self::LostBeforeUs => "lost_before_us",
-            Self::Other(_) => "other",
         }
     }
 }
@@ -81,12 +78,12 @@ impl GapReason {
 /// One opened frame. Positions (`pts`) count samples of the track's clock since the start of the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Frame<'a> {
-    /// Audio. Without `pts` it follows the track's previous frame in this object.
+    /// Audio.
     Audio {
         /// Which track.
         track: TrackId,
-        /// Where it starts, if it does not simply follow.
-        pts: Option<u32>,
+        /// Where it starts: stated by the frame, or the end of the track's previous audio in this object.
+        pts: u32,
         /// Codec bytes as the provider sent them.
         payload: &'a [u8],
     },
@@ -124,7 +121,12 @@ pub enum Frame<'a> {
 
 impl<'a> Frame<'a> {
     /// Reads the opened inside of frame `number`; `last` is its F bit.
-    pub(super) fn parse(number: u32, last: bool, inner: &'a [u8]) -> Result<Self, ReadError> {
+    pub(super) fn parse(
+        number: u32,
+        last: bool,
+        inner: &'a [u8],
+        positions: &mut Positions,
+    ) -> Result<Self, ReadError> {
         let (head, body) = inner.split_first().ok_or(ReadError::MalformedFrame(number, "empty frame"))?;
         let kind = head >> 4;
         if (kind == KIND_TRAILER) != last {
@@ -133,8 +135,8 @@ impl<'a> Frame<'a> {
         let track = TrackId::from_nibble(*head);
         let mut fields = Fields(body);
         match kind {
-            KIND_AUDIO => Some(Self::Audio { track, pts: None, payload: body }),
-            KIND_AUDIO_AT => fields.u32().map(|pts| Self::Audio { track, pts: Some(pts), payload: fields.0 }),
+            KIND_AUDIO => positions.audio(track, None, body),
+            KIND_AUDIO_AT => fields.u32().and_then(|pts| positions.audio(track, Some(pts), fields.0)),
             KIND_GAP => Self::parse_gap(track, fields),
             KIND_EVENT => fields.u32().map(|pts| Self::Event { track, pts, body: fields.0 }),
             KIND_TRACK_TABLE => Some(Self::TrackTable(body)),
@@ -143,13 +145,39 @@ impl<'a> Frame<'a> {
             KIND_TRAILER => Some(Self::Trailer(body)),
             later => Some(Self::Unknown(later)),
         }
-        .ok_or(ReadError::MalformedFrame(number, "body cut short"))
+        .ok_or(ReadError::MalformedFrame(number, "body"))
     }
 
     fn parse_gap(track: TrackId, mut fields: Fields<'a>) -> Option<Self> {
         let pts = fields.u32()?;
         let samples = fields.u32()?;
-        let reason = GapReason::from_number(fields.u8()?);
+        let reason = GapReason::from_number(fields.u8()?)?;
+        pts.checked_add(samples)?;
         fields.0.is_empty().then_some(Self::Gap { track, pts, samples, reason })
+    }
+}
+
+/// Where each track of one object stands, and what it held so far. One byte is one sample in every codec of version 1.
+#[derive(Debug, Default)]
+pub(super) struct Positions {
+    totals: Vec<TrackTotals>,
+    ends: [Option<u32>; TrackId::COUNT],
+}
+
+impl Positions {
+    /// `None`: the frame follows nothing, or ends beyond the clock.
+    fn audio<'a>(&mut self, track: TrackId, pts: Option<u32>, payload: &'a [u8]) -> Option<Frame<'a>> {
+        let end = self.ends.get_mut(usize::from(track.number()))?;
+        let pts = pts.or(*end)?;
+        let next = pts.checked_add(u32::try_from(payload.len()).ok()?)?;
+        *end = Some(next);
+        TrackTotals::count(&mut self.totals, track, pts, next, payload.len() as u64);
+        Some(Frame::Audio { track, pts, payload })
+    }
+
+    /// Returns what each track held, by number.
+    pub(super) fn into_totals(mut self) -> Vec<TrackTotals> {
+        self.totals.sort_by_key(|totals| totals.track);
+        self.totals
     }
 }

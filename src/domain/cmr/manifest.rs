@@ -155,35 +155,29 @@ impl Manifest {
     /// Any [`ReadError`] of the object; [`ReadError::TrailingData`] after its end.
     pub fn open(bytes: &[u8], dek: &Dek, expected: &Expected) -> Result<Self, ReadError> {
         let mut reader = ObjectReader::new(bytes, ObjectKind::Manifest, dek, expected)?;
-        let rows = parse_rows(reader.extension())?;
-        let (mut metadata, mut index, mut trailer) = (Vec::new(), Vec::new(), Vec::new());
-        let mut scratch = Vec::new();
-        while let Some(frame) = reader.next_frame(&mut scratch)? {
-            match frame {
-                Frame::Metadata(part) => metadata.extend_from_slice(part),
-                Frame::TimeIndex(part) => index.extend_from_slice(part),
-                Frame::Trailer(body) => trailer.extend_from_slice(body),
-                Frame::Unknown(_) => {}
-                Frame::Audio { .. } | Frame::Gap { .. } | Frame::Event { .. } | Frame::TrackTable(_) => {
-                    let number = reader.frames().saturating_sub(1);
-                    return Err(ReadError::MalformedFrame(number, "kind does not belong into a manifest"));
-                }
-            }
+        if reader.header().prev != [0; 16] {
+            return Err(ReadError::ChainMismatch(0));
         }
+        let rows = parse_rows(reader.extension())?;
+        let body = Body::read(&mut reader)?;
         if reader.end() != Some(EndOfObject::Complete) {
-            return Err(ReadError::MalformedHeader("manifest is cut short"));
+            return Err(ReadError::StateMismatch(0));
         }
         if reader.consumed_bytes() != bytes.len() {
             return Err(ReadError::TrailingData);
         }
         let last = reader.frames().saturating_sub(1);
-        let (state, end) = trailer.split_first().ok_or(ReadError::MalformedFrame(last, "trailer"))?;
+        let (state, end) = body.trailer.split_first().ok_or(ReadError::MalformedFrame(last, "trailer"))?;
+        if end.is_empty() {
+            return Err(ReadError::MalformedFrame(last, "trailer without a reason"));
+        }
         Ok(Self {
             revision: reader.header().seq,
             created_ms: reader.header().created_ms,
-            spans: parse_index(&index, rows.len()).ok_or(ReadError::MalformedFrame(last, "time index"))?,
+            spans: parse_index(&body.index, rows.len())
+                .ok_or(ReadError::MalformedFrame(last, "time index"))?,
             rows,
-            metadata,
+            metadata: body.metadata,
             state: EndState::from_number(*state).ok_or(ReadError::MalformedFrame(last, "state"))?,
             end: end.to_vec(),
             commitment: *reader.commitment(),
@@ -200,6 +194,41 @@ impl Manifest {
             return Err(ReadError::MalformedHeader("type"));
         }
         parse_rows(parsed.extension)
+    }
+}
+
+/// The joined frames of a manifest.
+#[derive(Default)]
+struct Body {
+    metadata: Vec<u8>,
+    index: Vec<u8>,
+    trailer: Vec<u8>,
+}
+
+impl Body {
+    /// Reads all frames: metadata, then the time index, then the trailer.
+    fn read(reader: &mut ObjectReader<'_>) -> Result<Self, ReadError> {
+        let mut body = Self::default();
+        let mut scratch = Vec::new();
+        while let Some(frame) = reader.next_frame(&mut scratch)? {
+            match frame {
+                Frame::Metadata(part) if body.index.is_empty() => body.metadata.extend_from_slice(part),
+                Frame::TimeIndex(part) if !body.metadata.is_empty() => body.index.extend_from_slice(part),
+                Frame::Trailer(end) if !body.index.is_empty() => body.trailer.extend_from_slice(end),
+                Frame::Unknown(_) => {}
+                Frame::Metadata(_)
+                | Frame::TimeIndex(_)
+                | Frame::Trailer(_)
+                | Frame::Audio { .. }
+                | Frame::Gap { .. }
+                | Frame::Event { .. }
+                | Frame::TrackTable(_) => {
+                    let number = reader.frames().saturating_sub(1);
+                    return Err(ReadError::MalformedFrame(number, "kind or order in a manifest"));
+                }
+            }
+        }
+        Ok(body)
     }
 }
 
@@ -233,6 +262,10 @@ fn parse_rows(extension: &[u8]) -> Result<Vec<Row>, ReadError> {
     let n_writers = fields.u16().ok_or(malformed.clone())?;
     let writers: Option<Vec<_>> = (0..n_writers).map(|_| fields.take().map(WriterId)).collect();
     let writers = writers.ok_or(malformed.clone())?;
+    let distinct: std::collections::BTreeSet<_> = writers.iter().collect();
+    if distinct.len() != writers.len() {
+        return Err(malformed);
+    }
     let n_rows = fields.u32().ok_or(malformed.clone())?;
     // The count is checked against the bytes that are there before anything is set aside for it.
     if usize::try_from(n_rows).ok().and_then(|n| n.checked_mul(ROW_BYTES)) != Some(fields.0.len()) {

@@ -4,10 +4,11 @@ use subtle::ConstantTimeEq;
 
 use super::cipher::{CipherSuite, DefaultSuite};
 use super::error::ReadError;
-use super::frame::Frame;
+use super::frame::{Frame, Positions};
 use super::header::{Expected, ObjectHeader, ObjectKind, parse};
 use super::keys::{Dek, ObjectKeys};
 use super::limits;
+use super::segment::TrailerTotals;
 
 /// Bytes before every sealed frame: the F bit and 15 bits of length.
 pub const PREFIX_BYTES: usize = 2;
@@ -34,6 +35,8 @@ pub struct ObjectReader<'a> {
     key: <DefaultSuite as CipherSuite>::OpenKey,
     keys: ObjectKeys,
     next_frame: u32,
+    positions: Positions,
+    trailer: Option<TrailerTotals>,
     end: Option<EndOfObject>,
 }
 
@@ -73,6 +76,8 @@ impl<'a> ObjectReader<'a> {
             keys,
             header: parsed.header,
             next_frame: 0,
+            positions: Positions::default(),
+            trailer: None,
             end: None,
         })
     }
@@ -96,13 +101,29 @@ impl<'a> ObjectReader<'a> {
             self.end = Some(EndOfObject::TornTail);
             ReadError::FrameAuth(number)
         })?;
-        self.next_frame += 1;
         self.position += PREFIX_BYTES + sealed.len();
-        let frame = Frame::parse(number, last, scratch)?;
-        if last {
+        let frame = Frame::parse(number, last, scratch, &mut self.positions)?;
+        if let Frame::Trailer(body) = &frame {
+            self.check_trailer(number, body)?;
             self.end = Some(EndOfObject::Complete);
         }
+        self.next_frame += 1;
         Ok(Some(frame))
+    }
+
+    /// A segment's trailer must count what the segment held.
+    fn check_trailer(&mut self, number: u32, body: &[u8]) -> Result<(), ReadError> {
+        if self.header.kind == ObjectKind::Manifest {
+            return Ok(());
+        }
+        let trailer = TrailerTotals::parse(number, body)?;
+        let held = std::mem::take(&mut self.positions).into_totals();
+        let listed_are_held = trailer.tracks.iter().all(|listed| held.contains(listed));
+        if !listed_are_held || !trailer.tracks.is_sorted_by(|a, b| a.track < b.track) {
+            return Err(ReadError::MalformedFrame(number, "trailer counts other audio"));
+        }
+        self.trailer = Some(trailer);
+        Ok(())
     }
 
     /// Cuts the next frame off, or notes how the object ends.
@@ -151,6 +172,11 @@ impl<'a> ObjectReader<'a> {
     /// Returns the commitment; its first half is what the next segment's `prev` must hold.
     pub fn commitment(&self) -> &[u8; 32] {
         &self.keys.commitment
+    }
+
+    /// Takes a segment's checked trailer; `None` before its end, and if it has none.
+    pub fn take_trailer(&mut self) -> Option<TrailerTotals> {
+        self.trailer.take()
     }
 
     /// Returns how many frames were opened.

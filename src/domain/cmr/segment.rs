@@ -73,6 +73,21 @@ pub struct TrackTotals {
     pub payload_bytes: u64,
 }
 
+impl TrackTotals {
+    /// Counts one audio frame from `pts` to `end`.
+    pub(super) fn count(totals: &mut Vec<Self>, track: TrackId, pts: u32, end: u32, payload_bytes: u64) {
+        match totals.iter_mut().find(|totals| totals.track == track) {
+            Some(totals) => {
+                totals.frames += 1;
+                totals.first_pts = totals.first_pts.min(pts);
+                totals.end_pts = totals.end_pts.max(end);
+                totals.payload_bytes += payload_bytes;
+            }
+            None => totals.push(Self { track, frames: 1, first_pts: pts, end_pts: end, payload_bytes }),
+        }
+    }
+}
+
 /// A segment that is complete: its bytes and what the manifest says of it.
 #[derive(Debug)]
 pub struct FinishedSegment {
@@ -90,16 +105,11 @@ pub struct FinishedSegment {
 pub struct SegmentWriter {
     object: ObjectWriter,
     ids: SegmentIds,
-    tracks: Vec<OpenTrack>,
+    totals: Vec<TrackTotals>,
+    /// Per track, where a frame without an own position would start.
+    continues_at: [Option<u32>; TrackId::COUNT],
     /// Frames that every segment of its place begins with.
     preamble_frames: u32,
-}
-
-/// A track of the segment being written.
-struct OpenTrack {
-    totals: TrackTotals,
-    /// Where a frame without an own position would start.
-    continues_at: Option<u32>,
 }
 
 impl SegmentWriter {
@@ -133,7 +143,7 @@ impl SegmentWriter {
             seal_bytes(&mut object, KIND_METADATA << 4, false, part)?;
         }
         let preamble_frames = object.frames();
-        Ok(Self { object, ids, tracks: Vec::new(), preamble_frames })
+        Ok(Self { object, ids, totals: Vec::new(), continues_at: [None; TrackId::COUNT], preamble_frames })
     }
 
     /// Seals one audio frame as the next frame of this segment.
@@ -152,7 +162,7 @@ impl SegmentWriter {
         pts: u32,
         fill: impl FnOnce(&mut Vec<u8>) -> Result<u32, E>,
     ) -> Result<u32, E> {
-        let follows = self.tracks.iter().any(|t| t.totals.track == track && t.continues_at == Some(pts));
+        let follows = self.continues_at.get(usize::from(track.number())) == Some(&Some(pts));
         let kind = if follows { KIND_AUDIO } else { KIND_AUDIO_AT };
         let before = self.object.bytes().len();
         let samples = self.object.seal(kind << 4 | track.number(), false, |inner| {
@@ -163,7 +173,11 @@ impl SegmentWriter {
         })?;
         let overhead = super::OVERHEAD_BYTES + if follows { 0 } else { 4 };
         let payload_bytes = self.object.bytes().len() - before - overhead;
-        self.count_audio(track, pts, samples, payload_bytes as u64);
+        let end = pts.saturating_add(samples);
+        TrackTotals::count(&mut self.totals, track, pts, end, payload_bytes as u64);
+        if let Some(continues_at) = self.continues_at.get_mut(usize::from(track.number())) {
+            *continues_at = Some(end);
+        }
         Ok(samples)
     }
 
@@ -184,8 +198,8 @@ impl SegmentWriter {
             inner.push(reason.number());
             Ok::<_, SealError>(())
         })?;
-        if let Some(open) = self.tracks.iter_mut().find(|open| open.totals.track == track) {
-            open.continues_at = None;
+        if let Some(continues_at) = self.continues_at.get_mut(usize::from(track.number())) {
+            *continues_at = None;
         }
         Ok(())
     }
@@ -207,7 +221,7 @@ impl SegmentWriter {
     /// # Errors
     /// [`SealError`]; the segment then stays without a trailer and its bytes are lost to the caller.
     pub fn finish(mut self, reason: EndReason) -> Result<FinishedSegment, SealError> {
-        self.tracks.sort_by_key(|open| open.totals.track);
+        self.totals.sort_by_key(|totals| totals.track);
         let frames = self.object.frames() + 1;
         let tracks = self.totals();
         self.object.seal(KIND_TRAILER << 4, true, |inner| {
@@ -253,25 +267,7 @@ impl SegmentWriter {
 
     /// Returns what each track holds so far.
     pub fn totals(&self) -> Vec<TrackTotals> {
-        self.tracks.iter().map(|open| open.totals).collect()
-    }
-
-    fn count_audio(&mut self, track: TrackId, pts: u32, samples: u32, payload_bytes: u64) {
-        let end = pts.saturating_add(samples);
-        let index = match self.tracks.iter().position(|open| open.totals.track == track) {
-            Some(index) => index,
-            None => {
-                let totals = TrackTotals { track, frames: 0, first_pts: pts, end_pts: end, payload_bytes: 0 };
-                self.tracks.push(OpenTrack { totals, continues_at: None });
-                self.tracks.len() - 1
-            }
-        };
-        let Some(open) = self.tracks.get_mut(index) else { return };
-        open.continues_at = Some(end);
-        open.totals.frames += 1;
-        open.totals.first_pts = open.totals.first_pts.min(pts);
-        open.totals.end_pts = open.totals.end_pts.max(end);
-        open.totals.payload_bytes += payload_bytes;
+        self.totals.clone()
     }
 }
 

@@ -138,16 +138,11 @@ pub fn open_row(
     if reader.header().writer != row.writer || reader.header().seq != row.seq {
         return Err(ReadError::SequenceMismatch(number));
     }
-    let mut trailer = None;
     let mut scratch = Vec::new();
     while let Some(frame) = reader.next_frame(&mut scratch)? {
-        if let Frame::Trailer(body) = &frame {
-            trailer = Some(body.to_vec());
-        }
         visit(&frame);
     }
-    let frames = reader.frames();
-    let trailer = trailer.map(|body| TrailerTotals::parse(frames.saturating_sub(1), &body)).transpose()?;
+    let (frames, trailer) = (reader.frames(), reader.take_trailer());
     if (reader.end() == Some(EndOfObject::Complete)) != row.complete {
         return Err(ReadError::StateMismatch(number));
     }

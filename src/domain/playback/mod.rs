@@ -1,9 +1,8 @@
-//! From sealed recordings to something a player understands. Knows timelines, bytes of WAV files and grants; must not
-//! know HTTP types or stores.
-
-pub mod timeline;
-//! How a sealed recording becomes something a player can ask for: who may play, which bytes, in which container.
+//! From sealed recordings to something a player understands: who may play, which samples, which bytes of which file.
+//!
+//! Knows timelines, WAV files, byte ranges and grants; must not know HTTP types or stores.
 
 pub mod grant;
 pub mod range;
+pub mod timeline;
 pub mod wav;

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use crate::domain::cmr::{Frame, ReadError, Row, RowSpan};
+use crate::domain::cmr::{Frame, Row, RowSpan};
 use crate::domain::ids::TrackId;
 
 /// μ-law silence.
@@ -131,6 +131,13 @@ impl Canvas {
         &self.tracks[1]
     }
 
+    /// Paints one frame if it is audio.
+    pub fn paint_frame(&mut self, frame: &Frame<'_>) {
+        if let Frame::Audio { track, pts, payload } = frame {
+            self.paint(*track, u64::from(*pts), payload);
+        }
+    }
+
     fn paint(&mut self, track: TrackId, pts: u64, audio: &[u8]) {
         let Some(samples) = self.tracks.get_mut(usize::from(track.number())) else { return };
         let skipped = usize::try_from(self.start.saturating_sub(pts)).unwrap_or(usize::MAX);
@@ -140,39 +147,6 @@ impl Canvas {
         for (sample, byte) in room.iter_mut().zip(audio) {
             *sample = *byte;
         }
-    }
-}
-
-/// Walks the frames of one segment and knows where each stands.
-#[derive(Debug, Default)]
-pub struct SegmentCursor {
-    ends: [Option<u32>; TrackId::COUNT],
-}
-
-impl SegmentCursor {
-    /// Returns where an audio frame of this segment starts; frames must be shown in order.
-    ///
-    /// # Errors
-    /// [`ReadError::MalformedFrame`] for a frame that follows nothing or ends beyond the clock.
-    pub fn position(&mut self, track: TrackId, pts: Option<u32>, samples: usize) -> Result<u32, ReadError> {
-        let end = self.ends.get_mut(usize::from(track.number()));
-        let end = end.ok_or(ReadError::MalformedFrame(0, "track"))?;
-        let pts = pts.or(*end).ok_or(ReadError::MalformedFrame(0, "audio without a position"))?;
-        let next = u32::try_from(samples).ok().and_then(|samples| pts.checked_add(samples));
-        *end = Some(next.ok_or(ReadError::MalformedFrame(0, "audio beyond the clock"))?);
-        Ok(pts)
-    }
-
-    /// Paints one frame if it is audio.
-    ///
-    /// # Errors
-    /// See [`SegmentCursor::position`].
-    pub fn paint(&mut self, frame: &Frame<'_>, canvas: &mut Canvas) -> Result<(), ReadError> {
-        if let Frame::Audio { track, pts, payload } = frame {
-            let pts = self.position(*track, *pts, payload.len())?;
-            canvas.paint(*track, u64::from(pts), payload);
-        }
-        Ok(())
     }
 }
 

@@ -5,6 +5,7 @@
 
 pub mod twilio;
 mod twilio_scan;
+pub mod twilio_signature;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -246,6 +247,3 @@ impl CloseReason {
         }
     }
 }
-//! What the telephony providers send, decoded and checked.
-
-pub mod twilio_signature;

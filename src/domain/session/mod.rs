@@ -12,11 +12,6 @@ mod placement;
 mod sealing;
 mod segments;
 #[cfg(test)]
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::wildcard_enum_match_arm,
-    reason = "small numbers, few cases"
-)]
 mod tests;
 
 use std::collections::VecDeque;

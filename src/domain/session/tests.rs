@@ -12,7 +12,7 @@ use super::segments::row_span;
 use super::*;
 use crate::domain::cmr::{Frame, Manifest, RecordingVerifier};
 use crate::domain::ids::{RecordingId, TenantId};
-use crate::domain::playback::timeline::{Canvas, SegmentCursor, Timeline};
+use crate::domain::playback::timeline::{Canvas, Timeline};
 use crate::domain::provider::twilio::{AccountSid, TwilioDecoder};
 use crate::domain::provider::{CloseReason, DropReason, Event, Payload, Refusal};
 
@@ -96,10 +96,9 @@ fn read_back(session: &mut CallSession) -> Recorded {
     assert_eq!(recorded.end, finished.end);
     let mut verifier = RecordingVerifier::new(&dek, ids);
     for ((row, span), segment) in manifest.rows.iter().zip(&manifest.spans).zip(&recorded.segments) {
-        let mut cursor = SegmentCursor::default();
         let evidence = verifier
             .check_row(row, segment, |frame| {
-                cursor.paint(frame, &mut canvas).unwrap();
+                canvas.paint_frame(frame);
                 if let Frame::Audio { track, payload, .. } = frame {
                     recorded.arrival[usize::from(track.number())].extend_from_slice(payload);
                 } else {
