@@ -1,0 +1,213 @@
+//! The object store: where sealed bytes live for as long as retention says.
+//!
+//! [`Store`] is shaped for the S3 API, because that is what production uses, and it is deliberately narrow: objects are
+//! created once and never changed, there is no compare-and-swap (it is not portable), and state that must change is a
+//! series of numbered objects. A store sees ciphertext, object names and tags. It must not know plaintext, keys or
+//! providers.
+//!
+//! [`folder`] keeps objects in a directory. The wrappers [`metered`], [`slow`] and [`faulty`] go around any store and
+//! around each other; tests, demonstrations and load runs use them. [`conformance`] is the one suite every store passes.
+//!
+//! What a caller relies on, whatever the store:
+//! - When `put_new` or `complete` says [`PutOutcome::Created`], bytes and tags are durable, and nobody can ever see
+//!   part of them.
+//! - After an error from `put_new` or `complete` the object may exist or not. Calling again is safe; the answer
+//!   [`PutOutcome::AlreadyExists`] then means "somebody's, perhaps mine": read back and compare.
+//! - A future dropped half-way leaves the same uncertainty and nothing else.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::domain::time::UnixMillis;
+
+pub mod conformance;
+mod error;
+pub mod faulty;
+pub mod folder;
+pub mod metered;
+mod name;
+mod operation;
+mod range;
+pub mod slow;
+mod tags;
+
+pub use error::StoreError;
+pub use name::{InvalidName, ObjectName};
+pub use operation::Operation;
+pub use range::ByteRange;
+pub use tags::{InvalidTag, Tags};
+
+/// The least size of every part of an upload but its last, in bytes: 8 MiB.
+///
+/// S3 asks for 5 MiB; some stores want all parts equal, so callers cut parts of exactly this size.
+pub const MIN_PART_BYTES: usize = 8 << 20;
+
+/// An object store.
+///
+/// Every method may be called at any time from any task. Errors are told apart by what the caller can do about them, see
+/// [`StoreError`].
+#[async_trait]
+pub trait Store: Send + Sync {
+    /// Creates an object with its tags, unless the name is taken (S3: `If-None-Match: *`).
+    ///
+    /// A taken name is [`PutOutcome::AlreadyExists`], and its bytes and tags stay as they are.
+    ///
+    /// # Errors
+    /// [`StoreError`]; afterwards the object may exist all the same.
+    async fn put_new(&self, name: &ObjectName, body: Bytes, tags: &Tags) -> Result<PutOutcome, StoreError>;
+
+    /// Reads an object, or one range of it, into memory; the caller bounds the size.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`], and [`StoreError::OutOfRange`] if the range holds no byte of the object.
+    async fn get(&self, name: &ObjectName, range: Option<ByteRange>) -> Result<Fetched, StoreError>;
+
+    /// Tells an object's size without reading it.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`].
+    async fn head(&self, name: &ObjectName) -> Result<ObjectInfo, StoreError>;
+
+    /// Lists up to `limit` objects whose names begin with `prefix` and come after `after`, in byte order of the names.
+    ///
+    /// `prefix` may end anywhere, also inside a path segment. Fewer than `limit` objects means there are no more.
+    ///
+    /// # Errors
+    /// [`StoreError`]; a prefix that no name can have is no error and lists nothing.
+    async fn list_after(
+        &self,
+        prefix: &str,
+        after: Option<&ObjectName>,
+        limit: usize,
+    ) -> Result<Vec<ObjectInfo>, StoreError>;
+
+    /// Deletes an object and its tags; a missing object is success.
+    ///
+    /// # Errors
+    /// [`StoreError`]; the object may be gone all the same.
+    async fn delete(&self, name: &ObjectName) -> Result<(), StoreError>;
+
+    /// Reads the tags of an object.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`].
+    async fn tags(&self, name: &ObjectName) -> Result<Tags, StoreError>;
+
+    /// Replaces all tags of an object.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`].
+    async fn set_tags(&self, name: &ObjectName, tags: &Tags) -> Result<(), StoreError>;
+
+    /// Starts to create an object that is too large for one [`Store::put_new`]; nobody sees it before it is complete.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn begin_upload(&self, name: &ObjectName, tags: &Tags) -> Result<Box<dyn Upload>, StoreError>;
+
+    /// Checks that the store answers and takes writes; for readiness.
+    ///
+    /// # Errors
+    /// [`StoreError`] as the next put would give.
+    async fn ping(&self) -> Result<(), StoreError>;
+}
+
+/// An object that is being created in parts.
+///
+/// Dropping it before [`Upload::complete`] leaves no object; call [`Upload::abort`] where possible, so that the store
+/// frees the parts at once.
+#[async_trait]
+pub trait Upload: Send {
+    /// Adds the next part; every part but the last has at least [`MIN_PART_BYTES`].
+    ///
+    /// # Errors
+    /// [`StoreError`]; the same part may then be put again.
+    async fn put_part(&mut self, part: Bytes) -> Result<(), StoreError>;
+
+    /// Makes the object visible, unless the name was taken meanwhile; then the parts are dropped.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] without any part; else as [`Store::put_new`], and it may be called again.
+    async fn complete(&mut self) -> Result<PutOutcome, StoreError>;
+
+    /// Drops all parts; calling it twice is success.
+    ///
+    /// # Errors
+    /// [`StoreError`]; it may be called again.
+    async fn abort(&mut self) -> Result<(), StoreError>;
+}
+
+/// What became of a create-once request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PutOutcome {
+    /// The object is new and holds the bytes given.
+    Created,
+    /// An object of that name was there and is unchanged.
+    AlreadyExists,
+}
+
+/// What a store tells about an object without reading it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObjectInfo {
+    /// The object's name.
+    pub name: ObjectName,
+    /// Its size in bytes.
+    pub size: u64,
+    /// When it was created by the store's clock, where the store tells.
+    pub modified: Option<UnixMillis>,
+}
+
+/// Bytes that were read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fetched {
+    /// The object's bytes, or those of the range.
+    pub bytes: Bytes,
+    /// The size of the whole object in bytes.
+    pub total_size: u64,
+}
+
+#[async_trait]
+impl<S: Store + ?Sized> Store for Arc<S> {
+    async fn put_new(&self, name: &ObjectName, body: Bytes, tags: &Tags) -> Result<PutOutcome, StoreError> {
+        (**self).put_new(name, body, tags).await
+    }
+
+    async fn get(&self, name: &ObjectName, range: Option<ByteRange>) -> Result<Fetched, StoreError> {
+        (**self).get(name, range).await
+    }
+
+    async fn head(&self, name: &ObjectName) -> Result<ObjectInfo, StoreError> {
+        (**self).head(name).await
+    }
+
+    async fn list_after(
+        &self,
+        prefix: &str,
+        after: Option<&ObjectName>,
+        limit: usize,
+    ) -> Result<Vec<ObjectInfo>, StoreError> {
+        (**self).list_after(prefix, after, limit).await
+    }
+
+    async fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
+        (**self).delete(name).await
+    }
+
+    async fn tags(&self, name: &ObjectName) -> Result<Tags, StoreError> {
+        (**self).tags(name).await
+    }
+
+    async fn set_tags(&self, name: &ObjectName, tags: &Tags) -> Result<(), StoreError> {
+        (**self).set_tags(name, tags).await
+    }
+
+    async fn begin_upload(&self, name: &ObjectName, tags: &Tags) -> Result<Box<dyn Upload>, StoreError> {
+        (**self).begin_upload(name, tags).await
+    }
+
+    async fn ping(&self) -> Result<(), StoreError> {
+        (**self).ping().await
+    }
+}
