@@ -33,4 +33,5 @@
 pub mod clock;
 pub mod config;
 pub mod domain;
+pub mod journal;
 pub mod store;
