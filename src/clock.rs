@@ -2,7 +2,7 @@
 //!
 //! Timers and media order use the monotonic clock; the wall clock only labels things and judges expiry.
 
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::domain::time::UnixMillis;
 
@@ -17,4 +17,23 @@ pub fn wall() -> UnixMillis {
 #[expect(clippy::disallowed_methods, reason = "this is the one place that may")]
 pub fn monotonic() -> Instant {
     Instant::now()
+}
+
+/// Returns how long ago a moment of the monotonic clock was.
+pub fn since(moment: Instant) -> Duration {
+    monotonic().saturating_duration_since(moment)
+}
+
+/// Writes a moment as RFC 3339 in UTC, to the millisecond.
+pub fn rfc3339(moment: UnixMillis) -> String {
+    let millis = i64::try_from(moment.0).unwrap_or(i64::MAX);
+    jiff::Timestamp::from_millisecond(millis)
+        .map_or_else(|_| "9999-12-31T23:59:59Z".to_owned(), |at| at.to_string())
+}
+
+/// Writes the UTC date of a moment: `2026-11-23`.
+pub fn utc_date(moment: UnixMillis) -> String {
+    let mut text = rfc3339(moment);
+    text.truncate(10);
+    text
 }

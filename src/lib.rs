@@ -32,6 +32,14 @@
 
 pub mod clock;
 pub mod config;
+pub mod control;
 pub mod domain;
+pub mod drain;
+pub mod http;
+pub mod ingest;
 pub mod journal;
+pub mod keys;
+pub mod node;
+pub mod observe;
 pub mod store;
+pub mod upload;

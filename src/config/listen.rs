@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use hyper::header::HeaderName;
 use toml::Table;
 
-use super::net::IpRange;
+use crate::domain::address::IpRange;
+
 use super::raw;
 use super::scope::Scope;
 use super::secret::References;

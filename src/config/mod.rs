@@ -43,13 +43,13 @@ pub use environment::process_environment;
 pub use faults::{Fault, Faults};
 pub use files::{Disk, Files, TenantFile};
 pub use listen::{Listen, Proxies, Tls};
-pub use net::{InvalidName, IpRange, NodeName, PublicUrl, WebOrigin};
+pub use net::{InvalidName, NodeName, PublicUrl, WebOrigin};
 pub use recording::{Journal, KeysConfig, Segments, StoreKind, Upload};
 pub use route::{Dtmf, Record, Route, RouteMode, RouteProvider};
 pub use secret::Secret;
 pub use serving::{Drain, Ingest, Log, LogFormat, Playback};
 pub use tenant::{HipaaMode, Limits, NoKeyPolicy, Retention, Tenant, TenantPlayback, TenantStatus};
-pub use twilio::{AccountSid, InvalidAccountSid, Twilio};
+pub use twilio::Twilio;
 
 /// A checked configuration.
 ///

@@ -1,10 +1,10 @@
 //! How Twilio proves to be the Twilio of a tenant.
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::str::FromStr;
 
 use toml::Table;
+
+use crate::domain::provider::twilio::{AccountSid, InvalidAccountSid};
 
 use super::raw;
 use super::scope::Scope;
@@ -25,40 +25,6 @@ pub struct Twilio {
     pub shared_keys: BTreeMap<String, Secret>,
     /// Refuse handshakes that are signed with an auth token.
     pub require_shared_key: bool,
-}
-
-/// A Twilio account: `AC` and 32 hexadecimal digits.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct AccountSid(String);
-
-/// Why a text is no account; it does not show the text, which may be a token in the wrong place.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("is no account; allowed: \"AC\" and 32 hexadecimal digits")]
-pub struct InvalidAccountSid;
-
-impl AccountSid {
-    /// Returns the text that Twilio sends.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for AccountSid {
-    type Err = InvalidAccountSid;
-
-    fn from_str(text: &str) -> Result<Self, InvalidAccountSid> {
-        let digits = text.strip_prefix("AC").ok_or(InvalidAccountSid)?;
-        if digits.len() == 32 && digits.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return Ok(Self(text.to_owned()));
-        }
-        Err(InvalidAccountSid)
-    }
-}
-
-impl fmt::Display for AccountSid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
 }
 
 impl Twilio {

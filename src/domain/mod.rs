@@ -10,6 +10,7 @@ pub mod percent;
 pub mod playback;
 pub mod provider;
 pub mod recording;
+pub mod recovery;
 pub mod session;
 pub mod sign;
 pub mod time;

@@ -164,8 +164,10 @@ pub struct StreamCounts {
     pub undecodable: u64,
     /// Numbers missing in the provider's counting: messages that never reached us.
     pub missing_messages: u64,
-    /// Messages dropped for another reason.
+    /// Messages without audio that were dropped.
     pub dropped: u64,
+    /// Messages whose audio was dropped because our own bound was reached.
+    pub dropped_frames: u64,
     /// Gaps beyond the list's bound, and their samples.
     pub unlisted_gaps: u64,
     /// Samples of unlisted gaps.

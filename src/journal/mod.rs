@@ -77,7 +77,10 @@ mod syncer;
 mod writer;
 
 pub use files::{JournalFile, JournalFiles, SystemFiles};
-pub use observe::{JournalMetrics, JournalObserver, Step};
+pub use observe::{
+    CORRUPT_FILES, DISCARDED_RECORDS, FAILURES, FILES, FLUSH_DELAY_SECONDS, JournalMetrics, JournalObserver,
+    RECORDS, SYNC_SECONDS, Step, TORN_TAILS, WRITTEN_BYTES,
+};
 pub use record::{MAX_OPENED_BYTES, Record};
 pub use replay::{Replay, ReplayReport, ReplayedRecording, ReplayedSegment};
 pub use status::{FailureKind, JournalState};

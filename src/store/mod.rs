@@ -26,6 +26,7 @@ pub mod conformance;
 mod error;
 pub mod faulty;
 pub mod folder;
+pub mod layout;
 pub mod metered;
 mod name;
 mod operation;

@@ -105,6 +105,12 @@ impl<'a> Payload<'a> {
         self.0.len() / 4 * 3 + 3
     }
 
+    /// Returns how many bytes it decodes to if it is strict base64.
+    pub fn bytes(&self) -> usize {
+        let padding = self.0.bytes().rev().take(2).take_while(|byte| *byte == b'=').count();
+        (self.0.len() / 4 * 3).saturating_sub(padding)
+    }
+
     /// Decodes to the end of `out` and answers how many bytes that were.
     ///
     /// # Errors

@@ -5,6 +5,7 @@
 //! "Stream"; where they are silent, `docs/TWILIO.md` says what was seen and what is our rule.
 
 use std::collections::BTreeMap;
+use std::str::FromStr;
 
 use serde_json::{Map, Value};
 
@@ -24,12 +25,20 @@ const MAX_PARAMETERS: usize = 128;
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AccountSid(String);
 
-impl AccountSid {
-    /// Returns the id for its text, if it has the form.
-    pub fn parse(text: &str) -> Option<Self> {
-        is_sid(text, "AC").then(|| Self(text.to_owned()))
-    }
+/// Why a text is no account; it does not show the text, which may be a token in the wrong place.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("is no account; allowed: \"AC\" and 32 hexadecimal digits")]
+pub struct InvalidAccountSid;
 
+impl FromStr for AccountSid {
+    type Err = InvalidAccountSid;
+
+    fn from_str(text: &str) -> Result<Self, InvalidAccountSid> {
+        if is_sid(text, "AC") { Ok(Self(text.to_owned())) } else { Err(InvalidAccountSid) }
+    }
+}
+
+impl AccountSid {
     /// Returns the id as text.
     pub fn as_str(&self) -> &str {
         &self.0

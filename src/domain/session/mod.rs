@@ -19,7 +19,9 @@ use std::time::{Duration, Instant};
 
 use zeroize::Zeroizing;
 
-use crate::domain::cmr::{Dek, EndReason, EndState, Expected, ManifestWriter, Row, RowSpan, SealError};
+use crate::domain::cmr::{
+    Dek, EndReason, EndState, Expected, GapReason, ManifestWriter, Row, RowSpan, SealError,
+};
 use crate::domain::ids::{TrackId, WriterId};
 use crate::domain::provider::{BadBase64, Digit, Media};
 use crate::domain::recording::{
@@ -163,6 +165,8 @@ pub struct CallSession {
     clocks: [TrackClock; 2],
     numbers: SequenceWindow,
     gaps: GapLedger,
+    /// Per track, from where to where audio was dropped and no gap is sealed yet.
+    overload: [Option<(u32, u32)>; 2],
     counts: StreamCounts,
     rows: Vec<Row>,
     spans: Vec<RowSpan>,
@@ -194,6 +198,7 @@ impl CallSession {
             clocks: Default::default(),
             numbers: SequenceWindow::default(),
             gaps: GapLedger::default(),
+            overload: [None; 2],
             counts: StreamCounts::default(),
             rows: Vec::new(),
             spans: Vec::new(),
@@ -228,6 +233,7 @@ impl CallSession {
             return Ok(Stored::Nothing);
         }
         self.rotate_if_due(now, wall)?;
+        self.seal_overload(media.track)?;
         self.seal_gap_before(media.track, place, sequence)?;
         if media.payload.is_empty() {
             self.clock(media.track).advance(place, media.timestamp_ms, 0);
@@ -244,6 +250,27 @@ impl CallSession {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Notes that the audio of one message is dropped because our own bound is reached.
+    ///
+    /// The gap is sealed, as one, before the track's next audio or at the end.
+    pub fn drop_media(&mut self, media: &Media<'_>) {
+        let sequence = self.count_sequence(media.sequence);
+        let Some(place) = self.clock(media.track).place(media.timestamp_ms) else { return };
+        if media.payload.is_empty() || (place.arrival == Arrival::Late && sequence == Sequence::Seen) {
+            return;
+        }
+        let samples = u32::try_from(media.payload.bytes()).unwrap_or(u32::MAX);
+        self.clock(media.track).advance(place, media.timestamp_ms, samples);
+        let start = place.pts.saturating_sub(place.gap);
+        let end = place.pts.saturating_add(samples);
+        self.counts.dropped_frames += 1;
+        let overload = self.overload(media.track);
+        *overload = match overload {
+            Some((first, last)) => Some((start.min(*first), end.max(*last))),
+            None => Some((start, end)),
+        };
     }
 
     /// Seals that the agent's mark came back.
@@ -340,6 +367,10 @@ impl CallSession {
     /// # Errors
     /// [`SessionError`] when the manifest cannot be sealed; the segments put out before can be recovered.
     pub fn finish(&mut self, wall: UnixMillis, cause: EndCause) -> Result<(), SessionError> {
+        if self.open.is_some() {
+            self.seal_overload(TrackId::CALLER)?;
+            self.seal_overload(TrackId::AGENT)?;
+        }
         self.cut(end_reason(cause))?;
         let life = if cause == EndCause::Stop && !self.has_loss() { Life::Complete } else { Life::Partial };
         let end = RecordingEnd {
@@ -379,6 +410,18 @@ impl CallSession {
     fn clock(&mut self, track: TrackId) -> &mut TrackClock {
         let [caller, agent] = &mut self.clocks;
         if track == TrackId::CALLER { caller } else { agent }
+    }
+
+    fn overload(&mut self, track: TrackId) -> &mut Option<(u32, u32)> {
+        let [caller, agent] = &mut self.overload;
+        if track == TrackId::CALLER { caller } else { agent }
+    }
+
+    fn seal_overload(&mut self, track: TrackId) -> Result<(), SessionError> {
+        match self.overload(track).take() {
+            Some((start, end)) => self.seal_gap(track, start, end - start, GapReason::Overload),
+            None => Ok(()),
+        }
     }
 
     fn count_sequence(&mut self, number: Option<u64>) -> Sequence {

@@ -13,7 +13,7 @@ use super::*;
 use crate::domain::cmr::{Frame, Manifest, RecordingVerifier};
 use crate::domain::ids::{RecordingId, TenantId};
 use crate::domain::playback::timeline::{Canvas, Timeline};
-use crate::domain::provider::twilio::{AccountSid, TwilioDecoder};
+use crate::domain::provider::twilio::TwilioDecoder;
 use crate::domain::provider::{CloseReason, DropReason, Event, Payload, Refusal};
 
 /// Counts instead of guessing; unique is all that a test needs.
@@ -118,7 +118,7 @@ fn fixture(name: &str) -> String {
 }
 
 fn decoder() -> TwilioDecoder {
-    TwilioDecoder::new(vec![AccountSid::parse("AC000000000000000000000000c0ffee01").unwrap()], 100)
+    TwilioDecoder::new(vec!["AC000000000000000000000000c0ffee01".parse().unwrap()], 100)
 }
 
 /// What a shell does with one message, without the shell.

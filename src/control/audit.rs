@@ -1,0 +1,301 @@
+//! The audit log: who did what to which recording, when, from where and why.
+//!
+//! Every record is chained to the one before it by a hash, sealed under an audit key of its tenant, and durable in the
+//! store before the action it tells of has any effect. A process writes one chain per tenant; a verifier joins the
+//! chains by time. One task owns all chains, and puts records that wait at the same time into one object.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::clock;
+use crate::domain::cmr::{SealedBox, sha256};
+use crate::domain::ids::{RecordingId, TenantId, TenantTag};
+use crate::keys::{KeyError, KeyService, Minted, fill_random};
+use crate::observe::metrics;
+use crate::store::{ObjectName, PutOutcome, Store, StoreError, Tags, layout};
+
+/// Records that may wait: a second of a thousand listeners.
+const QUEUE: usize = 1024;
+/// Records in one object.
+const BATCH: usize = 256;
+/// How long a caller waits for durability before the action is refused.
+const RECORD_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the store may take for one object.
+const PUT_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// What happened. Texts are bounded by whoever makes them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditEvent {
+    /// Who: a grant's subject, an operator, a node.
+    pub actor: String,
+    /// In which role: `player`, `operator`, `node`.
+    pub role: String,
+    /// From which address, if there is one.
+    pub source: Option<String>,
+    /// What: `play`, `record`, `mint-grant`, …
+    pub action: String,
+    /// To what: a recording, mostly.
+    pub subject: String,
+    /// Why, in the actor's words.
+    pub reason: Option<String>,
+    /// `allowed`, or the code of the refusal.
+    pub result: String,
+    /// The request's id; empty when no request was behind it.
+    pub request: String,
+    /// What else belongs to it, such as the recording root.
+    pub detail: Option<String>,
+}
+
+/// One link of a chain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditRecord {
+    /// Version of this record: 1.
+    pub v: u8,
+    /// Its number in its chain, from 0.
+    pub number: u64,
+    /// SHA-256 of the record before it as stored, hexadecimal; zeros for the first.
+    pub prev: String,
+    /// RFC 3339, UTC.
+    pub time: String,
+    /// The node that wrote it.
+    pub node: String,
+    /// What happened.
+    #[serde(flatten)]
+    pub event: AuditEvent,
+}
+
+/// Why there is no audit record, and so no action.
+#[derive(Debug, thiserror::Error)]
+pub enum AuditError {
+    /// Too many records wait, or the store does not take them in time.
+    #[error("audit log does not take records")]
+    Unavailable,
+    /// The audit key.
+    #[error("audit key")]
+    Key(#[from] KeyError),
+    /// The store.
+    #[error("store of audit records")]
+    Store(#[from] StoreError),
+    /// A record that was changed, moved or removed.
+    #[error("audit chain {chain} is broken at record {number}")]
+    Broken {
+        /// The chain.
+        chain: RecordingId,
+        /// The first record that does not fit.
+        number: u64,
+    },
+}
+
+/// A handle to the audit log; clones are the same log.
+#[derive(Clone)]
+pub struct AuditLog {
+    queue: mpsc::Sender<Waiting>,
+}
+
+struct Waiting {
+    tenant: TenantId,
+    event: AuditEvent,
+    done: oneshot::Sender<bool>,
+}
+
+impl AuditLog {
+    /// Starts the task that owns the chains; it ends when the last handle is dropped.
+    pub fn start(node: String, keys: Arc<KeyService>, store: Arc<dyn Store>) -> Self {
+        let (queue, waiting) = mpsc::channel(QUEUE);
+        let writer = ChainWriter { node, keys, store, chains: HashMap::new() };
+        tokio::spawn(writer.run(waiting));
+        Self { queue }
+    }
+
+    /// Makes a record durable. The action may have its effect only after this has answered.
+    ///
+    /// # Errors
+    /// [`AuditError::Unavailable`]: the action must be refused.
+    pub async fn record(&self, tenant: &TenantId, event: AuditEvent) -> Result<(), AuditError> {
+        let (done, durable) = oneshot::channel();
+        let waiting = Waiting { tenant: tenant.clone(), event, done };
+        let recorded = async {
+            self.queue.send(waiting).await.map_err(|_| AuditError::Unavailable)?;
+            match durable.await {
+                Ok(true) => Ok(()),
+                Ok(false) | Err(_) => Err(AuditError::Unavailable),
+            }
+        };
+        let outcome =
+            tokio::time::timeout(RECORD_TIMEOUT, recorded).await.unwrap_or(Err(AuditError::Unavailable));
+        if outcome.is_err() {
+            ::metrics::counter!(metrics::AUDIT_FAILURES).increment(1);
+        }
+        outcome
+    }
+}
+
+struct ChainWriter {
+    node: String,
+    keys: Arc<KeyService>,
+    store: Arc<dyn Store>,
+    chains: HashMap<TenantId, Chain>,
+}
+
+/// One tenant's chain of this process.
+struct Chain {
+    key: Minted,
+    next_object: u32,
+    next_number: u64,
+    prev: String,
+}
+
+impl ChainWriter {
+    async fn run(mut self, mut waiting: mpsc::Receiver<Waiting>) {
+        let mut batch = Vec::with_capacity(BATCH);
+        while waiting.recv_many(&mut batch, BATCH).await > 0 {
+            let mut by_tenant: HashMap<TenantId, Vec<Waiting>> = HashMap::new();
+            for one in batch.drain(..) {
+                by_tenant.entry(one.tenant.clone()).or_default().push(one);
+            }
+            for (tenant, records) in by_tenant {
+                self.write(&tenant, records).await;
+            }
+        }
+    }
+
+    async fn write(&mut self, tenant: &TenantId, records: Vec<Waiting>) {
+        let written = self.try_write(tenant, &records).await;
+        if let Err(error) = &written {
+            let error = error as &dyn std::error::Error;
+            tracing::error!(%tenant, error, "audit records are not durable; their actions are refused");
+            // The chain may have an object that we do not know of: a new one begins.
+            self.chains.remove(tenant);
+        }
+        for record in records {
+            // Whoever gave up waiting refused the action already.
+            if record.done.send(written.is_ok()).is_err() {
+                tracing::debug!(%tenant, "nobody waits for an audit record any more");
+            }
+        }
+    }
+
+    async fn try_write(&mut self, tenant: &TenantId, records: &[Waiting]) -> Result<(), AuditError> {
+        if !self.chains.contains_key(tenant) {
+            let key = self.keys.mint(tenant).await?;
+            let chain = Chain { key, next_object: 0, next_number: 0, prev: "0".repeat(64) };
+            self.chains.insert(tenant.clone(), chain);
+        }
+        let chain = self.chains.get_mut(tenant).ok_or(AuditError::Unavailable)?;
+        let now = clock::wall();
+        let mut text = Vec::new();
+        let (mut number, mut prev) = (chain.next_number, chain.prev.clone());
+        for waiting in records {
+            let record = AuditRecord {
+                v: 1,
+                number,
+                prev,
+                time: clock::rfc3339(now),
+                node: self.node.clone(),
+                event: waiting.event.clone(),
+            };
+            let line = serde_json::to_vec(&record).map_err(|_| AuditError::Unavailable)?;
+            prev = hex(&sha256(&line));
+            number += 1;
+            text.extend_from_slice(&line);
+            text.push(b'\n');
+        }
+        let ids = chain.key.ids;
+        let mut salt = [0; 32];
+        fill_random(&mut salt)?;
+        let context = context(ids.tenant, ids.recording, chain.next_object);
+        let sealed = SealedBox::AUDIT_RECORD
+            .seal(chain.key.dek.expose(), &salt, &context, &text)
+            .map_err(|_| AuditError::Unavailable)?;
+        let name = layout::audit(ids.tenant, &clock::utc_date(now), ids.recording, chain.next_object);
+        let no_tags = Tags::new();
+        let put = self.store.put_new(&name, Bytes::from(sealed), &no_tags);
+        let outcome = tokio::time::timeout(PUT_TIMEOUT, put).await.map_err(|_| AuditError::Unavailable)??;
+        if outcome == PutOutcome::AlreadyExists {
+            return Err(AuditError::Unavailable);
+        }
+        (chain.next_number, chain.prev) = (number, prev);
+        chain.next_object += 1;
+        ::metrics::counter!(metrics::AUDIT_RECORDS).increment(records.len() as u64);
+        Ok(())
+    }
+}
+
+/// Reads all audit records of a tenant, oldest first, and checks that no chain is broken.
+///
+/// # Errors
+/// [`AuditError::Broken`] when a record was changed, moved or removed from within a chain.
+pub async fn read(
+    tenant: &TenantId,
+    keys: &KeyService,
+    store: &dyn Store,
+) -> Result<Vec<AuditRecord>, AuditError> {
+    let tag = tenant.tag();
+    let mut chains: HashMap<RecordingId, Vec<(u32, ObjectName)>> = HashMap::new();
+    let (prefix, mut after) = (layout::audit_prefix(tag), None);
+    loop {
+        let page = store.list_after(&prefix, after.as_ref(), 1000).await?;
+        let Some(last) = page.last() else { break };
+        after = Some(last.name.clone());
+        for object in page {
+            if let Some((chain, seq)) = parse_name(&object.name) {
+                chains.entry(chain).or_default().push((seq, object.name));
+            }
+        }
+    }
+    let mut records = Vec::new();
+    for (chain, mut objects) in chains {
+        objects.sort();
+        let key = keys.open(tenant, chain).await?;
+        records.extend(read_chain(chain, tag, key.dek.expose(), objects, store).await?);
+    }
+    records.sort_by(|a, b| (&a.time, a.number).cmp(&(&b.time, b.number)));
+    Ok(records)
+}
+
+async fn read_chain(
+    chain: RecordingId,
+    tag: TenantTag,
+    key: &[u8; 32],
+    objects: Vec<(u32, ObjectName)>,
+    store: &dyn Store,
+) -> Result<Vec<AuditRecord>, AuditError> {
+    let mut records: Vec<AuditRecord> = Vec::new();
+    let mut prev = "0".repeat(64);
+    for (index, (_, name)) in objects.iter().enumerate() {
+        let broken = || AuditError::Broken { chain, number: records.len() as u64 };
+        let fetched = store.get(name, None).await?;
+        // The context holds the place that the object must have, so a missing or moved one does not open.
+        let context = context(tag, chain, u32::try_from(index).map_err(|_| broken())?);
+        let text = SealedBox::AUDIT_RECORD.open(key, &context, &fetched.bytes).map_err(|_| broken())?;
+        for line in text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            let broken = || AuditError::Broken { chain, number: records.len() as u64 };
+            let record: AuditRecord = serde_json::from_slice(line).map_err(|_| broken())?;
+            if record.prev != prev || record.number != records.len() as u64 {
+                return Err(broken());
+            }
+            prev = hex(&sha256(line));
+            records.push(record);
+        }
+    }
+    Ok(records)
+}
+
+fn parse_name(name: &ObjectName) -> Option<(RecordingId, u32)> {
+    let (_, file) = name.as_str().rsplit_once('/')?;
+    let (chain, seq) = file.strip_suffix(".car")?.split_once('-')?;
+    Some((chain.parse().ok()?, seq.parse().ok()?))
+}
+
+fn context(tenant: TenantTag, chain: RecordingId, object: u32) -> Vec<u8> {
+    [&tenant.0[..], &chain.0, &object.to_be_bytes()].concat()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

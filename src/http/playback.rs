@@ -1,0 +1,283 @@
+//! `GET` and `HEAD /play/{tenant}/{recording}.wav`: audio for whoever has a grant.
+//!
+//! Order: the grant's signature, its terms, the recording, a durable audit record, and only then audio.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use http_body_util::{BodyExt, StreamBody};
+use hyper::header::HeaderValue;
+use hyper::{HeaderMap, Method, Request, StatusCode, header};
+
+use crate::clock;
+use crate::config::{Tenant, TenantStatus};
+use crate::control::audit::AuditEvent;
+use crate::control::recordings::{RecordingError, StoredRecording};
+use crate::domain::ids::{RecordingId, TenantId};
+use crate::domain::playback::grant::{
+    Grant, GrantCheck, GrantFault, GrantLimits, SignedGrant, TrackSelection,
+};
+use crate::domain::playback::range::{ByteRange, if_range_matches};
+use crate::domain::playback::wav::{Channels, Encoding, WavLayout};
+use crate::domain::time::UnixMillis;
+use crate::node::Node;
+use crate::observe::metrics;
+
+use super::answer::{Answer, empty, problem, set};
+use super::play_body::{PlayRequest, play};
+use super::router::Peer;
+
+/// Samples per second of every recording of this version.
+const SAMPLE_RATE: u32 = 8000;
+
+/// A refusal: status, stable code and a text for the client.
+struct Refused {
+    status: StatusCode,
+    code: &'static str,
+    detail: String,
+}
+
+impl Refused {
+    fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+        Self { status, code, detail: detail.into() }
+    }
+
+    fn not_found() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", "no such recording")
+    }
+}
+
+/// Answers a playback request.
+pub(super) async fn answer<B>(request: &Request<B>, peer: Peer, id: &str, node: Arc<Node>) -> Answer {
+    let outcome = match request.method() {
+        &Method::GET | &Method::HEAD => serve(request, peer, id, &node).await,
+        &Method::OPTIONS => return preflight(request, &node),
+        _ => Err(Refused::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "allowed: GET, HEAD")),
+    };
+    let mut answer = match outcome {
+        Ok(answer) => {
+            ::metrics::counter!(metrics::PLAYS, "result" => "allowed").increment(1);
+            answer
+        }
+        Err(Refused { status, code, detail }) => {
+            ::metrics::counter!(metrics::PLAYS, "result" => code).increment(1);
+            problem(status, code, &detail, id)
+        }
+    };
+    let headers = answer.headers_mut();
+    set(headers, header::CACHE_CONTROL, "private, no-store");
+    if let Some(tenant) = parse_path(request.uri().path()).and_then(|(tenant, _)| node.tenant(&tenant)) {
+        add_cors(request.headers(), &tenant, headers);
+    }
+    answer
+}
+
+async fn serve<B>(request: &Request<B>, peer: Peer, id: &str, node: &Arc<Node>) -> Result<Answer, Refused> {
+    let (tenant_id, recording) = parse_path(request.uri().path()).ok_or_else(Refused::not_found)?;
+    let query = request.uri().query().unwrap_or_default();
+    let signed = SignedGrant::parse_query(&tenant_id, recording, query).map_err(|fault| bad_grant(&fault))?;
+    let tenant = node.tenant(&tenant_id);
+    let grant = match check_grant(&signed, tenant.as_deref(), peer.source, node) {
+        Ok(grant) => grant,
+        Err(refused) => {
+            // A refusal is recorded when it can be; there is nothing to hold back if it cannot.
+            if tenant.is_some() {
+                let event = audit_event(None, &recording, peer, id, refused.code);
+                let _recorded = node.audit.record(&tenant_id, event).await.is_ok();
+            }
+            return Err(refused);
+        }
+    };
+    let opened = StoredRecording::open(Arc::clone(&node.store), &node.keys, &tenant_id, recording).await;
+    let opened = Arc::new(opened.map_err(|error| recording_refused(&error, recording))?);
+    let layout = wav_layout(grant, &opened)?;
+    let event = audit_event(Some(grant), &recording, peer, id, "allowed");
+    node.audit.record(&tenant_id, event).await.map_err(|_| {
+        Refused::new(StatusCode::SERVICE_UNAVAILABLE, "audit_unavailable", "try again in a moment")
+    })?;
+    let etag = format!("\"{}-{}-{}\"", hex(&opened.version()), encoding_name(layout.0), grant.track.as_str());
+    let cut_at = UnixMillis(grant.exp.saturating_mul(1000)).plus(node.config.playback.cut_after_exp);
+    let play_request = PlayRequest { recording: opened, layout: layout.1, track: grant.track, cut_at };
+    respond(request, play_request, &etag, grant)
+}
+
+fn check_grant<'g>(
+    signed: &'g SignedGrant,
+    tenant: Option<&Tenant>,
+    source: IpAddr,
+    node: &Node,
+) -> Result<&'g Grant, Refused> {
+    let playable =
+        tenant.filter(|tenant| matches!(tenant.status, TenantStatus::Active | TenantStatus::Closing));
+    let key = playable.and_then(|tenant| tenant.playback.grant_keys.get(signed.kid()));
+    let max_ttl = tenant.map_or(node.config.playback.max_ttl, |tenant| tenant.playback.max_ttl);
+    let check = GrantCheck {
+        key: key.map(|secret| secret.expose()),
+        now: clock::wall(),
+        limits: GrantLimits {
+            max_ttl_secs: max_ttl.as_secs(),
+            skew_secs: node.config.playback.clock_skew.as_secs(),
+        },
+        source: Some(source),
+        not_before: None,
+    };
+    signed.verify(&check).map_err(|denied| {
+        Refused::new(StatusCode::FORBIDDEN, denied.code(), "this link does not give access")
+    })
+}
+
+fn wav_layout(grant: &Grant, recording: &StoredRecording) -> Result<(Encoding, WavLayout), Refused> {
+    let encoding = grant.format.unwrap_or(Encoding::Pcm16);
+    let channels = match grant.track {
+        TrackSelection::Both => Channels::Stereo,
+        TrackSelection::Caller | TrackSelection::Agent => Channels::Mono,
+    };
+    let layout = WavLayout::new(encoding, channels, SAMPLE_RATE, recording.timeline().samples());
+    let layout = layout.map_err(|_| {
+        Refused::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "too_long",
+            "the recording is too long for one WAV file",
+        )
+    })?;
+    Ok((encoding, layout))
+}
+
+fn respond<B>(
+    request: &Request<B>,
+    play_request: PlayRequest,
+    etag: &str,
+    grant: &Grant,
+) -> Result<Answer, Refused> {
+    let total = play_request.layout.total_bytes();
+    let text = |name| request.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    let range = match text(header::RANGE) {
+        Some(range) if if_range_matches(text(header::IF_RANGE), etag) => ByteRange::parse(Some(range), total),
+        _ => ByteRange::Whole,
+    };
+    let (status, first, last) = match range {
+        ByteRange::Whole => (StatusCode::OK, 0, total.saturating_sub(1)),
+        ByteRange::Part { first, last } => (StatusCode::PARTIAL_CONTENT, first, last),
+        ByteRange::Unsatisfiable => {
+            let mut answer = empty(StatusCode::RANGE_NOT_SATISFIABLE);
+            insert(answer.headers_mut(), header::CONTENT_RANGE, range.content_range(total));
+            return Ok(answer);
+        }
+    };
+    let life = life_of(&play_request.recording);
+    let file = format!("{}.wav", play_request.recording.ids().recording);
+    let mut answer = empty(status);
+    if request.method() == Method::GET {
+        *answer.body_mut() = StreamBody::new(play(play_request, first, last)).boxed_unsync();
+    }
+    let headers = answer.headers_mut();
+    set(headers, header::CONTENT_TYPE, "audio/wav");
+    set(headers, header::ACCEPT_RANGES, "bytes");
+    insert(headers, header::ETAG, Some(etag.to_owned()));
+    insert(headers, header::CONTENT_LENGTH, Some((last + 1 - first).to_string()));
+    insert(headers, header::CONTENT_RANGE, range.content_range(total));
+    insert(headers, header::HeaderName::from_static("x-callseal-state"), Some(life.to_owned()));
+    if grant.dl {
+        insert(headers, header::CONTENT_DISPOSITION, Some(format!("attachment; filename=\"{file}\"")));
+    }
+    Ok(answer)
+}
+
+fn insert(headers: &mut HeaderMap, name: header::HeaderName, value: Option<String>) {
+    if let Some(value) = value.and_then(|value| HeaderValue::from_str(&value).ok()) {
+        headers.insert(name, value);
+    }
+}
+
+fn life_of(recording: &StoredRecording) -> &'static str {
+    recording.manifest().map_or("receiving", |finished| finished.end.life.name())
+}
+
+fn parse_path(path: &str) -> Option<(TenantId, RecordingId)> {
+    let (tenant, recording) = path.strip_prefix("/play/")?.split_once('/')?;
+    Some((tenant.parse().ok()?, recording.strip_suffix(".wav")?.parse().ok()?))
+}
+
+fn bad_grant(fault: &GrantFault) -> Refused {
+    Refused::new(StatusCode::BAD_REQUEST, "grant_malformed", fault.to_string())
+}
+
+fn recording_refused(error: &RecordingError, recording: RecordingId) -> Refused {
+    let source = error as &dyn std::error::Error;
+    match error {
+        RecordingError::NotFound => Refused::not_found(),
+        RecordingError::Unavailable(_) => {
+            tracing::warn!(%recording, error = source, "recording is not available");
+            Refused::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", "try again in a moment")
+        }
+        RecordingError::Integrity(_) => {
+            ::metrics::counter!(metrics::INTEGRITY_FAILURES).increment(1);
+            tracing::error!(%recording, error = source, "stored recording is damaged");
+            Refused::new(StatusCode::INTERNAL_SERVER_ERROR, "damaged", "the recording cannot be played")
+        }
+    }
+}
+
+fn audit_event(
+    grant: Option<&Grant>,
+    recording: &RecordingId,
+    peer: Peer,
+    id: &str,
+    result: &str,
+) -> AuditEvent {
+    AuditEvent {
+        actor: grant.map_or_else(|| "unknown".to_owned(), |grant| grant.sub.clone()),
+        role: "player".to_owned(),
+        source: Some(peer.source.to_string()),
+        action: "play".to_owned(),
+        subject: recording.to_string(),
+        reason: grant.and_then(|grant| grant.reason.clone()),
+        result: result.to_owned(),
+        request: id.to_owned(),
+        detail: None,
+    }
+}
+
+/// A browser asks whether another page's script may send a `Range` header.
+fn preflight<B>(request: &Request<B>, node: &Node) -> Answer {
+    let mut answer = empty(StatusCode::NO_CONTENT);
+    if let Some(tenant) = parse_path(request.uri().path()).and_then(|(tenant, _)| node.tenant(&tenant)) {
+        let headers = answer.headers_mut();
+        if add_cors(request.headers(), &tenant, headers) {
+            set(headers, header::ACCESS_CONTROL_ALLOW_METHODS, "GET, HEAD");
+            set(headers, header::ACCESS_CONTROL_ALLOW_HEADERS, "range, if-range");
+        }
+    }
+    answer
+}
+
+/// Lets the tenant's own pages read the answer. Answers whether the page is one of them.
+fn add_cors(request: &HeaderMap, tenant: &Tenant, headers: &mut HeaderMap) -> bool {
+    let Some(origin) = request.get(header::ORIGIN) else { return false };
+    let allowed = tenant
+        .playback
+        .allowed_origins
+        .iter()
+        .any(|allowed| allowed.as_str().as_bytes() == origin.as_bytes());
+    if allowed {
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+        set(
+            headers,
+            header::ACCESS_CONTROL_EXPOSE_HEADERS,
+            "content-range, accept-ranges, etag, x-callseal-state",
+        );
+        set(headers, header::VARY, "origin");
+    }
+    allowed
+}
+
+fn encoding_name(encoding: Encoding) -> &'static str {
+    match encoding {
+        Encoding::Ulaw => "ulaw",
+        Encoding::Pcm16 => "pcm",
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,71 @@
+//! The public listener's routes.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use hyper::body::Incoming;
+use hyper::{Method, Request, StatusCode};
+
+use crate::ingest::twilio;
+use crate::keys::fill_random;
+use crate::node::Node;
+
+use super::answer::{Answer, add_common_headers, problem, text};
+use super::playback;
+
+/// Who is at the other end of a connection.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer {
+    /// The address of the socket.
+    pub socket: IpAddr,
+    /// The address that counts: the client's, if a trusted proxy names it.
+    pub source: IpAddr,
+}
+
+/// Answers one request of the public listener.
+pub async fn handle(request: Request<Incoming>, socket: IpAddr, node: Arc<Node>) -> Answer {
+    let peer = Peer { socket, source: source(&request, socket, &node) };
+    let id = request_id();
+    let mut answer = route(request, peer, &id, node).await;
+    add_common_headers(&mut answer);
+    answer
+}
+
+async fn route(request: Request<Incoming>, peer: Peer, id: &str, node: Arc<Node>) -> Answer {
+    let path = request.uri().path().to_owned();
+    if path.starts_with("/twilio/v1/") {
+        return twilio::answer(request, peer, id, node).await;
+    }
+    if path.starts_with("/play/") {
+        return playback::answer(&request, peer, id, node).await;
+    }
+    match (path.as_str(), request.method()) {
+        ("/healthz", &Method::GET | &Method::HEAD) => text(StatusCode::OK, "ok\n"),
+        ("/healthz", _) => {
+            problem(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "allowed: GET, HEAD", id)
+        }
+        _ => problem(StatusCode::NOT_FOUND, "not_found", "nothing is here", id),
+    }
+}
+
+/// The address behind a trusted proxy, else that of the socket. A header from anybody else is not looked at.
+fn source(request: &Request<Incoming>, socket: IpAddr, node: &Node) -> IpAddr {
+    let proxies = &node.config.proxies;
+    let Some(name) = &proxies.client_ip_header else { return socket };
+    if !proxies.trusted.iter().any(|range| range.contains(socket)) {
+        return socket;
+    }
+    let mut values = request.headers().get_all(name).iter();
+    let (first, more) = (values.next(), values.next());
+    let named = first.filter(|_| more.is_none()).and_then(|value| value.to_str().ok());
+    named.and_then(|text| text.trim().parse().ok()).unwrap_or(socket)
+}
+
+/// Twelve random hexadecimal digits.
+fn request_id() -> String {
+    let mut random = [0; 6];
+    if fill_random(&mut random).is_err() {
+        return "none".to_owned();
+    }
+    random.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,110 @@
+//! Accepts connections on the public listener: a permit, a TLS handshake in time, then HTTP.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use crate::drain::Phase;
+use crate::http;
+use crate::http::answer::{Answer, CutOff};
+use crate::node::Node;
+use crate::observe::metrics;
+
+/// Requests of one HTTP/2 connection at a time: a player needs a handful.
+const H2_STREAMS: u32 = 32;
+/// HTTP/2 connections that do not answer are given up.
+const H2_KEEP_ALIVE: Duration = Duration::from_secs(20);
+
+/// Serves the public listener until the drain begins; connections that were accepted go on.
+pub async fn serve_public(listener: TcpListener, tls: TlsAcceptor, node: Arc<Node>) {
+    let places = Arc::new(Semaphore::new(node.config.ingest.max_connections));
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = node.drain.reached(Phase::Stopping) => return,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of file descriptors, most likely: others must end first.
+                tracing::warn!(error = &error as &dyn std::error::Error, "cannot accept");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+            ::metrics::counter!(metrics::HANDSHAKES, "status" => "no_place").increment(1);
+            continue;
+        };
+        tokio::spawn(connection(stream, peer, tls.clone(), Arc::clone(&node), place));
+    }
+}
+
+async fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    tls: TlsAcceptor,
+    node: Arc<Node>,
+    place: OwnedSemaphorePermit,
+) {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(error = &error as &dyn std::error::Error, "connection was gone at once");
+        return;
+    }
+    let handshake = tokio::time::timeout(node.config.ingest.tls_handshake_timeout, tls.accept(stream));
+    let stream = match handshake.await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            tracing::debug!(error = &error as &dyn std::error::Error, "TLS handshake failed");
+            return;
+        }
+        Err(_) => {
+            tracing::debug!("TLS handshake took too long");
+            return;
+        }
+    };
+    ::metrics::gauge!(metrics::CONNECTIONS).increment(1.0);
+    serve(stream, peer, node, place).await;
+    ::metrics::gauge!(metrics::CONNECTIONS).decrement(1.0);
+}
+
+async fn serve(stream: TlsStream<TcpStream>, peer: SocketAddr, node: Arc<Node>, place: OwnedSemaphorePermit) {
+    let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    let header_timeout = node.config.ingest.header_timeout;
+    let place = Arc::new(place);
+    let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+        // A websocket that grows out of this request keeps the connection's place.
+        request.extensions_mut().insert(Arc::clone(&place));
+        let node = Arc::clone(&node);
+        async move { Ok::<Answer, CutOff>(http::handle(request, peer.ip(), node).await) }
+    });
+    let stream = TokioIo::new(stream);
+    let ended = if is_h2 {
+        http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(H2_STREAMS)
+            .keep_alive_interval(H2_KEEP_ALIVE)
+            .keep_alive_timeout(H2_KEEP_ALIVE)
+            .serve_connection(stream, service)
+            .await
+    } else {
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(header_timeout)
+            .max_buf_size(16 * 1024)
+            .serve_connection(stream, service)
+            .with_upgrades()
+            .await
+    };
+    if let Err(error) = ended {
+        tracing::debug!(error = &error as &dyn std::error::Error, "connection ended");
+    }
+}

@@ -1,0 +1,328 @@
+//! Carries one session's outputs: sealed bytes to the journal at once, segments and manifest to the uploader.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use metrics::{Counter, Histogram, counter, histogram};
+
+use crate::clock;
+use crate::config::{Dtmf, Route, Tenant};
+use crate::control::audit::AuditEvent;
+use crate::control::recovery::OpenedNote;
+use crate::domain::cmr::{GapReason, sha256};
+use crate::domain::ids::RecordingId;
+use crate::domain::provider::{Digit, Media, StreamStart};
+use crate::domain::recording::{EndCause, RecordingMetadata};
+use crate::domain::session::{
+    CallSession, DtmfPolicy, Entropy, EntropyFailed, Output, SealedManifest, SealedSegment, SegmentLimits,
+    SessionError, SessionSetup, Stored,
+};
+use crate::domain::time::UnixMillis;
+use crate::journal::{Journal, Record};
+use crate::keys::{Minted, fill_random};
+use crate::node::Node;
+use crate::observe::metrics::{self as names, LocalHistogram};
+use crate::upload::{Lane, RetentionTags, UploadContext};
+
+/// The operating system's random bytes.
+struct SystemEntropy;
+
+impl Entropy for SystemEntropy {
+    fn fill(&mut self, out: &mut [u8]) -> Result<(), EntropyFailed> {
+        fill_random(out).map_err(|_| EntropyFailed)
+    }
+}
+
+/// One stream being recorded.
+pub(super) struct Recorder {
+    node: Arc<Node>,
+    tenant: Arc<Tenant>,
+    recording: RecordingId,
+    session: CallSession,
+    lane: Lane,
+    journal: Journal,
+    generation: u64,
+    opened: Record,
+    published: Published,
+    read_to_sealed: LocalHistogram,
+    metrics: Metrics,
+}
+
+/// What the shared counters know already.
+#[derive(Default)]
+struct Published {
+    frames: u64,
+    audio_bytes: u64,
+}
+
+struct Metrics {
+    frames: Counter,
+    audio_bytes: Counter,
+    read_to_sealed: Histogram,
+}
+
+impl Recorder {
+    /// Starts the recording of a stream.
+    ///
+    /// # Errors
+    /// [`SessionError`]; nothing was recorded.
+    pub(super) fn start(
+        node: &Arc<Node>,
+        tenant: &Arc<Tenant>,
+        route: &Route,
+        key: Minted,
+        start: &StreamStart,
+    ) -> Result<Self, SessionError> {
+        let (now, wall) = (clock::monotonic(), clock::wall());
+        let ids = key.ids;
+        let retention_days = tenant.retention.call_audio_days;
+        let setup = SessionSetup {
+            dek: key.dek,
+            ids,
+            limits: SegmentLimits {
+                max_age: node.config.segments.max_age,
+                max_bytes: node.config.segments.max_bytes,
+            },
+            dtmf: match route.dtmf {
+                Dtmf::Redact => DtmfPolicy::Redact,
+                Dtmf::Keep => DtmfPolicy::Keep,
+            },
+            metadata: metadata(tenant, route, start, wall),
+        };
+        let mut session = CallSession::start(setup, Box::new(SystemEntropy), now, wall)?;
+        session.handle_number(start.sequence);
+        let retention = RetentionTags { tenant: ids.tenant, days: retention_days };
+        let note = OpenedNote { v: 1, tenant: tenant.id.to_string(), retention_days };
+        let body = Bytes::from(serde_json::to_vec(&note).unwrap_or_default());
+        let mut recorder = Self {
+            node: Arc::clone(node),
+            tenant: Arc::clone(tenant),
+            recording: ids.recording,
+            session,
+            lane: node.uploader.lane(UploadContext { recording: ids.recording, retention }),
+            journal: node.journal.clone(),
+            generation: node.journal.generation(),
+            opened: Record::Opened { recording: ids.recording, tenant_tag: ids.tenant, body },
+            published: Published::default(),
+            read_to_sealed: LocalHistogram::default(),
+            metrics: Metrics {
+                frames: counter!(names::FRAMES_SEALED),
+                audio_bytes: counter!(names::AUDIO_SEALED),
+                read_to_sealed: histogram!(names::READ_TO_SEALED),
+            },
+        };
+        recorder.journal_opened();
+        recorder.hand_over(now);
+        Ok(recorder)
+    }
+
+    /// Returns the recording's id.
+    pub(super) fn recording(&self) -> RecordingId {
+        self.recording
+    }
+
+    /// Seals the audio of a message, or counts it as a gap while the store does not take enough.
+    pub(super) fn media(&mut self, now: Instant, media: &Media<'_>) -> Result<(), SessionError> {
+        if self.lane.is_full() {
+            self.session.drop_media(media);
+            return Ok(());
+        }
+        match self.session.handle_media(now, clock::wall(), media)? {
+            Stored::Sealed | Stored::Nothing => Ok(()),
+        }
+    }
+
+    /// Seals that a mark came back.
+    pub(super) fn mark(
+        &mut self,
+        now: Instant,
+        sequence: Option<u64>,
+        name: &str,
+    ) -> Result<(), SessionError> {
+        self.session.handle_mark(now, clock::wall(), sequence, name)
+    }
+
+    /// Seals that a key was pressed.
+    pub(super) fn dtmf(
+        &mut self,
+        now: Instant,
+        sequence: Option<u64>,
+        digit: Digit,
+    ) -> Result<(), SessionError> {
+        self.session.handle_dtmf(now, clock::wall(), sequence, digit)
+    }
+
+    /// Notes the number of another message.
+    pub(super) fn number(&mut self, sequence: Option<u64>) {
+        self.session.handle_number(sequence);
+    }
+
+    /// Counts a dropped message.
+    pub(super) fn dropped(&mut self) {
+        self.session.count_dropped();
+    }
+
+    /// Cuts the segment if its time has come.
+    pub(super) fn timeout(&mut self, now: Instant) -> Result<(), SessionError> {
+        self.session.handle_timeout(now, clock::wall())
+    }
+
+    /// Returns when [`Recorder::timeout`] is wanted.
+    pub(super) fn next_timeout(&self) -> Option<Instant> {
+        self.session.poll_timeout()
+    }
+
+    /// Hands everything that was sealed since `read_at` on. To be called after every batch of messages.
+    pub(super) fn hand_over(&mut self, read_at: Instant) {
+        self.read_to_sealed.record(clock::since(read_at));
+        while let Some(output) = self.session.poll_output() {
+            self.output(output);
+        }
+        let generation = self.journal.generation();
+        if generation != self.generation {
+            self.generation = generation;
+            self.session.journal_lost();
+            self.journal_opened();
+        }
+        let Some(unjournaled) = self.session.unjournaled() else { return };
+        let record = Record::Sealed {
+            recording: self.recording,
+            writer: unjournaled.writer,
+            seq: unjournaled.seq,
+            offset: unjournaled.offset,
+            bytes: Bytes::copy_from_slice(unjournaled.bytes),
+            sealed_at: read_at,
+        };
+        // A full queue is no loss: the bytes stay in the open segment and are handed over with the next ones.
+        if self.journal.append(record).is_ok() {
+            self.session.mark_journaled();
+        }
+    }
+
+    /// Ends the recording.
+    pub(super) fn finish(mut self, cause: EndCause) {
+        let wall = clock::wall();
+        if let Err(error) = self.session.finish(wall, cause) {
+            let error = &error as &dyn std::error::Error;
+            tracing::error!(recording = %self.recording, error, "recording cannot be finished; recovery will");
+        }
+        let mut manifest = None;
+        while let Some(output) = self.session.poll_output() {
+            match output {
+                Output::Finished(finished) => manifest = Some(finished),
+                segment @ Output::Segment(_) => self.output(segment),
+            }
+        }
+        self.publish();
+        if let Some(manifest) = manifest {
+            self.finish_with(manifest, wall);
+        }
+    }
+
+    fn finish_with(self, manifest: SealedManifest, wall: UnixMillis) {
+        let SealedManifest { bytes, rows, end } = manifest;
+        count_lost(&end.gaps);
+        let event = AuditEvent {
+            actor: self.node.config.node.as_str().to_owned(),
+            role: "node".to_owned(),
+            source: None,
+            action: "record".to_owned(),
+            subject: self.recording.to_string(),
+            reason: None,
+            result: end.life.name().to_owned(),
+            request: String::new(),
+            detail: Some(format!("root={} revision=0 rows={}", hex(&sha256(&bytes)), rows.len())),
+        };
+        counter!(names::STREAMS_ENDED, "cause" => end.cause.name()).increment(1);
+        tracing::info!(
+            recording = %self.recording,
+            cause = end.cause.name(),
+            life = end.life.name(),
+            frames = end.counts.frames,
+            missing_messages = end.counts.missing_messages,
+            "recording sealed"
+        );
+        if !self.lane.finish(Bytes::from(bytes), wall, end.life) {
+            tracing::error!(recording = %self.recording, "manifest was not taken; recovery will make one");
+        }
+        let (audit, tenant) = (self.node.audit.clone(), self.tenant.id.clone());
+        let recording = self.recording;
+        tokio::spawn(async move {
+            if let Err(error) = audit.record(&tenant, event).await {
+                let error = &error as &dyn std::error::Error;
+                tracing::error!(%recording, error, "recording root is not in the audit log");
+            }
+        });
+    }
+
+    fn output(&mut self, output: Output) {
+        let Output::Segment(SealedSegment { row, bytes, journaled_bytes, opened_at }) = output else {
+            return;
+        };
+        let bytes = Bytes::from(bytes);
+        let rest = bytes.slice(journaled_bytes.min(bytes.len())..);
+        let sealed = Record::Sealed {
+            recording: self.recording,
+            writer: row.writer,
+            seq: row.seq,
+            offset: u32::try_from(journaled_bytes).unwrap_or(u32::MAX),
+            bytes: rest,
+            sealed_at: clock::monotonic(),
+        };
+        let cut =
+            Record::Cut { recording: self.recording, writer: row.writer, seq: row.seq, length: row.byte_len };
+        for record in [sealed, cut] {
+            if let Err(refused) = self.journal.append(record) {
+                tracing::debug!(error = &refused as &dyn std::error::Error, "segment is not in the journal");
+            }
+        }
+        if !self.lane.segment(row, bytes, opened_at) {
+            tracing::error!(recording = %self.recording, seq = row.seq, "segment was not taken; recovery will store it");
+        }
+        self.publish();
+    }
+
+    fn journal_opened(&self) {
+        if let Err(refused) = self.journal.append(self.opened.clone()) {
+            let error = &refused as &dyn std::error::Error;
+            tracing::warn!(recording = %self.recording, error, "a crash would lose this recording's open segment");
+        }
+    }
+
+    /// Adds local counts to the shared ones: once per segment, not once per frame.
+    fn publish(&mut self) {
+        let counts = self.session.counts();
+        self.metrics.frames.increment(counts.frames - self.published.frames);
+        self.metrics.audio_bytes.increment(counts.audio_bytes - self.published.audio_bytes);
+        self.published = Published { frames: counts.frames, audio_bytes: counts.audio_bytes };
+        self.read_to_sealed.publish(&self.metrics.read_to_sealed);
+    }
+}
+
+fn metadata(tenant: &Tenant, route: &Route, start: &StreamStart, wall: UnixMillis) -> RecordingMetadata {
+    RecordingMetadata {
+        v: 1,
+        tenant: tenant.id.to_string(),
+        route: route.name.to_string(),
+        provider: "twilio".to_owned(),
+        account: start.account.clone(),
+        call: start.call.clone(),
+        stream: start.stream.clone(),
+        started_ms: wall.0,
+        parameters: start.parameters.clone(),
+        retention_days: tenant.retention.call_audio_days,
+    }
+}
+
+/// Adds lost audio to its metric; one sample of μ-law is one byte.
+fn count_lost(gaps: &[crate::domain::recording::GapEntry]) {
+    for gap in gaps.iter().filter(|gap| gap.is_loss()) {
+        let reason = GapReason::from_number(gap.reason).map_or("other", GapReason::name);
+        counter!(names::AUDIO_LOST, "reason" => reason).increment(u64::from(gap.samples));
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

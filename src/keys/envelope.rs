@@ -1,0 +1,88 @@
+//! The envelope of a recording: its wrapped DEK as a small JSON object (`docs/FORMAT.md` section 11).
+
+use serde::{Deserialize, Serialize};
+
+use crate::domain::cmr::Expected;
+use crate::domain::ids::{KeyId, RecordingId, TenantTag};
+use crate::store::ObjectName;
+
+use super::KeyError;
+
+/// A wrapped DEK with the ids it belongs to. Holds no secret in clear.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Envelope {
+    /// Version of this record: 1.
+    pub v: u8,
+    /// Whose recording, 32 hexadecimal digits.
+    pub tenant_tag: String,
+    /// Which recording, 32 hexadecimal digits.
+    pub recording_id: String,
+    /// Which DEK, 32 hexadecimal digits.
+    pub key_id: String,
+    /// `active`.
+    pub state: String,
+    /// When it was made, RFC 3339.
+    pub created: String,
+    /// The DEK under one or more KEKs, each independent.
+    pub wraps: Vec<Wrap>,
+}
+
+/// One DEK under one KEK.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wrap {
+    /// `local`.
+    pub provider: String,
+    /// The KEK's name.
+    pub kek: String,
+    /// The KEK's version.
+    pub kek_version: String,
+    /// The wrapped key, standard base64.
+    pub blob: String,
+    /// When it was wrapped, RFC 3339.
+    pub wrapped_at: String,
+}
+
+impl Envelope {
+    /// Makes the envelope of a new DEK.
+    pub fn new(ids: &Expected, wrap: Wrap) -> Self {
+        Self {
+            v: 1,
+            tenant_tag: ids.tenant.to_string(),
+            recording_id: ids.recording.to_string(),
+            key_id: ids.key.to_string(),
+            state: "active".to_owned(),
+            created: wrap.wrapped_at.clone(),
+            wraps: vec![wrap],
+        }
+    }
+
+    /// Reads an envelope and checks that it belongs to this tenant's recording.
+    ///
+    /// # Errors
+    /// [`KeyError::BadEnvelope`].
+    pub fn parse(json: &[u8], tenant: TenantTag, recording: RecordingId) -> Result<(Self, KeyId), KeyError> {
+        let envelope: Self = serde_json::from_slice(json).map_err(|_| KeyError::BadEnvelope("not JSON"))?;
+        if envelope.v != 1 || envelope.state != "active" {
+            return Err(KeyError::BadEnvelope("version or state"));
+        }
+        if envelope.tenant_tag != tenant.to_string() || envelope.recording_id != recording.to_string() {
+            return Err(KeyError::BadEnvelope("of another recording"));
+        }
+        let key = envelope.key_id.parse().map_err(|_| KeyError::BadEnvelope("key id"))?;
+        Ok((envelope, key))
+    }
+}
+
+/// The prefix of all revisions of a recording's envelope.
+pub fn envelope_prefix(tenant: TenantTag, recording: RecordingId) -> String {
+    format!("k/{tenant}/{recording}/")
+}
+
+/// The object name of one revision of a recording's envelope.
+///
+/// # Panics
+/// Never: hexadecimal digits and slashes are always a valid name.
+pub fn envelope_name(tenant: TenantTag, recording: RecordingId, revision: u32) -> ObjectName {
+    ObjectName::new(format!("{}{revision:04}.json", envelope_prefix(tenant, recording)))
+        .expect("hexadecimal digits and slashes are a valid name")
+}

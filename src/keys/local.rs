@@ -1,0 +1,94 @@
+//! The `local` provider: KEKs from a keyring file.
+
+use std::io;
+
+use async_trait::async_trait;
+
+use crate::clock;
+use crate::domain::cmr::{Dek, Expected, SealedBox, WrapContext};
+use crate::domain::ids::TenantId;
+
+use super::envelope::Wrap;
+use super::keyring::Keyring;
+use super::{KeyError, KeyProvider, fill_random};
+
+const PROVIDER: &str = "local";
+
+/// Wraps DEKs under the KEKs of a [`Keyring`].
+#[derive(Debug)]
+pub struct LocalKeys {
+    ring: Keyring,
+}
+
+impl LocalKeys {
+    /// Takes a keyring.
+    pub fn new(ring: Keyring) -> Self {
+        Self { ring }
+    }
+
+    /// Whether a tenant has a KEK.
+    pub fn has(&self, tenant: &TenantId) -> bool {
+        self.ring.has(tenant)
+    }
+}
+
+#[async_trait]
+impl KeyProvider for LocalKeys {
+    async fn wrap(&self, tenant: &TenantId, ids: &Expected, dek: &Dek) -> Result<Wrap, KeyError> {
+        let kek = self.ring.newest(tenant).ok_or(KeyError::NoKek)?;
+        let mut salt = [0; 32];
+        fill_random(&mut salt)?;
+        let (name, version) = (kek_name(tenant), kek.version.to_string());
+        let context = context(ids, &name, &version);
+        let blob = SealedBox::WRAPPED_DEK
+            .seal(&kek.key, &salt, &context, dek.expose())
+            .map_err(|_| KeyError::BadEnvelope("key could not be wrapped"))?;
+        Ok(Wrap {
+            provider: PROVIDER.to_owned(),
+            kek: name,
+            kek_version: version,
+            blob: base64_simd::STANDARD.encode_to_string(blob),
+            wrapped_at: clock::rfc3339(clock::wall()),
+        })
+    }
+
+    async fn unwrap(&self, tenant: &TenantId, ids: &Expected, wrap: &Wrap) -> Result<Dek, KeyError> {
+        let version = wrap.kek_version.parse().map_err(|_| KeyError::BadEnvelope("KEK version"))?;
+        if wrap.provider != PROVIDER || wrap.kek != kek_name(tenant) {
+            return Err(KeyError::NoKek);
+        }
+        let kek = self.ring.version(tenant, version).ok_or(KeyError::NoKek)?;
+        let blob = base64_simd::STANDARD
+            .decode_to_vec(wrap.blob.as_bytes())
+            .map_err(|_| KeyError::BadEnvelope("not base64"))?;
+        let context = context(ids, &wrap.kek, &wrap.kek_version);
+        let opened = SealedBox::WRAPPED_DEK
+            .open(&kek.key, &context, &blob)
+            .map_err(|_| KeyError::BadEnvelope("wrong key or context"))?;
+        Dek::filled_by(|key| {
+            if opened.len() != key.len() {
+                return Err(KeyError::BadEnvelope("length"));
+            }
+            key.copy_from_slice(&opened);
+            Ok(())
+        })
+    }
+}
+
+fn kek_name(tenant: &TenantId) -> String {
+    format!("{PROVIDER}/{tenant}")
+}
+
+fn context(ids: &Expected, kek: &str, version: &str) -> Vec<u8> {
+    let kek_name = format!("{kek}/v{version}");
+    WrapContext { tenant: ids.tenant, recording: ids.recording, key: ids.key, kek_name: &kek_name }
+        .canonical()
+}
+
+/// Random bytes for [`Keyring::init`].
+///
+/// # Errors
+/// The system has none.
+pub fn system_random(out: &mut [u8]) -> io::Result<()> {
+    getrandom::fill(out).map_err(|error| io::Error::other(error.to_string()))
+}

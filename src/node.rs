@@ -1,0 +1,79 @@
+//! What one process is made of, shared by its tasks.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use metrics_exporter_prometheus::PrometheusHandle;
+
+use crate::config::{Config, Tenant};
+use crate::control::audit::AuditLog;
+use crate::domain::ids::TenantId;
+use crate::drain::{Drain, Phase};
+use crate::ingest::StreamLimits;
+use crate::journal::{Journal, JournalState};
+use crate::keys::KeyService;
+use crate::store::Store;
+use crate::upload::Uploader;
+
+/// How long readiness waits for the store.
+const PING_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The parts of a running node.
+pub struct Node {
+    /// The configuration it was started with. Tenants are in [`Node::tenant`], because they can change.
+    pub config: Config,
+    /// The object store.
+    pub store: Arc<dyn Store>,
+    /// Mints and opens DEKs.
+    pub keys: Arc<KeyService>,
+    /// Sealed bytes on this machine's disk.
+    pub journal: Journal,
+    /// The way to the store.
+    pub uploader: Uploader,
+    /// Who did what.
+    pub audit: AuditLog,
+    /// How far stopping has come.
+    pub drain: Drain,
+    /// Streams per tenant.
+    pub limits: StreamLimits,
+    /// Renders the metrics page.
+    pub metrics: PrometheusHandle,
+    /// The tenants as they are now.
+    pub tenants: ArcSwap<Vec<Arc<Tenant>>>,
+    /// Whether the journal of earlier processes was worked off.
+    pub recovered: AtomicBool,
+}
+
+impl Node {
+    /// Returns a tenant.
+    pub fn tenant(&self, id: &TenantId) -> Option<Arc<Tenant>> {
+        self.tenants.load().iter().find(|tenant| tenant.id == *id).cloned()
+    }
+
+    /// Puts other tenants in place; running calls keep what they began with.
+    pub fn replace_tenants(&self, tenants: Vec<Tenant>) {
+        self.tenants.store(Arc::new(tenants.into_iter().map(Arc::new).collect()));
+    }
+
+    /// Returns why new calls should go elsewhere; `None` when they are welcome.
+    pub async fn not_ready(&self) -> Option<&'static str> {
+        if self.drain.phase() != Phase::Running {
+            return Some("draining");
+        }
+        if !self.recovered.load(Ordering::Acquire) {
+            return Some("recovering recordings of an earlier process");
+        }
+        if self.uploader.is_nearly_full() {
+            return Some("too many sealed bytes wait for the store");
+        }
+        if let JournalState::Failing { .. } = self.journal.state() {
+            return Some("the journal cannot be written");
+        }
+        match tokio::time::timeout(PING_TIMEOUT, self.store.ping()).await {
+            Ok(Ok(())) => None,
+            Ok(Err(_)) | Err(_) => Some("the store does not answer"),
+        }
+    }
+}

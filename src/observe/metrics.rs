@@ -1,0 +1,276 @@
+//! Every metric, once: its name, kind and meaning. `docs/METRICS.md` is tested against this table.
+//!
+//! Labels come from closed sets; there is never a tenant, call or number in one.
+
+use std::time::Duration;
+
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+
+use crate::{journal, store};
+
+/// Counter: websocket messages from providers.
+pub const MESSAGES_IN: &str = "ingest_messages_total";
+/// Counter: bytes of those messages.
+pub const BYTES_IN: &str = "ingest_bytes_total";
+/// Counter, label `reason`: messages dropped; the stream went on.
+pub const MESSAGES_DROPPED: &str = "ingest_messages_dropped_total";
+/// Counter, label `status`: websocket handshakes by HTTP status.
+pub const HANDSHAKES: &str = "ingest_handshakes_total";
+/// Gauge: open connections of any kind on the public listener.
+pub const CONNECTIONS: &str = "ingest_connections";
+/// Gauge: streams being recorded.
+pub const LIVE_STREAMS: &str = "ingest_live_streams";
+/// Counter, label `cause`: streams ended.
+pub const STREAMS_ENDED: &str = "ingest_streams_ended_total";
+/// Histogram: seconds from the start of a read to its frames being sealed.
+pub const READ_TO_SEALED: &str = "ingest_read_to_sealed_seconds";
+/// Counter: audio frames sealed.
+pub const FRAMES_SEALED: &str = "seal_frames_total";
+/// Counter: audio bytes sealed.
+pub const AUDIO_SEALED: &str = "seal_audio_bytes_total";
+/// Counter, label `reason`: audio bytes lost. Normal is 0.
+pub const AUDIO_LOST: &str = "audio_lost_bytes_total";
+/// Histogram: seconds from a segment's first sealed frame to its being stored.
+pub const SEALED_TO_STORED: &str = "upload_sealed_to_stored_seconds";
+/// Counter: segments stored and verified.
+pub const SEGMENTS_STORED: &str = "upload_segments_stored_total";
+/// Counter: uploads tried again.
+pub const UPLOAD_RETRIES: &str = "upload_retries_total";
+/// Gauge: sealed bytes waiting in memory for the store.
+pub const UPLOAD_WAITING: &str = "upload_waiting_bytes";
+/// Gauge: seconds since the oldest segment that waits for the store was begun; 0 when none waits.
+pub const OLDEST_UNSTORED: &str = "upload_oldest_unstored_seconds";
+/// Counter, label `life`: recordings finished.
+pub const RECORDINGS_FINISHED: &str = "recordings_finished_total";
+/// Counter: recordings finished after a crash.
+pub const RECORDINGS_RECOVERED: &str = "recordings_recovered_total";
+/// Counter: recordings that could not be recovered at start; they stay in the journal.
+pub const RECOVERY_FAILED: &str = "recordings_recovery_failed_total";
+/// Counter: keys that could not be minted.
+pub const KEY_ERRORS: &str = "key_errors_total";
+/// Counter, label `result`: playback requests by outcome.
+pub const PLAYS: &str = "playback_requests_total";
+/// Counter: audio bytes played.
+pub const PLAYED_BYTES: &str = "playback_bytes_total";
+/// Counter: stored bytes that failed authentication or their digest. Normal is 0; anything else wakes someone.
+pub const INTEGRITY_FAILURES: &str = "integrity_failures_total";
+/// Counter: audit records made durable.
+pub const AUDIT_RECORDS: &str = "audit_records_total";
+/// Counter: audit records that could not be made durable; the action did not happen.
+pub const AUDIT_FAILURES: &str = "audit_failures_total";
+/// Gauge: resident memory of the process.
+pub const PROCESS_MEMORY: &str = "process_resident_memory_bytes";
+/// Gauge: open files of the process.
+pub const PROCESS_FILES: &str = "process_open_fds";
+
+/// What a metric is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Only goes up.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// A distribution.
+    Histogram,
+}
+
+/// One line of the table.
+#[derive(Debug, Clone, Copy)]
+pub struct Metric {
+    /// Its name.
+    pub name: &'static str,
+    /// What it is.
+    pub kind: Kind,
+    /// Its unit.
+    pub unit: Unit,
+    /// Its meaning, one sentence.
+    pub help: &'static str,
+}
+
+const fn metric(name: &'static str, kind: Kind, unit: Unit, help: &'static str) -> Metric {
+    Metric { name, kind, unit, help }
+}
+
+/// The table.
+pub const ALL: &[Metric] = &[
+    metric(MESSAGES_IN, Kind::Counter, Unit::Count, "Websocket messages from providers."),
+    metric(BYTES_IN, Kind::Counter, Unit::Bytes, "Bytes of websocket messages from providers."),
+    metric(
+        MESSAGES_DROPPED,
+        Kind::Counter,
+        Unit::Count,
+        "Messages dropped, by reason; their streams went on.",
+    ),
+    metric(HANDSHAKES, Kind::Counter, Unit::Count, "Websocket handshakes, by HTTP status."),
+    metric(CONNECTIONS, Kind::Gauge, Unit::Count, "Open connections on the public listener."),
+    metric(LIVE_STREAMS, Kind::Gauge, Unit::Count, "Streams being recorded."),
+    metric(STREAMS_ENDED, Kind::Counter, Unit::Count, "Streams ended, by cause."),
+    metric(
+        READ_TO_SEALED,
+        Kind::Histogram,
+        Unit::Seconds,
+        "From the start of a read to its frames being sealed.",
+    ),
+    metric(FRAMES_SEALED, Kind::Counter, Unit::Count, "Audio frames sealed."),
+    metric(AUDIO_SEALED, Kind::Counter, Unit::Bytes, "Audio bytes sealed."),
+    metric(AUDIO_LOST, Kind::Counter, Unit::Bytes, "Audio bytes lost, by reason. Normal is 0."),
+    metric(journal::FLUSH_DELAY_SECONDS, Kind::Histogram, Unit::Seconds, "From sealing to the journal file."),
+    metric(
+        journal::SYNC_SECONDS,
+        Kind::Histogram,
+        Unit::Seconds,
+        "How long making the journal durable took.",
+    ),
+    metric(journal::WRITTEN_BYTES, Kind::Counter, Unit::Bytes, "Bytes written to the journal."),
+    metric(journal::RECORDS, Kind::Counter, Unit::Count, "Records written to the journal."),
+    metric(
+        journal::DISCARDED_RECORDS,
+        Kind::Counter,
+        Unit::Count,
+        "Records not journaled because no file worked.",
+    ),
+    metric(journal::FAILURES, Kind::Counter, Unit::Count, "Journal failures, by step and kind. Normal is 0."),
+    metric(journal::FILES, Kind::Gauge, Unit::Count, "Journal files of this process."),
+    metric(journal::TORN_TAILS, Kind::Counter, Unit::Count, "Torn journal tails cut at start."),
+    metric(
+        journal::CORRUPT_FILES,
+        Kind::Counter,
+        Unit::Count,
+        "Journal files with wrong bytes. Normal is 0.",
+    ),
+    metric(
+        SEALED_TO_STORED,
+        Kind::Histogram,
+        Unit::Seconds,
+        "From a segment's first frame to its being stored.",
+    ),
+    metric(SEGMENTS_STORED, Kind::Counter, Unit::Count, "Segments stored and verified."),
+    metric(UPLOAD_RETRIES, Kind::Counter, Unit::Count, "Uploads tried again."),
+    metric(UPLOAD_WAITING, Kind::Gauge, Unit::Bytes, "Sealed bytes waiting in memory for the store."),
+    metric(
+        OLDEST_UNSTORED,
+        Kind::Gauge,
+        Unit::Seconds,
+        "Age of the oldest segment that waits for the store.",
+    ),
+    metric(RECORDINGS_FINISHED, Kind::Counter, Unit::Count, "Recordings finished, by life."),
+    metric(RECORDINGS_RECOVERED, Kind::Counter, Unit::Count, "Recordings finished after a crash."),
+    metric(RECOVERY_FAILED, Kind::Counter, Unit::Count, "Recordings not recovered at start. Normal is 0."),
+    metric(KEY_ERRORS, Kind::Counter, Unit::Count, "Keys that could not be minted."),
+    metric(PLAYS, Kind::Counter, Unit::Count, "Playback requests, by result."),
+    metric(PLAYED_BYTES, Kind::Counter, Unit::Bytes, "Audio bytes played."),
+    metric(
+        INTEGRITY_FAILURES,
+        Kind::Counter,
+        Unit::Count,
+        "Stored bytes that failed authentication. Normal is 0.",
+    ),
+    metric(AUDIT_RECORDS, Kind::Counter, Unit::Count, "Audit records made durable."),
+    metric(
+        AUDIT_FAILURES,
+        Kind::Counter,
+        Unit::Count,
+        "Audit records not made durable; the action did not happen.",
+    ),
+    metric(
+        store::metered::REQUESTS,
+        Kind::Counter,
+        Unit::Count,
+        "Requests to the store, by operation and result.",
+    ),
+    metric(store::metered::REQUEST_SECONDS, Kind::Histogram, Unit::Seconds, "Duration of store requests."),
+    metric(store::metered::WRITTEN_BYTES, Kind::Counter, Unit::Bytes, "Bytes written to the store."),
+    metric(store::metered::READ_BYTES, Kind::Counter, Unit::Bytes, "Bytes read from the store."),
+    metric(PROCESS_MEMORY, Kind::Gauge, Unit::Bytes, "Resident memory of the process."),
+    metric(PROCESS_FILES, Kind::Gauge, Unit::Count, "Open files of the process."),
+];
+
+/// Bounds of every duration: 50 µs to one minute, for sealing as for a slow store.
+const SECONDS: &[f64] = &[
+    0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
+    10.0, 30.0, 60.0,
+];
+
+/// Why metrics cannot be set up.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot set up metrics: {0}")]
+pub struct MetricsError(String);
+
+/// Installs the recorder of this process and describes every metric.
+///
+/// # Errors
+/// [`MetricsError`] when a recorder is installed already.
+pub fn install() -> Result<PrometheusHandle, MetricsError> {
+    let failed = |error: &dyn std::error::Error| MetricsError(error.to_string());
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS)
+        .map_err(|error| failed(&error))?
+        .install_recorder()
+        .map_err(|error| failed(&error))?;
+    describe_all();
+    Ok(handle)
+}
+
+fn describe_all() {
+    for Metric { name, kind, unit, help } in ALL {
+        match kind {
+            Kind::Counter => describe_counter!(*name, *unit, *help),
+            Kind::Gauge => describe_gauge!(*name, *unit, *help),
+            Kind::Histogram => describe_histogram!(*name, *unit, *help),
+        }
+    }
+    // Losses are shown as zero from the start, so that an alert never meets an absent series.
+    for reason in ["overload", "lost_before_us"] {
+        metrics::counter!(AUDIO_LOST, "reason" => reason).absolute(0);
+    }
+    for name in [INTEGRITY_FAILURES, RECOVERY_FAILED, AUDIT_FAILURES, KEY_ERRORS, FRAMES_SEALED, MESSAGES_IN]
+    {
+        metrics::counter!(name).absolute(0);
+    }
+}
+
+/// Bounds of the local histogram, in seconds; the last bucket has none.
+const LOCAL_BOUNDS: [f64; 10] = [0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.1, 1.0];
+
+/// A histogram kept by one task and published now and then, so that the hot path shares nothing.
+///
+/// Values are published at the upper bound of their bucket, so the sum is an upper estimate.
+#[derive(Debug, Default)]
+pub struct LocalHistogram {
+    counts: [u32; LOCAL_BOUNDS.len()],
+}
+
+impl LocalHistogram {
+    /// Counts one value.
+    pub fn record(&mut self, value: Duration) {
+        let seconds = value.as_secs_f64();
+        let bucket = LOCAL_BOUNDS.partition_point(|bound| *bound < seconds).min(LOCAL_BOUNDS.len() - 1);
+        if let Some(count) = self.counts.get_mut(bucket) {
+            *count += 1;
+        }
+    }
+
+    /// Adds everything to a shared histogram and starts over.
+    pub fn publish(&mut self, shared: &metrics::Histogram) {
+        for (count, bound) in self.counts.iter_mut().zip(LOCAL_BOUNDS) {
+            if *count > 0 {
+                shared.record_many(bound, usize::try_from(*count).unwrap_or(usize::MAX));
+                *count = 0;
+            }
+        }
+    }
+}
+
+/// Reads memory and open files of this process and sets their gauges. Nothing happens where `/proc` is missing.
+#[expect(clippy::cast_precision_loss, reason = "memory and files are far below 2^52")]
+pub fn sample_process() {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    // Second field: resident pages of 4 KiB on every platform this runs on.
+    if let Some(pages) = statm.split(' ').nth(1).and_then(|field| field.parse::<u64>().ok()) {
+        metrics::gauge!(PROCESS_MEMORY).set((pages * 4096) as f64);
+    }
+    if let Ok(entries) = std::fs::read_dir("/proc/self/fd") {
+        metrics::gauge!(PROCESS_FILES).set(entries.count() as f64);
+    }
+}

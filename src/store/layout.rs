@@ -1,0 +1,74 @@
+//! Where everything lies in the store. No name, tag or header ever holds personal data.
+//!
+//! ```text
+//! r/<tenant tag>/<recording>/s/<writer>-<seq>.cmr     segments, put as they are cut
+//! r/<tenant tag>/<recording>/m-<revision>.cmr         manifest
+//! r/<tenant tag>/<recording>/final.cmr                segments, manifest and tail in one
+//! k/<tenant tag>/<recording>/<revision>.json          envelope; the highest revision counts
+//! e/<yyyy-mm-dd>/<tenant tag>/<recording>             expiry index
+//! a/<tenant tag>/<yyyy>/<mm>/<dd>/<chain>-<seq>.car   audit records
+//! ```
+
+use crate::domain::ids::{RecordingId, TenantTag, WriterId};
+
+use super::ObjectName;
+
+/// The prefix of all objects of a tenant's recordings.
+pub fn recordings_prefix(tenant: TenantTag) -> String {
+    format!("r/{tenant}/")
+}
+
+/// The prefix of all objects of a recording but its envelope and expiry entry.
+pub fn recording_prefix(tenant: TenantTag, recording: RecordingId) -> String {
+    format!("r/{tenant}/{recording}/")
+}
+
+/// The prefix of a recording's segments.
+pub fn segments_prefix(tenant: TenantTag, recording: RecordingId) -> String {
+    format!("r/{tenant}/{recording}/s/")
+}
+
+/// The prefix of a recording's manifests.
+pub fn manifests_prefix(tenant: TenantTag, recording: RecordingId) -> String {
+    format!("r/{tenant}/{recording}/m-")
+}
+
+/// One segment.
+pub fn segment(tenant: TenantTag, recording: RecordingId, writer: WriterId, seq: u32) -> ObjectName {
+    name(format!("r/{tenant}/{recording}/s/{writer}-{seq:08}.cmr"))
+}
+
+/// One revision of the manifest.
+pub fn manifest(tenant: TenantTag, recording: RecordingId, revision: u32) -> ObjectName {
+    name(format!("r/{tenant}/{recording}/m-{revision:04}.cmr"))
+}
+
+/// The final object.
+pub fn final_object(tenant: TenantTag, recording: RecordingId) -> ObjectName {
+    name(format!("r/{tenant}/{recording}/final.cmr"))
+}
+
+/// The entry of a recording in the expiry index; `date` is `yyyy-mm-dd`.
+pub fn expiry(date: &str, tenant: TenantTag, recording: RecordingId) -> ObjectName {
+    name(format!("e/{date}/{tenant}/{recording}"))
+}
+
+/// One object of audit records; `date` is `yyyy-mm-dd`.
+pub fn audit(tenant: TenantTag, date: &str, chain: RecordingId, seq: u32) -> ObjectName {
+    let path = date.replace('-', "/");
+    name(format!("a/{tenant}/{path}/{chain}-{seq:08}.car"))
+}
+
+/// The prefix of all audit objects of a tenant.
+pub fn audit_prefix(tenant: TenantTag) -> String {
+    format!("a/{tenant}/")
+}
+
+/// Reads the recording out of the name of one of its objects.
+pub fn recording_of(name: &ObjectName) -> Option<RecordingId> {
+    name.as_str().split('/').nth(2)?.parse().ok()
+}
+
+fn name(text: String) -> ObjectName {
+    ObjectName::new(text).expect("hexadecimal ids, digits, dots, dashes and slashes are a valid name")
+}

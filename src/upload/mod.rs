@@ -1,0 +1,15 @@
+//! From the recorder to the store: segments as they are cut, the manifest, then one final object.
+//!
+//! Knows ciphertext, object names and tags. Must not know plaintext, any key or providers.
+
+mod compact;
+mod put;
+mod retry;
+mod tags;
+mod uploader;
+
+pub use compact::{CompactError, compact};
+pub use put::{PutError, put_verified};
+pub use retry::{Retry, RetryPolicy};
+pub use tags::RetentionTags;
+pub use uploader::{Lane, UploadContext, Uploader};
