@@ -23,6 +23,7 @@
 //! | [`config`] | files, environment, secrets by reference | everything that runs |
 //! | [`store`] | ciphertext, object names, tags | plaintext, keys, providers |
 //! | [`journal`] | ciphertext, files, flush times | keys, providers |
+//! | [`simulate`] | a provider's side of the wire, to test and demonstrate with | how the server works |
 //!
 //! One word per thing, in code, configuration, metrics and documents:
 //! a *tenant*'s *KEK* wraps the *DEK* of one *recording*; a *connection* carries one *stream* with one or two
@@ -43,3 +44,4 @@ pub mod node;
 pub mod observe;
 pub mod store;
 pub mod upload;
+pub mod simulate;

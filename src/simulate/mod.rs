@@ -1,0 +1,21 @@
+//! A telephony provider as a server sees it; used by demo, load generator and tests.
+//!
+//! Knows the provider's side of the wire: TLS, the signed handshake, messages byte for byte as the provider writes
+//! them, and their pace. Must not know how the server works: no configuration, store, key or journal.
+//!
+//! Every message is a websocket message, a TLS record and a write of its own, as a provider's are. Sessions are never
+//! resumed, so that every call costs the server a full handshake.
+
+pub mod lag;
+pub mod messages;
+pub mod speech;
+#[cfg(test)]
+mod test_server;
+pub mod tls;
+pub mod twilio;
+
+pub use lag::LagHistogram;
+pub use messages::{CallIds, Direction, TwilioMessages};
+pub use speech::{CHUNK_BYTES, CHUNK_MS, Speech, Track};
+pub use tls::{ConnectError, Endpoint, TlsClient};
+pub use twilio::{CallEnd, CallError, CallPlan, CallReport, Pacing, Progress, Received, Signing, TwilioCall};
