@@ -6,6 +6,7 @@
 //! Every message is a websocket message, a TLS record and a write of its own, as a provider's are. Sessions are never
 //! resumed, so that every call costs the server a full handshake.
 
+pub mod https;
 pub mod lag;
 pub mod messages;
 pub mod speech;
@@ -14,6 +15,7 @@ mod test_server;
 pub mod tls;
 pub mod twilio;
 
+pub use https::{HttpsClient, HttpsError, Response, StreamingResponse};
 pub use lag::LagHistogram;
 pub use messages::{CallIds, Direction, TwilioMessages};
 pub use speech::{CHUNK_BYTES, CHUNK_MS, Speech, Track};
