@@ -31,6 +31,7 @@
 //! *sealed frame*; sealed frames make a *segment*, segments and a *manifest* make the *final* object; a *grant* is a
 //! signed, expiring right to play.
 
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod control;
@@ -42,6 +43,7 @@ pub mod journal;
 pub mod keys;
 pub mod node;
 pub mod observe;
+pub mod server;
+pub mod simulate;
 pub mod store;
 pub mod upload;
-pub mod simulate;

@@ -1,2 +1,9 @@
-//! callseal.
-fn main() {}
+//! The `callseal` program: arguments, then one command.
+
+use std::process::ExitCode;
+
+use callseal::cli;
+
+fn main() -> ExitCode {
+    cli::run()
+}

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::{FutureExt, SinkExt, Stream};
 use metrics::{Counter, counter, gauge};
+use tokio::io::AsyncWriteExt;
 use tokio::time::sleep_until;
 use tokio_tungstenite::tungstenite::error::{CapacityError, Error as WsError};
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
@@ -410,11 +411,16 @@ async fn next_message(socket: &mut Socket) -> (Instant, Next) {
 async fn close(socket: &mut Socket, end: End) {
     let frame = end.close.map(|(code, reason)| CloseFrame { code: code.into(), reason: reason.into() });
     let closing = async {
-        // Also flushes the answer to the provider's own close frame.
-        let mut open = socket.close(frame).await.is_ok();
-        while open {
-            let (_, message) = next_message(socket).await;
-            open = matches!(message, Some(Ok(_)));
+        if let Some(frame) = frame
+            && socket.close(Some(frame)).await.is_err()
+        {
+            return;
+        }
+        // Reading on also sends the answer to the provider's own close frame.
+        while let (_, Some(Ok(_))) = next_message(socket).await {}
+        // The answer may still be inside the TLS session; ending that properly sends it.
+        if let Err(error) = socket.get_mut().shutdown().await {
+            tracing::debug!(error = &error as &dyn std::error::Error, "provider was gone before we closed");
         }
     };
     if tokio::time::timeout(WRITE_TIMEOUT, closing).await.is_err() {

@@ -1,0 +1,123 @@
+//! The command line: one file per command.
+//!
+//! Exit codes: 0 done, 1 failed, 2 wrong arguments, 64 faults in the configuration.
+
+mod audit;
+mod demo;
+mod grant;
+mod keys;
+mod output;
+mod recordings;
+mod serve;
+mod target;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{Config, Faults, process_environment};
+
+/// Exit code of a configuration that cannot be used (`EX_USAGE` of sysexits.h).
+const EXIT_CONFIG: u8 = 64;
+
+/// Encrypted call-media ingest proxy: seals phone-call audio on arrival, stores only ciphertext, plays it back through
+/// signed, expiring links.
+#[derive(Debug, Parser)]
+#[command(name = "callseal", version, max_term_width = 110, after_help = AFTER_HELP)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const AFTER_HELP: &str = "\
+Begin with:    callseal demo
+Then:          callseal keys init --config config/dev.toml && callseal serve --config config/dev.toml
+Exit codes:    0 done, 1 failed, 2 wrong arguments, 64 faults in the configuration";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Place a real call against a real server on this machine, and prove what becomes of it
+    Demo(demo::DemoArgs),
+    /// Take calls until SIGTERM (drain) or SIGINT (stop now)
+    Serve(ConfigArg),
+    /// Read the configuration, report every fault at once, start nothing
+    CheckConfig(ConfigArg),
+    /// Key-encryption keys of the tenants
+    #[command(subcommand)]
+    Keys(keys::KeysCommand),
+    /// Make a signed, expiring link to a recording
+    Grant(grant::GrantArgs),
+    /// Recordings in the store
+    #[command(subcommand)]
+    Recordings(recordings::RecordingsCommand),
+    /// Decrypt and verify a recording and write it as a WAV file; works without a running server
+    Open(recordings::OpenArgs),
+    /// Verify a recording and say how much that proves; works without a running server
+    Verify(recordings::VerifyArgs),
+    /// Audit records of a tenant
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
+}
+
+/// Where the configuration is.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ConfigArg {
+    /// Configuration of the node; see config/callseal.toml for every option
+    #[arg(long, value_name = "FILE", default_value = "config/callseal.toml")]
+    config: PathBuf,
+}
+
+/// Why a command failed.
+#[derive(Debug)]
+enum Failure {
+    /// The configuration has faults.
+    Config(Faults),
+    /// Anything else.
+    Other(anyhow::Error),
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::Other(error.into())
+    }
+}
+
+type CommandResult = Result<(), Failure>;
+
+impl ConfigArg {
+    fn load(&self) -> Result<Config, Failure> {
+        Config::load(&self.config, process_environment()).map_err(Failure::Config)
+    }
+}
+
+/// Runs the command that the arguments name.
+pub fn run() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Demo(args) => demo::run(&args),
+        Command::Serve(args) => serve::run(&args),
+        Command::CheckConfig(args) => serve::check(&args),
+        Command::Keys(command) => keys::run(&command),
+        Command::Grant(args) => grant::run(&args),
+        Command::Recordings(command) => recordings::run(&command),
+        Command::Open(args) => recordings::open(&args),
+        Command::Verify(args) => recordings::verify(&args),
+        Command::Audit(command) => audit::run(&command),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Config(faults)) => {
+            output::error(&faults.to_string());
+            ExitCode::from(EXIT_CONFIG)
+        }
+        Err(Failure::Other(error)) => {
+            output::error(&format!("callseal: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A runtime for commands that talk to the store.
+fn runtime() -> Result<tokio::runtime::Runtime, std::io::Error> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()
+}

@@ -1,0 +1,274 @@
+//! `callseal recordings`, `open` and `verify`.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context;
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use crate::clock;
+use crate::control::audit;
+use crate::control::recordings::{StoredRecording, list};
+use crate::domain::cmr::{Grade, RecordingVerifier};
+use crate::domain::ids::RecordingId;
+use crate::domain::playback::grant::TrackSelection;
+use crate::domain::playback::timeline::Canvas;
+use crate::domain::playback::wav::{Channels, WavLayout};
+use crate::domain::time::UnixMillis;
+use crate::store::{ObjectName, Tags, layout};
+
+use super::grant::{FormatArg, TrackArg};
+use super::target::{Opened, RecordingArg, TenantArg};
+use super::{CommandResult, Failure, output, runtime};
+
+/// Samples written at a time: five seconds.
+const WINDOW_SAMPLES: u64 = 40_000;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum RecordingsCommand {
+    /// List a tenant's recordings, oldest first
+    List {
+        #[command(flatten)]
+        target: TenantArg,
+        /// Begin after this recording
+        #[arg(long, value_name = "ID")]
+        after: Option<RecordingId>,
+        /// At most so many
+        #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=1000))]
+        limit: u16,
+        /// One JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what is known of a recording: state, length, gaps, retention, objects and tags
+    Show {
+        #[command(flatten)]
+        target: RecordingArg,
+        /// As one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct OpenArgs {
+    #[command(flatten)]
+    target: RecordingArg,
+    /// Where the WAV file goes; a partial file is removed when the recording does not verify
+    #[arg(long, short, value_name = "FILE")]
+    out: PathBuf,
+    /// Which track
+    #[arg(long, value_enum, default_value = "both")]
+    track: TrackArg,
+    /// How audio is written
+    #[arg(long, value_enum, default_value = "pcm")]
+    format: FormatArg,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct VerifyArgs {
+    #[command(flatten)]
+    target: RecordingArg,
+    /// As one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(command: &RecordingsCommand) -> CommandResult {
+    runtime()?.block_on(async {
+        match command {
+            RecordingsCommand::List { target, after, limit, json } => {
+                print_list(target, *after, usize::from(*limit), *json).await
+            }
+            RecordingsCommand::Show { target, json } => show(target, *json).await,
+        }
+    })
+}
+
+async fn print_list(
+    target: &TenantArg,
+    after: Option<RecordingId>,
+    limit: usize,
+    as_json: bool,
+) -> CommandResult {
+    let opened = target.open().await?;
+    for recording in list(&*opened.store, &target.tenant, after, limit).await? {
+        let created = clock::rfc3339(UnixMillis(recording.created_ms()));
+        let stored =
+            StoredRecording::open(Arc::clone(&opened.store), &opened.keys, &target.tenant, recording).await;
+        let (state, seconds) = match &stored {
+            Ok(stored) => (state_name(stored), seconds(stored)),
+            Err(_) => ("unreadable", 0.0),
+        };
+        output::line(&if as_json {
+            json!({"recording": recording.to_string(), "created": created, "state": state, "seconds": seconds})
+                .to_string()
+        } else {
+            format!("{recording}  {created}  {state:<9}  {seconds:8.2} s")
+        });
+    }
+    Ok(())
+}
+
+async fn show(target: &RecordingArg, as_json: bool) -> CommandResult {
+    let opened = target.tenant.open().await?;
+    let stored = open_recording(&opened, target).await?;
+    let objects = objects(&opened, target).await?;
+    let mut shown = json!({
+        "recording": target.recording.to_string(),
+        "state": state_name(&stored),
+        "seconds": seconds(&stored),
+        "segments": stored.timeline().rows().len(),
+        "objects": objects.iter().map(|(name, size, tags)| json!({
+            "name": name.as_str(),
+            "bytes": size,
+            "tags": tags.iter().collect::<std::collections::BTreeMap<_, _>>(),
+        })).collect::<Vec<_>>(),
+    });
+    if let (Some(finished), Some(shown)) = (stored.manifest(), shown.as_object_mut()) {
+        let end = &finished.end;
+        shown.insert("cause".into(), json!(end.cause.name()));
+        shown.insert("started".into(), json!(clock::rfc3339(UnixMillis(finished.metadata.started_ms))));
+        shown.insert("ended".into(), json!(clock::rfc3339(UnixMillis(end.ended_ms))));
+        shown.insert("expires".into(), json!(clock::rfc3339(UnixMillis(end.expires_ms))));
+        shown.insert("route".into(), json!(finished.metadata.route));
+        shown.insert("provider".into(), json!(finished.metadata.provider));
+        shown.insert("call".into(), json!(finished.metadata.call));
+        shown.insert("gaps".into(), json!(end.gaps));
+        shown.insert("counts".into(), json!(end.counts));
+        shown.insert("root".into(), json!(hex(&finished.root)));
+    }
+    if as_json {
+        output::line(&shown.to_string());
+    } else {
+        output::line(&serde_json::to_string_pretty(&shown)?);
+    }
+    Ok(())
+}
+
+pub(super) fn open(args: &OpenArgs) -> CommandResult {
+    runtime()?.block_on(async {
+        let opened = args.target.tenant.open().await?;
+        let stored = open_recording(&opened, &args.target).await?;
+        let written = write_wav(&stored, args).await;
+        if written.is_err() && args.out.exists() {
+            std::fs::remove_file(&args.out)?;
+        }
+        let bytes = written?;
+        output::line(&format!("{}: {bytes} bytes, {:.2} s, verified", args.out.display(), seconds(&stored)));
+        Ok(())
+    })
+}
+
+async fn write_wav(stored: &StoredRecording, args: &OpenArgs) -> anyhow::Result<u64> {
+    verify_rows(stored).await?;
+    let track = args.track.selection();
+    let channels = if track == TrackSelection::Both { Channels::Stereo } else { Channels::Mono };
+    let timeline = stored.timeline();
+    let layout = WavLayout::new(args.format.encoding(), channels, 8000, timeline.samples())?;
+    let file = File::create(&args.out).with_context(|| format!("write {}", args.out.display()))?;
+    let mut out = BufWriter::new(file);
+    out.write_all(&layout.header())?;
+    let mut next = 0;
+    while next < timeline.samples() {
+        let window = timeline.window(next, timeline.samples(), WINDOW_SAMPLES);
+        let mut canvas = Canvas::new(timeline.origin(), &window);
+        for index in timeline.rows_for(&window) {
+            stored.paint(index, &stored.segment(index).await?, &mut canvas)?;
+        }
+        let (first, second): (&[u8], &[u8]) = match track {
+            TrackSelection::Both => (canvas.caller(), canvas.agent()),
+            TrackSelection::Caller => (canvas.caller(), &[]),
+            TrackSelection::Agent => (canvas.agent(), &[]),
+        };
+        let mut frames = Vec::new();
+        layout.write_frames(first, second, &mut frames)?;
+        out.write_all(&frames)?;
+        next = window.end.max(next + 1);
+    }
+    out.flush()?;
+    let written = out.get_ref().metadata()?.len();
+    if written < layout.total_bytes() {
+        // The RIFF rule: chunks have an even length.
+        out.write_all(&[0])?;
+        out.flush()?;
+    }
+    out.get_ref().sync_all()?;
+    Ok(layout.total_bytes())
+}
+
+pub(super) fn verify(args: &VerifyArgs) -> CommandResult {
+    runtime()?.block_on(async {
+        let opened = args.target.tenant.open().await?;
+        let stored = open_recording(&opened, &args.target).await?;
+        let frames = verify_rows(&stored).await.context("recording does not verify")?;
+        let grade = grade(&opened, args, &stored).await?;
+        let rows = stored.timeline().rows().len();
+        output::line(&if args.json {
+            json!({"recording": args.target.recording.to_string(), "grade": grade.name(), "segments": rows,
+                "frames": frames, "state": state_name(&stored)})
+            .to_string()
+        } else {
+            format!("{}: {rows} segments, {frames} frames, {}", grade.name(), state_name(&stored))
+        });
+        Ok(())
+    })
+}
+
+/// The audit log lifts a verified recording to evidence if it names the same root.
+async fn grade(opened: &Opened, args: &VerifyArgs, stored: &StoredRecording) -> Result<Grade, Failure> {
+    let Some(finished) = stored.manifest() else { return Ok(Grade::Authentic) };
+    let root = format!("root={} ", hex(&finished.root));
+    let records = audit::read(&args.target.tenant.tenant, &opened.keys, &*opened.store).await?;
+    let named = records.iter().any(|record| {
+        record.event.action == "record"
+            && record.event.subject == args.target.recording.to_string()
+            && record.event.detail.as_ref().is_some_and(|detail| detail.starts_with(&root))
+    });
+    Ok(if named { Grade::Evidence } else { Grade::Authentic })
+}
+
+/// Checks every row, and that they follow each other. Answers how many frames there are.
+async fn verify_rows(stored: &StoredRecording) -> anyhow::Result<u64> {
+    let key = stored.key();
+    let mut verifier = RecordingVerifier::new(&key.dek, key.ids);
+    let mut frames = 0;
+    for (index, row) in stored.timeline().rows().iter().enumerate() {
+        let segment = stored.segment(index).await?;
+        frames += u64::from(verifier.check_row(&row.row, &segment, |_| ())?.frames);
+    }
+    Ok(frames)
+}
+
+async fn open_recording(opened: &Opened, target: &RecordingArg) -> anyhow::Result<StoredRecording> {
+    let store = Arc::clone(&opened.store);
+    let stored = StoredRecording::open(store, &opened.keys, &target.tenant.tenant, target.recording).await;
+    stored.with_context(|| format!("recording {}", target.recording))
+}
+
+/// Lists the objects of a recording with size and tags.
+async fn objects(opened: &Opened, target: &RecordingArg) -> anyhow::Result<Vec<(ObjectName, u64, Tags)>> {
+    let prefix = layout::recording_prefix(target.tenant.tenant.tag(), target.recording);
+    let mut objects = Vec::new();
+    for object in opened.store.list_after(&prefix, None, 1000).await? {
+        let tags = opened.store.tags(&object.name).await?;
+        objects.push((object.name, object.size, tags));
+    }
+    Ok(objects)
+}
+
+fn state_name(stored: &StoredRecording) -> &'static str {
+    stored.manifest().map_or("receiving", |finished| finished.end.life.name())
+}
+
+#[expect(clippy::cast_precision_loss, reason = "samples of a call are far below 2^52")]
+fn seconds(stored: &StoredRecording) -> f64 {
+    stored.timeline().samples() as f64 / 8000.0
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

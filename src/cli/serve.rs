@@ -1,0 +1,43 @@
+//! `callseal serve` and `callseal check-config`.
+
+use crate::config::{Config, LogFormat};
+use crate::observe::logs::{self, LogStyle};
+use crate::observe::metrics;
+use crate::server;
+
+use super::{CommandResult, ConfigArg, output, runtime};
+
+/// Takes calls until signals stop the node.
+pub(super) fn run(args: &ConfigArg) -> CommandResult {
+    let config = args.load()?;
+    install_logs(&config)?;
+    let metrics = metrics::install()?;
+    let config_file = args.config.clone();
+    runtime()?.block_on(async move {
+        let running = server::start(config, metrics).await?;
+        tracing::info!(public = %running.public(), ops = %running.ops(), "taking calls");
+        running.run(config_file).await?;
+        Ok(())
+    })
+}
+
+/// Reads the configuration and starts nothing.
+pub(super) fn check(args: &ConfigArg) -> CommandResult {
+    let config = args.load()?;
+    output::line(&format!(
+        "{}: no faults; {} tenants, public URL {}",
+        args.config.display(),
+        config.tenants.len(),
+        config.public_url.as_str()
+    ));
+    Ok(())
+}
+
+/// Installs logging as configured.
+pub(super) fn install_logs(config: &Config) -> Result<(), logs::LogsError> {
+    let style = match config.log.format {
+        LogFormat::Json => LogStyle::Json,
+        LogFormat::Text => LogStyle::Text,
+    };
+    logs::install(style, config.log.level, std::io::stderr)
+}

@@ -1,0 +1,52 @@
+//! What most commands begin with: a configuration, its store and keys, and one tenant.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use clap::Args;
+
+use crate::config::Config;
+use crate::domain::ids::{RecordingId, TenantId};
+use crate::keys::KeyService;
+use crate::server::{open_keys, open_store};
+use crate::store::Store;
+
+use super::{ConfigArg, Failure};
+
+/// One tenant of a node.
+#[derive(Debug, Clone, Args)]
+pub(super) struct TenantArg {
+    #[command(flatten)]
+    pub(super) config: ConfigArg,
+    /// The tenant's id
+    #[arg(long, value_name = "ID")]
+    pub(super) tenant: TenantId,
+}
+
+/// One recording of a tenant.
+#[derive(Debug, Clone, Args)]
+pub(super) struct RecordingArg {
+    #[command(flatten)]
+    pub(super) tenant: TenantArg,
+    /// The recording's id: 32 hexadecimal digits
+    #[arg(long, value_name = "ID")]
+    pub(super) recording: RecordingId,
+}
+
+/// What a command works on.
+pub(super) struct Opened {
+    pub(super) config: Config,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) keys: Arc<KeyService>,
+}
+
+impl TenantArg {
+    /// Opens store and keys; the tenant must be configured.
+    pub(super) async fn open(&self) -> Result<Opened, Failure> {
+        let config = self.config.load()?;
+        config.tenant(&self.tenant).with_context(|| format!("there is no tenant {}", self.tenant))?;
+        let store = open_store(&config).await?;
+        let keys = open_keys(&config, &store)?;
+        Ok(Opened { config, store, keys })
+    }
+}

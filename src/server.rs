@@ -1,0 +1,320 @@
+//! Puts a node together, runs it and stops it: the order of start and stop.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_rustls::TlsAcceptor;
+
+use crate::config::{Config, KeysConfig, StoreKind, Tls, process_environment};
+use crate::control::audit::AuditLog;
+use crate::control::recovery::Recovery;
+use crate::domain::ids::TenantId;
+use crate::drain::{Drain, Phase};
+use crate::http::serve_ops;
+use crate::ingest::tls::{Certificate, SelfSigned, TlsError, server_config};
+use crate::ingest::{StreamLimits, serve_public};
+use crate::journal::{Journal, JournalConfig, OpenError};
+use crate::keys::{KeyService, Keyring, KeyringError, LocalKeys};
+use crate::node::Node;
+use crate::store::folder::Folder;
+use crate::store::metered::Metered;
+use crate::store::{Store, StoreError};
+use crate::upload::{RetryPolicy, Uploader};
+
+/// Closed calls must have finished their recordings in this time.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// Finished recordings must be stored in this time; what is not is in the journal.
+const UPLOAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// The journal's last sync.
+const JOURNAL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often unused keys are looked at.
+const KEY_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Why a node does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The keyring.
+    #[error(transparent)]
+    Keyring(#[from] KeyringError),
+    /// A tenant has no KEK.
+    #[error("tenant {tenant} has no key in {}; make it with: callseal keys init", keyring.display())]
+    NoKek {
+        /// The tenant.
+        tenant: TenantId,
+        /// The keyring.
+        keyring: PathBuf,
+    },
+    /// The store.
+    #[error("store")]
+    Store(#[from] StoreError),
+    /// The journal.
+    #[error("journal")]
+    Journal(#[from] OpenError),
+    /// The certificate.
+    #[error("certificate")]
+    Tls(#[from] TlsError),
+    /// An address that cannot be bound, or a signal that cannot be caught.
+    #[error("{what}")]
+    System {
+        /// What was tried.
+        what: String,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Opens the store that the configuration names.
+///
+/// # Errors
+/// [`StartError::Store`].
+pub async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
+    let StoreKind::Folder { path } = &config.store;
+    Ok(Arc::new(Metered::new(Folder::open(path).await?)))
+}
+
+/// Opens the keys that the configuration names.
+///
+/// # Errors
+/// [`StartError::Keyring`], [`StartError::NoKek`].
+pub fn open_keys(config: &Config, store: &Arc<dyn Store>) -> Result<Arc<KeyService>, StartError> {
+    let KeysConfig::Local { keyring_file } = &config.keys;
+    let provider = LocalKeys::new(Keyring::load(keyring_file)?);
+    for tenant in &config.tenants {
+        if !provider.has(&tenant.id) {
+            return Err(StartError::NoKek { tenant: tenant.id.clone(), keyring: keyring_file.clone() });
+        }
+    }
+    Ok(Arc::new(KeyService::new(Arc::new(provider), Arc::clone(store))))
+}
+
+/// A node that takes calls.
+pub struct Running {
+    node: Arc<Node>,
+    public: SocketAddr,
+    ops: SocketAddr,
+    certificate: Arc<Certificate>,
+}
+
+/// Starts a node: reads keys, opens store and journal, binds, and begins to recover what a crash left.
+///
+/// # Errors
+/// [`StartError`]; nothing is bound then.
+pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running, StartError> {
+    let certificate = open_certificate(&config)?;
+    let acceptor = TlsAcceptor::from(server_config(Arc::clone(&certificate))?);
+    let store = open_store(&config).await?;
+    let keys = open_keys(&config, &store)?;
+    let mut journal_config = JournalConfig::new(&config.journal.dir);
+    journal_config.flush_interval = config.journal.flush_interval;
+    journal_config.sync_interval = config.journal.sync_interval;
+    journal_config.file_bytes = config.journal.file_bytes;
+    let opening = tokio::task::spawn_blocking(move || Journal::open(&journal_config)).await;
+    let (journal, replay) = opening
+        .map_err(|error| StartError::System { what: "journal".to_owned(), source: error.into() })??;
+    let policy = RetryPolicy {
+        base: config.upload.retry_base,
+        max: config.upload.retry_max,
+        try_timeout: config.upload.try_timeout,
+    };
+    let uploader = Uploader::new(
+        Arc::clone(&store),
+        journal.clone(),
+        policy,
+        config.upload.concurrency,
+        config.upload.budget_bytes as u64,
+    );
+    let public = bind(config.listen.public).await?;
+    let ops = bind(config.listen.ops).await?;
+    let audit = AuditLog::start(config.node.as_str().to_owned(), Arc::clone(&keys), Arc::clone(&store));
+    let tenants = config.tenants.iter().cloned().map(Arc::new).collect();
+    let node = Arc::new(Node {
+        store: Arc::clone(&store),
+        keys: Arc::clone(&keys),
+        journal,
+        uploader,
+        audit,
+        drain: Drain::new(),
+        limits: StreamLimits::default(),
+        metrics,
+        tenants: ArcSwap::from_pointee(tenants),
+        recovered: AtomicBool::new(false),
+        config,
+    });
+    let running = Running {
+        public: address(&public)?,
+        ops: address(&ops)?,
+        certificate: Arc::clone(&certificate),
+        node: Arc::clone(&node),
+    };
+    spawn_tasks(&node, Recovery::new(replay, keys, store, policy), certificate);
+    tokio::spawn(serve_ops(ops, Arc::clone(&node)));
+    tokio::spawn(serve_public(public, acceptor, node));
+    Ok(running)
+}
+
+fn spawn_tasks(node: &Arc<Node>, recovery: Recovery, certificate: Arc<Certificate>) {
+    let recovering = Arc::clone(node);
+    tokio::spawn(async move {
+        let report = recovery.run().await;
+        recovering.recovered.store(true, Ordering::Release);
+        tracing::info!(
+            recovered = report.recovered,
+            failed = report.failed,
+            nothing_to_do = report.nothing_to_do,
+            "journal of earlier processes is worked off"
+        );
+    });
+    let keys = Arc::clone(&node.keys);
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(KEY_INTERVAL).await;
+            keys.expire_pool().await;
+        }
+    });
+    let rendering = Arc::clone(node);
+    tokio::spawn(async move {
+        loop {
+            // Histograms keep their values until somebody empties them.
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            rendering.metrics.run_upkeep();
+        }
+    });
+    tokio::spawn(certificate.watch());
+}
+
+fn open_certificate(config: &Config) -> Result<Arc<Certificate>, StartError> {
+    let (cert_file, key_file) = match &config.tls {
+        Tls::Files { cert_file, key_file } => (cert_file.clone(), key_file.clone()),
+        Tls::SelfSigned { dir } => {
+            let made = SelfSigned::ensure(dir, config.public_url.host())?;
+            (made.cert_file, made.key_file)
+        }
+    };
+    Ok(Certificate::load(&cert_file, &key_file)?)
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| StartError::System { what: format!("bind {address}"), source })
+}
+
+fn address(listener: &TcpListener) -> Result<SocketAddr, StartError> {
+    listener
+        .local_addr()
+        .map_err(|source| StartError::System { what: "address of a listener".to_owned(), source })
+}
+
+impl Running {
+    /// Returns the node.
+    pub fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
+    /// Returns the address of the public listener.
+    pub fn public(&self) -> SocketAddr {
+        self.public
+    }
+
+    /// Returns the address of the ops listener.
+    pub fn ops(&self) -> SocketAddr {
+        self.ops
+    }
+
+    /// Runs until signals have stopped the node.
+    ///
+    /// SIGTERM drains: no new calls, running ones go on for at most `drain.max_secs`. SIGINT, or a second SIGTERM, closes
+    /// running calls. SIGHUP reads tenants, secrets and the certificate again; a broken file changes nothing.
+    ///
+    /// # Errors
+    /// [`StartError::System`] when signals cannot be caught.
+    pub async fn run(self, config_file: PathBuf) -> Result<(), StartError> {
+        let catch = |kind: SignalKind, what: &str| -> Result<Signal, StartError> {
+            signal(kind).map_err(|source| StartError::System { what: format!("catch {what}"), source })
+        };
+        let mut terminate = catch(SignalKind::terminate(), "SIGTERM")?;
+        let mut interrupt = catch(SignalKind::interrupt(), "SIGINT")?;
+        let mut hangup = catch(SignalKind::hangup(), "SIGHUP")?;
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break,
+                () = self.node.drain.reached(Phase::Draining) => break,
+                _ = interrupt.recv() => {
+                    self.stop(Duration::ZERO).await;
+                    return Ok(());
+                }
+                _ = hangup.recv() => self.reload(&config_file),
+            }
+        }
+        let node = Arc::clone(&self.node);
+        let hurry = async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            tracing::warn!("second signal: running calls are closed");
+            node.drain.advance(Phase::Stopping);
+            std::future::pending::<()>().await;
+        };
+        let longest = self.node.config.drain.max;
+        tokio::select! {
+            () = self.stop(longest) => Ok(()),
+            () = hurry => Ok(()),
+        }
+    }
+
+    /// Stops: no new calls; running calls may go on for `longest`, then they are closed; recordings are stored.
+    pub async fn stop(&self, longest: Duration) {
+        let drain = &self.node.drain;
+        drain.advance(Phase::Draining);
+        tracing::info!(streams = self.node.limits.streams(), "draining");
+        tokio::select! {
+            left = drain.idle(longest) => {
+                if left > 0 {
+                    tracing::warn!(streams = left, "calls are closed: the drain has lasted its longest");
+                }
+            }
+            () = drain.reached(Phase::Stopping) => {}
+        }
+        drain.advance(Phase::Stopping);
+        let left = drain.idle(STOP_TIMEOUT).await;
+        if left > 0 {
+            tracing::error!(streams = left, "calls did not end in time; recovery will finish them");
+        }
+        let left = self.node.uploader.drained(UPLOAD_TIMEOUT).await;
+        if left > 0 {
+            tracing::warn!(recordings = left, "recordings are not stored yet; the journal has them");
+        }
+        self.node.keys.erase_pool().await;
+        let journal = self.node.journal.clone();
+        let closed = tokio::task::spawn_blocking(move || journal.close(JOURNAL_TIMEOUT)).await;
+        if let Ok(Err(error)) = closed {
+            tracing::error!(error = &error as &dyn std::error::Error, "journal was not closed properly");
+        }
+        tracing::info!("stopped");
+    }
+
+    fn reload(&self, config_file: &std::path::Path) {
+        match Config::load(config_file, process_environment()) {
+            Ok(config) => {
+                self.node.replace_tenants(config.tenants);
+                tracing::info!("tenants and their secrets were read again");
+            }
+            Err(faults) => tracing::error!(%faults, "configuration cannot be used; the old one stays"),
+        }
+        if let Err(error) = self.certificate.reload() {
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "certificate cannot be used; the old one stays"
+            );
+        }
+    }
+}
