@@ -2,7 +2,11 @@
 
 #![expect(
     clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
     reason = "a test that meets the unexpected fails at once; helpers are part of the tests"
 )]
 
 mod architecture;
+mod reader;
+mod vectors;
