@@ -8,5 +8,6 @@
 )]
 
 mod architecture;
+mod fuzz_seeds;
 mod reader;
 mod vectors;
