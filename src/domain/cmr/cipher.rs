@@ -127,10 +127,10 @@ mod aws_lc {
             aad: &[u8],
             text: &mut [u8],
         ) -> Result<[u8; 16], CipherFailed> {
-            let mut in_out = TextThenTag { text, tag: [0; 16], filled: 0 };
-            key.seal_in_place_append_tag(Nonce::assume_unique_for_key(*nonce), Aad::from(aad), &mut in_out)
-                .map_err(|_| CipherFailed)?;
-            if in_out.filled == in_out.tag.len() { Ok(in_out.tag) } else { Err(CipherFailed) }
+            let nonce = Nonce::assume_unique_for_key(*nonce);
+            let tag =
+                key.seal_in_place_separate_tag(nonce, Aad::from(aad), text).map_err(|_| CipherFailed)?;
+            tag.as_ref().try_into().map_err(|_| CipherFailed)
         }
 
         fn open(
@@ -147,30 +147,6 @@ mod aws_lc {
             let opened = key.open_in_place(nonce, Aad::from(aad), &mut joined).map_err(|_| CipherFailed)?;
             text.copy_from_slice(opened);
             Ok(())
-        }
-    }
-
-    /// A text in place whose tag is caught apart, in the shape that the library's sealing call takes.
-    struct TextThenTag<'a> {
-        text: &'a mut [u8],
-        tag: [u8; 16],
-        filled: usize,
-    }
-
-    impl AsMut<[u8]> for TextThenTag<'_> {
-        fn as_mut(&mut self) -> &mut [u8] {
-            self.text
-        }
-    }
-
-    impl<'b> Extend<&'b u8> for TextThenTag<'_> {
-        fn extend<I: IntoIterator<Item = &'b u8>>(&mut self, bytes: I) {
-            for byte in bytes {
-                if let Some(slot) = self.tag.get_mut(self.filled) {
-                    *slot = *byte;
-                }
-                self.filled += 1;
-            }
         }
     }
 }
