@@ -17,7 +17,7 @@ use callseal::domain::ids::{RecordingId, TenantId, TrackId, WriterId};
 use callseal::domain::playback::grant::{Grant, GrantCheck, GrantLimits, SignedGrant, TrackSelection};
 use callseal::domain::playback::range::{ByteRange, if_range_matches};
 use callseal::domain::provider::Event;
-use callseal::domain::provider::twilio::{AccountSid, TwilioDecoder};
+use callseal::domain::provider::twilio::TwilioDecoder;
 use callseal::domain::provider::twilio_signature::{
     MAX_FORM_BYTES, MAX_FORM_FIELDS, SignatureHeaders, TwilioSecrets, parse_form, verify_callback,
     verify_handshake,
@@ -51,7 +51,7 @@ fn recording() -> RecordingId {
 pub fn provider_message(bytes: &[u8]) {
     let Ok(text) = str::from_utf8(bytes) else { return };
     let decoder = || {
-        let account = AccountSid::parse("AC000000000000000000000000c0ffee01").expect("an account");
+        let account = "AC000000000000000000000000c0ffee01".parse().expect("an account");
         TwilioDecoder::new(vec![account], 100)
     };
     let (mut quick, mut thorough) = (decoder(), decoder());

@@ -226,7 +226,7 @@ mod tests {
 
     #[test]
     fn all_suites_are_ephemeral_and_authenticated() {
-        for suite in crypto_provider().cipher_suites {
+        for suite in &crypto_provider().cipher_suites {
             let name = format!("{:?}", suite.suite());
             let modern = name.starts_with("TLS13_") || name.starts_with("TLS_ECDHE_");
             let aead = name.contains("_GCM_") || name.contains("_CHACHA20_POLY1305");

@@ -127,7 +127,7 @@ mod tests {
     use super::*;
     use crate::domain::ids::TrackId;
     use crate::domain::provider::Event;
-    use crate::domain::provider::twilio::{AccountSid, TwilioDecoder};
+    use crate::domain::provider::twilio::TwilioDecoder;
     use crate::simulate::speech::{CHUNK_MS, DEMO_CALLER, Track};
 
     const ACCOUNT: &str = "AC000000000000000000000000c0ffee01";
@@ -196,7 +196,7 @@ mod tests {
     fn every_message_is_decoded_and_the_audio_comes_back() {
         let ids = CallIds::new(ACCOUNT, &[0xab; 16], &[1; 16]);
         assert_eq!(ids.call, format!("CA{}", "ab".repeat(16)));
-        let mut decoder = TwilioDecoder::new(vec![AccountSid::parse(ACCOUNT).unwrap()], 0);
+        let mut decoder = TwilioDecoder::new(vec![ACCOUNT.parse().unwrap()], 0);
         let mut messages = TwilioMessages::new(ids.clone());
         decoder.decode(TwilioMessages::connected()).unwrap();
         let parameters = BTreeMap::from([("say \"hi\"".to_owned(), "\\ é\n".to_owned())]);

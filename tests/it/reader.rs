@@ -17,7 +17,7 @@ use callseal::domain::cmr::{
 use callseal::domain::ids::{RecordingId, TenantId, TrackId};
 use callseal::domain::playback::timeline::{Canvas, Timeline};
 use callseal::domain::provider::Event;
-use callseal::domain::provider::twilio::{AccountSid, TwilioDecoder};
+use callseal::domain::provider::twilio::TwilioDecoder;
 use callseal::domain::recording::{EndCause, RecordingEnd, RecordingMetadata, TrackEntry, from_cbor};
 use callseal::domain::session::{
     CallSession, DtmfPolicy, Entropy, EntropyFailed, Output, SegmentLimits, SessionSetup,
@@ -74,7 +74,7 @@ impl Recorded {
         let tenant = TENANT.parse::<TenantId>().unwrap().tag();
         let recording = RecordingId::new(STARTED.0, &[number; 10]);
         let ids = Expected { tenant, recording, key: dek_of(&dek).key_id(tenant, recording) };
-        let mut decoder = TwilioDecoder::new(vec![AccountSid::parse(ACCOUNT).unwrap()], 100);
+        let mut decoder = TwilioDecoder::new(vec![ACCOUNT.parse().unwrap()], 100);
         let (mut session, mut now) = (None, clock::monotonic());
         for message in from_twilio(name) {
             now += Duration::from_millis(10);

@@ -86,7 +86,7 @@ struct Steady {
     #[arg(long, default_value = RouteName::DEFAULT)]
     route: RouteName,
     /// Twilio account of the tenant.
-    #[arg(long, value_name = "AC…", value_parser = parse_account)]
+    #[arg(long, value_name = "AC…")]
     account: AccountSid,
     /// File with the account's auth token, which signs the handshakes.
     #[arg(long, value_name = "FILE")]
@@ -174,8 +174,4 @@ fn refuse_scenario(words: &[String]) -> anyhow::Result<bool> {
         bail!("scenario {name} is not available yet; available: steady");
     }
     bail!("there is no scenario {name:?}; available: steady")
-}
-
-fn parse_account(text: &str) -> Result<AccountSid, &'static str> {
-    AccountSid::parse(text).ok_or("must be AC and 32 hexadecimal digits")
 }

@@ -292,7 +292,7 @@ mod tests {
             endpoint: Endpoint::new("127.0.0.1:1".parse().unwrap(), "wss://localhost:1").unwrap(),
             path: "/twilio/v1/acme-dental/reception".to_owned(),
             tls: tls.unwrap(),
-            account: AccountSid::parse("AC000000000000000000000000c0ffee01").unwrap(),
+            account: "AC000000000000000000000000c0ffee01".parse().unwrap(),
             auth_token: Zeroizing::new(b"token".to_vec()),
         };
         Steady { target, calls: 100, duration_secs: 10, ramp_secs: 5, seed }

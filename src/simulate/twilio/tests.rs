@@ -5,7 +5,7 @@ use tokio_tungstenite::tungstenite::handshake::server as upgrade;
 
 use super::*;
 use crate::domain::provider::Event;
-use crate::domain::provider::twilio::{AccountSid, TwilioDecoder};
+use crate::domain::provider::twilio::TwilioDecoder;
 use crate::domain::provider::twilio_signature::{SignatureHeaders, TwilioSecrets, verify_handshake};
 use crate::simulate::messages::CallIds;
 use crate::simulate::speech::{CHUNK_BYTES, Track};
@@ -105,7 +105,7 @@ async fn a_call_looks_like_twilios() {
 
 /// Decodes a whole call; answers the audio of both tracks.
 fn listen(texts: &[String]) -> [Vec<u8>; 2] {
-    let mut decoder = TwilioDecoder::new(vec![AccountSid::parse(ACCOUNT).unwrap()], 0);
+    let mut decoder = TwilioDecoder::new(vec![ACCOUNT.parse().unwrap()], 0);
     let mut heard = [Vec::new(), Vec::new()];
     let mut timestamps = [102; 2];
     for text in texts {
