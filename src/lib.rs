@@ -21,9 +21,16 @@
 //! |---|---|---|
 //! | [`domain`] | the rules: provider messages, the recording format, timelines, grants | sockets, disks, clocks, randomness |
 //! | [`config`] | files, environment, secrets by reference | everything that runs |
-//! | [`store`] | ciphertext, object names, tags | plaintext, keys, providers |
+//! | [`ingest`] | TLS, websockets, provider authentication, limits | the store, manifests, KEKs |
+//! | [`recorder`] | where the outputs of a session go | wire formats, the store |
 //! | [`journal`] | ciphertext, files, flush times | keys, providers |
-//! | [`simulate`] | a provider's side of the wire, to test and demonstrate with | how the server works |
+//! | [`upload`], [`store`] | ciphertext, object names, tags, retry, budget | plaintext, any key, providers |
+//! | [`keys`] | KEK sources, versions, wrap and unwrap | audio, sockets |
+//! | [`control`] | audit, recovery, listing | frame layout, sockets |
+//! | [`http`] | routes, status codes, who is asking | SDK types, bare keys |
+//! | [`server`] | the order of start and stop | everything else |
+//! | [`cli`] | arguments, what is printed | how anything is done |
+//! | [`simulate`] | what a provider and a player do, seen from outside | the server |
 //!
 //! One word per thing, in code, configuration, metrics and documents:
 //! a *tenant*'s *KEK* wraps the *DEK* of one *recording*; a *connection* carries one *stream* with one or two
@@ -31,6 +38,7 @@
 //! *sealed frame*; sealed frames make a *segment*, segments and a *manifest* make the *final* object; a *grant* is a
 //! signed, expiring right to play.
 
+pub mod answer;
 pub mod cli;
 pub mod clock;
 pub mod config;
@@ -43,6 +51,7 @@ pub mod journal;
 pub mod keys;
 pub mod node;
 pub mod observe;
+pub mod recorder;
 pub mod server;
 pub mod simulate;
 pub mod store;

@@ -17,7 +17,7 @@ use crate::control::audit::AuditLog;
 use crate::control::recovery::Recovery;
 use crate::domain::ids::TenantId;
 use crate::drain::{Drain, Phase};
-use crate::http::serve_ops;
+use crate::http::{self, serve_ops};
 use crate::ingest::tls::{Certificate, SelfSigned, TlsError, server_config};
 use crate::ingest::{StreamLimits, serve_public};
 use crate::journal::{Journal, JournalConfig, OpenError};
@@ -156,7 +156,7 @@ pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running,
     };
     spawn_tasks(&node, Recovery::new(replay, keys, store, policy), certificate);
     tokio::spawn(serve_ops(ops, Arc::clone(&node)));
-    tokio::spawn(serve_public(public, acceptor, node));
+    tokio::spawn(serve_public(public, acceptor, node, http::handle));
     Ok(running)
 }
 

@@ -14,7 +14,7 @@ use crate::drain::Phase;
 use crate::node::Node;
 use crate::observe::metrics;
 
-use super::answer::{Answer, CutOff, text};
+use crate::answer::{Answer, CutOff, text};
 
 /// Slow clients of the ops listener are cut off after this.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);

@@ -16,7 +16,7 @@ use crate::domain::playback::wav::WavLayout;
 use crate::domain::time::UnixMillis;
 use crate::observe::metrics;
 
-use super::answer::CutOff;
+use crate::answer::CutOff;
 
 /// Samples painted at a time: bounds memory to about 200 KiB, whatever a gap's length.
 const WINDOW_SAMPLES: u64 = 40_000;

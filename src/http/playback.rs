@@ -23,9 +23,9 @@ use crate::domain::time::UnixMillis;
 use crate::node::Node;
 use crate::observe::metrics;
 
-use super::answer::{Answer, empty, problem, set};
 use super::play_body::{PlayRequest, play};
-use super::router::Peer;
+use crate::answer::{Answer, empty, problem, set};
+use crate::ingest::Peer;
 
 /// Samples per second of every recording of this version.
 const SAMPLE_RATE: u32 = 8000;

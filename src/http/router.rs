@@ -6,25 +6,16 @@ use std::sync::Arc;
 use hyper::body::Incoming;
 use hyper::{Method, Request, StatusCode};
 
-use crate::ingest::twilio;
+use crate::ingest::{Peer, twilio};
 use crate::keys::fill_random;
 use crate::node::Node;
 
-use super::answer::{Answer, add_common_headers, problem, text};
 use super::playback;
-
-/// Who is at the other end of a connection.
-#[derive(Debug, Clone, Copy)]
-pub struct Peer {
-    /// The address of the socket.
-    pub socket: IpAddr,
-    /// The address that counts: the client's, if a trusted proxy names it.
-    pub source: IpAddr,
-}
+use crate::answer::{Answer, add_common_headers, problem, text};
 
 /// Answers one request of the public listener.
 pub async fn handle(request: Request<Incoming>, socket: IpAddr, node: Arc<Node>) -> Answer {
-    let peer = Peer { socket, source: source(&request, socket, &node) };
+    let peer = Peer { source: source(&request, socket, &node) };
     let id = request_id();
     let mut answer = route(request, peer, &id, node).await;
     add_common_headers(&mut answer);

@@ -27,8 +27,8 @@ use crate::keys::Minted;
 use crate::node::Node;
 use crate::observe::metrics as names;
 
-use super::recorder::Recorder;
 use super::twilio::{Admitted, Socket};
+use crate::recorder::Recorder;
 
 /// After the provider's `stop` it closes the socket; we do after this.
 const CLOSE_AFTER_STOP: Duration = Duration::from_secs(5);

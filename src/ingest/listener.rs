@@ -1,9 +1,11 @@
-//! Accepts connections on the public listener: a permit, a TLS handshake in time, then HTTP.
+//! Accepts connections on the public listener: a place, a TLS handshake in time, then HTTP.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -12,9 +14,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use crate::answer::{Answer, CutOff};
 use crate::drain::Phase;
-use crate::http;
-use crate::http::answer::{Answer, CutOff};
 use crate::node::Node;
 use crate::observe::metrics;
 
@@ -24,7 +25,13 @@ const H2_STREAMS: u32 = 32;
 const H2_KEEP_ALIVE: Duration = Duration::from_secs(20);
 
 /// Serves the public listener until the drain begins; connections that were accepted go on.
-pub async fn serve_public(listener: TcpListener, tls: TlsAcceptor, node: Arc<Node>) {
+///
+/// `handle` answers each request; it gets the address of the connection's other end.
+pub async fn serve_public<H, F>(listener: TcpListener, tls: TlsAcceptor, node: Arc<Node>, handle: H)
+where
+    H: Fn(Request<Incoming>, IpAddr, Arc<Node>) -> F + Clone + Send + 'static,
+    F: Future<Output = Answer> + Send + 'static,
+{
     let places = Arc::new(Semaphore::new(node.config.ingest.max_connections));
     loop {
         let accepted = tokio::select! {
@@ -44,17 +51,21 @@ pub async fn serve_public(listener: TcpListener, tls: TlsAcceptor, node: Arc<Nod
             ::metrics::counter!(metrics::HANDSHAKES, "status" => "no_place").increment(1);
             continue;
         };
-        tokio::spawn(connection(stream, peer, tls.clone(), Arc::clone(&node), place));
+        tokio::spawn(connection(stream, peer, tls.clone(), Arc::clone(&node), place, handle.clone()));
     }
 }
 
-async fn connection(
+async fn connection<H, F>(
     stream: TcpStream,
     peer: SocketAddr,
     tls: TlsAcceptor,
     node: Arc<Node>,
     place: OwnedSemaphorePermit,
-) {
+    handle: H,
+) where
+    H: Fn(Request<Incoming>, IpAddr, Arc<Node>) -> F + Send + 'static,
+    F: Future<Output = Answer> + Send + 'static,
+{
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(error = &error as &dyn std::error::Error, "connection was gone at once");
         return;
@@ -72,19 +83,28 @@ async fn connection(
         }
     };
     ::metrics::gauge!(metrics::CONNECTIONS).increment(1.0);
-    serve(stream, peer, node, place).await;
+    serve(stream, peer, node, place, handle).await;
     ::metrics::gauge!(metrics::CONNECTIONS).decrement(1.0);
 }
 
-async fn serve(stream: TlsStream<TcpStream>, peer: SocketAddr, node: Arc<Node>, place: OwnedSemaphorePermit) {
+async fn serve<H, F>(
+    stream: TlsStream<TcpStream>,
+    peer: SocketAddr,
+    node: Arc<Node>,
+    place: OwnedSemaphorePermit,
+    handle: H,
+) where
+    H: Fn(Request<Incoming>, IpAddr, Arc<Node>) -> F + Send + 'static,
+    F: Future<Output = Answer> + Send + 'static,
+{
     let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let header_timeout = node.config.ingest.header_timeout;
     let place = Arc::new(place);
-    let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+    let service = service_fn(move |mut request: Request<Incoming>| {
         // A websocket that grows out of this request keeps the connection's place.
         request.extensions_mut().insert(Arc::clone(&place));
-        let node = Arc::clone(&node);
-        async move { Ok::<Answer, CutOff>(http::handle(request, peer.ip(), node).await) }
+        let answer = handle(request, peer.ip(), Arc::clone(&node));
+        async move { Ok::<Answer, CutOff>(answer.await) }
     });
     let stream = TokioIo::new(stream);
     let ended = if is_h2 {

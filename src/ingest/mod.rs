@@ -3,9 +3,17 @@
 mod connection;
 mod limits;
 mod listener;
-mod recorder;
 pub mod tls;
 pub mod twilio;
 
+use std::net::IpAddr;
+
 pub use limits::{Limited, StreamLimits, StreamPermit};
 pub use listener::serve_public;
+
+/// Who is at the other end of a connection.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer {
+    /// The address that counts: that of the socket, or the client's if a trusted proxy names it.
+    pub source: IpAddr,
+}

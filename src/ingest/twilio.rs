@@ -18,6 +18,7 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
+use crate::answer::{Answer, empty, problem};
 use crate::clock;
 use crate::config::{Ingest, Route, Tenant, TenantStatus};
 use crate::domain::ids::{RouteName, TenantId};
@@ -25,12 +26,11 @@ use crate::domain::provider::twilio_signature::{
     MAX_FORM_BYTES, Refusal, SignatureHeaders, TwilioSecrets, parse_form, verify_callback, verify_handshake,
 };
 use crate::drain::Phase;
-use crate::http::Peer;
-use crate::http::answer::{Answer, empty, problem};
 use crate::keys::Minted;
 use crate::node::Node;
 use crate::observe::metrics;
 
+use super::Peer;
 use super::connection;
 use super::limits::{Limited, StreamPermit};
 

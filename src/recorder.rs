@@ -35,7 +35,7 @@ impl Entropy for SystemEntropy {
 }
 
 /// One stream being recorded.
-pub(super) struct Recorder {
+pub(crate) struct Recorder {
     node: Arc<Node>,
     tenant: Arc<Tenant>,
     recording: RecordingId,
@@ -67,7 +67,7 @@ impl Recorder {
     ///
     /// # Errors
     /// [`SessionError`]; nothing was recorded.
-    pub(super) fn start(
+    pub(crate) fn start(
         node: &Arc<Node>,
         tenant: &Arc<Tenant>,
         route: &Route,
@@ -118,12 +118,12 @@ impl Recorder {
     }
 
     /// Returns the recording's id.
-    pub(super) fn recording(&self) -> RecordingId {
+    pub(crate) fn recording(&self) -> RecordingId {
         self.recording
     }
 
     /// Seals the audio of a message, or counts it as a gap while the store does not take enough.
-    pub(super) fn media(&mut self, now: Instant, media: &Media<'_>) -> Result<(), SessionError> {
+    pub(crate) fn media(&mut self, now: Instant, media: &Media<'_>) -> Result<(), SessionError> {
         if self.lane.is_full() {
             self.session.drop_media(media);
             return Ok(());
@@ -134,7 +134,7 @@ impl Recorder {
     }
 
     /// Seals that a mark came back.
-    pub(super) fn mark(
+    pub(crate) fn mark(
         &mut self,
         now: Instant,
         sequence: Option<u64>,
@@ -144,7 +144,7 @@ impl Recorder {
     }
 
     /// Seals that a key was pressed.
-    pub(super) fn dtmf(
+    pub(crate) fn dtmf(
         &mut self,
         now: Instant,
         sequence: Option<u64>,
@@ -154,27 +154,27 @@ impl Recorder {
     }
 
     /// Notes the number of another message.
-    pub(super) fn number(&mut self, sequence: Option<u64>) {
+    pub(crate) fn number(&mut self, sequence: Option<u64>) {
         self.session.handle_number(sequence);
     }
 
     /// Counts a dropped message.
-    pub(super) fn dropped(&mut self) {
+    pub(crate) fn dropped(&mut self) {
         self.session.count_dropped();
     }
 
     /// Cuts the segment if its time has come.
-    pub(super) fn timeout(&mut self, now: Instant) -> Result<(), SessionError> {
+    pub(crate) fn timeout(&mut self, now: Instant) -> Result<(), SessionError> {
         self.session.handle_timeout(now, clock::wall())
     }
 
     /// Returns when [`Recorder::timeout`] is wanted.
-    pub(super) fn next_timeout(&self) -> Option<Instant> {
+    pub(crate) fn next_timeout(&self) -> Option<Instant> {
         self.session.poll_timeout()
     }
 
     /// Hands everything that was sealed since `read_at` on. To be called after every batch of messages.
-    pub(super) fn hand_over(&mut self, read_at: Instant) {
+    pub(crate) fn hand_over(&mut self, read_at: Instant) {
         self.read_to_sealed.record(clock::since(read_at));
         while let Some(output) = self.session.poll_output() {
             self.output(output);
@@ -201,7 +201,7 @@ impl Recorder {
     }
 
     /// Ends the recording.
-    pub(super) fn finish(mut self, cause: EndCause) {
+    pub(crate) fn finish(mut self, cause: EndCause) {
         let wall = clock::wall();
         if let Err(error) = self.session.finish(wall, cause) {
             let error = &error as &dyn std::error::Error;
