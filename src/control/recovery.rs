@@ -133,13 +133,17 @@ impl Recovery {
 
     /// Answers whether there was anything to do.
     async fn recover(&self, replayed: &ReplayedRecording) -> Result<bool, RecoverError> {
-        if replayed.finished || replayed.segments.is_empty() {
+        if replayed.finished {
             return Ok(false);
         }
         let note = replayed.body.as_deref().ok_or(RecoverError::NoNote)?;
         let note: OpenedNote = serde_json::from_slice(note).map_err(|_| RecoverError::NoNote)?;
         let tenant: TenantId = note.tenant.parse().map_err(|_| RecoverError::NoNote)?;
-        let key = self.keys.open(&tenant, replayed.recording).await?;
+        let key = match self.keys.open(&tenant, replayed.recording).await {
+            // Its key was destroyed on purpose: nothing of it can be opened any more.
+            Err(KeyError::NoEnvelope) => return Ok(false),
+            key => key?,
+        };
         let retention = RetentionTags { tenant: key.ids.tenant, days: note.retention_days };
         match compact(&*self.store, key.ids.tenant, replayed.recording, &retention.tags(clock::wall())).await
         {
@@ -151,8 +155,7 @@ impl Recovery {
         for segment in &replayed.segments {
             self.put_segment(&key, retention, segment).await?;
         }
-        self.finish(&key, retention).await?;
-        Ok(true)
+        self.finish(&key, retention).await
     }
 
     /// Puts what the journal has of a segment that the store does not have.
@@ -190,10 +193,14 @@ impl Recovery {
         Ok(bytes)
     }
 
-    /// Makes the manifest from all segments in the store, and the final object.
-    async fn finish(&self, key: &OpenedKey, retention: RetentionTags) -> Result<(), RecoverError> {
+    /// Makes the manifest from all segments in the store, and the final object; `false` if there is no segment.
+    async fn finish(&self, key: &OpenedKey, retention: RetentionTags) -> Result<bool, RecoverError> {
+        let segments = stored_segments(&*self.store, &key.ids).await?;
+        if segments.is_empty() {
+            return Ok(false);
+        }
         let mut rebuild = Rebuild::new(&key.dek, key.ids);
-        for (writer, seq, name) in stored_segments(&*self.store, &key.ids).await? {
+        for (writer, seq, name) in segments {
             rebuild.add(writer, seq, &self.store.get(&name, None).await?.bytes)?;
         }
         let (mut writer, mut salt) = (WriterId([0; 16]), [0; 32]);
@@ -209,7 +216,7 @@ impl Recovery {
         // A taken name is a manifest of the same segments that an earlier attempt made.
         self.store.put_new(&name, Bytes::from(rebuilt.manifest), &retention.tags(ended)).await?;
         compact(&*self.store, tenant, recording, &retention.tags(ended)).await?;
-        Ok(())
+        Ok(true)
     }
 
     async fn release(&self, recording: RecordingId) {

@@ -90,6 +90,9 @@ async fn serve<B>(request: &Request<B>, peer: Peer, id: &str, node: &Arc<Node>) 
     };
     let opened = StoredRecording::open(Arc::clone(&node.store), &node.keys, &tenant_id, recording).await;
     let opened = Arc::new(opened.map_err(|error| recording_refused(&error, recording))?);
+    if opened.manifest().is_some_and(|finished| clock::wall().0 > finished.end.expires_ms) {
+        return Err(Refused::new(StatusCode::GONE, "expired", "the recording is past its retention"));
+    }
     let layout = wav_layout(grant, &opened)?;
     let event = audit_event(Some(grant), &recording, peer, id, "allowed");
     node.audit.record(&tenant_id, event).await.map_err(|_| {

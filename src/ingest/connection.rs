@@ -16,7 +16,7 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::{Bytes, Message};
 
 use crate::clock;
-use crate::config::{Ingest, Record as RecordPolicy, Route, Tenant};
+use crate::config::{Ingest, NoKeyPolicy, Record as RecordPolicy, Route, Tenant};
 use crate::domain::provider::twilio::{AccountSid, TwilioDecoder};
 use crate::domain::provider::{CloseReason, DropReason, Event, Refusal, StreamStart};
 use crate::domain::recording::EndCause;
@@ -244,7 +244,10 @@ impl Connection {
             }
             Err(error) => {
                 tracing::error!(tenant = %self.tenant.id, error = &error as &dyn std::error::Error, "no recording");
-                Some(End::closing(EndCause::Internal, 1011, "cannot record"))
+                match self.tenant.no_key_policy {
+                    NoKeyPolicy::PassUnrecorded => None,
+                    NoKeyPolicy::Refuse => Some(End::closing(EndCause::Internal, 1011, "cannot record")),
+                }
             }
         }
     }
@@ -265,8 +268,12 @@ impl Connection {
                 self.refused(refusal)
             }
             Err(error) => {
+                // The call goes on; only its recording does not.
                 tracing::error!(error = &error as &dyn std::error::Error, "recording ends early");
-                Some(End::closing(EndCause::Internal, 1011, "cannot record"))
+                if let Some(recorder) = self.recorder.take() {
+                    recorder.finish(EndCause::Internal);
+                }
+                None
             }
         }
     }

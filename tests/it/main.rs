@@ -9,5 +9,6 @@
 
 mod architecture;
 mod fuzz_seeds;
+mod metrics;
 mod reader;
 mod vectors;
