@@ -187,7 +187,7 @@ pub struct RecordingEnd {
     pub ended_ms: u64,
     /// Unix milliseconds after which the recording must be gone: the truth that the sweeper obeys.
     pub expires_ms: u64,
-    /// Missing audio, at most 1,024 entries.
+    /// Missing audio, at most 512 entries.
     pub gaps: Vec<GapEntry>,
     /// Counts over the whole stream.
     pub counts: StreamCounts,

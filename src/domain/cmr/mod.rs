@@ -45,7 +45,7 @@ mod tests;
 pub mod limits {
     /// Frames under one object key, trailer included: keeps the forgery advantage far below 2^-64.
     pub const FRAMES: u32 = 65_536;
-    /// Bytes under one object key.
+    /// Bytes of frames under one object key.
     pub const OBJECT_BYTES: usize = 16 * 1024 * 1024;
     /// Seconds one segment may span: bounds what a cloned recorder could repeat.
     pub const SEGMENT_SECS: u64 = 60;

@@ -31,6 +31,7 @@ pub struct ObjectReader<'a> {
     header: ObjectHeader,
     extension: &'a [u8],
     object: &'a [u8],
+    header_bytes: usize,
     position: usize,
     key: <DefaultSuite as CipherSuite>::OpenKey,
     keys: ObjectKeys,
@@ -71,6 +72,7 @@ impl<'a> ObjectReader<'a> {
         Ok(Self {
             extension: parsed.extension,
             object,
+            header_bytes: parsed.header_bytes,
             position: parsed.header_bytes,
             key: DefaultSuite::open_key(&keys.key),
             keys,
@@ -150,6 +152,9 @@ impl<'a> ObjectReader<'a> {
         }
         if self.next_frame >= limits::FRAMES {
             return Err(ReadError::LimitExceeded("frames of one object"));
+        }
+        if self.position + PREFIX_BYTES + length - self.header_bytes > limits::OBJECT_BYTES {
+            return Err(ReadError::LimitExceeded("bytes of one object"));
         }
         Ok(Some(SealedFrame { last, sealed, prefix: *prefix }))
     }

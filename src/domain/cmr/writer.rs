@@ -9,6 +9,8 @@ use super::reader::{PREFIX_BYTES, frame_aad, frame_nonce};
 
 const TAG_BYTES: usize = 16;
 const LAST_FRAME: u16 = 1 << 15;
+/// The longest frame as stored.
+const MAX_SEALED_BYTES: usize = PREFIX_BYTES + MAX_INNER_BYTES + TAG_BYTES;
 
 /// The sealed bytes of one object so far, and the only owner of its nonce counter.
 pub(super) struct ObjectWriter {
@@ -87,12 +89,12 @@ impl ObjectWriter {
         if self.poisoned {
             return Err(SealError::Poisoned);
         }
-        // One frame number is kept back for the trailer.
-        let frames_left = limits::FRAMES - self.next_frame;
-        if frames_left == 0 || (frames_left == 1 && !last) || self.sealed.len() > limits::OBJECT_BYTES {
-            return Err(SealError::Exhausted);
-        }
-        Ok(())
+        // One frame number and the bytes of one frame are kept back for the trailer.
+        let frames = if last { 1 } else { 2 };
+        let bytes_left = limits::OBJECT_BYTES.saturating_sub(self.sealed.len());
+        let has_bytes = bytes_left / MAX_SEALED_BYTES >= frames;
+        let has_numbers = usize::try_from(limits::FRAMES - self.next_frame).is_ok_and(|left| left >= frames);
+        if has_bytes && has_numbers { Ok(()) } else { Err(SealError::Exhausted) }
     }
 
     pub(super) fn commitment(&self) -> &[u8; 32] {

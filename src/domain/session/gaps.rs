@@ -4,8 +4,9 @@ use crate::domain::cmr::GapReason;
 use crate::domain::ids::TrackId;
 use crate::domain::recording::{GapEntry, StreamCounts};
 
-/// More gaps than this are only counted: bounds memory and the manifest.
-const MAX_ENTRIES: usize = 1024;
+/// More gaps than this are only counted. An entry has up to 38 bytes, and the end record must fit into the one frame that
+/// is the manifest's trailer.
+const MAX_ENTRIES: usize = 512;
 
 /// Gaps in the order they were noticed; late audio takes them back.
 #[derive(Debug, Default)]
@@ -23,29 +24,25 @@ impl GapLedger {
         reason: GapReason,
         counts: &mut StreamCounts,
     ) {
-        if self.entries.len() < MAX_ENTRIES {
-            self.entries.push(GapEntry { track: track.number(), pts, samples, reason: reason.number() });
-            return;
-        }
-        counts.unlisted_gaps += 1;
-        counts.unlisted_gap_samples += u64::from(samples);
+        let gap = GapEntry { track: track.number(), pts, samples, reason: reason.number() };
+        push_or_count(&mut self.entries, gap, counts);
     }
 
     /// Takes back what audio from `pts` on for `samples` fills.
-    pub(super) fn fill(&mut self, track: TrackId, pts: u32, samples: u32) {
+    pub(super) fn fill(&mut self, track: TrackId, pts: u32, samples: u32, counts: &mut StreamCounts) {
         let end = pts.saturating_add(samples);
         let mut kept = Vec::with_capacity(self.entries.len());
         for gap in self.entries.drain(..) {
             let gap_end = gap.pts.saturating_add(gap.samples);
             if gap.track != track.number() || end <= gap.pts || gap_end <= pts {
-                kept.push(gap);
+                push_or_count(&mut kept, gap, counts);
                 continue;
             }
             if gap.pts < pts {
-                kept.push(GapEntry { samples: pts - gap.pts, ..gap });
+                push_or_count(&mut kept, GapEntry { samples: pts - gap.pts, ..gap }, counts);
             }
             if end < gap_end {
-                kept.push(GapEntry { pts: end, samples: gap_end - end, ..gap });
+                push_or_count(&mut kept, GapEntry { pts: end, samples: gap_end - end, ..gap }, counts);
             }
         }
         self.entries = kept;
@@ -62,6 +59,15 @@ impl GapLedger {
     }
 }
 
+fn push_or_count(entries: &mut Vec<GapEntry>, gap: GapEntry, counts: &mut StreamCounts) {
+    if entries.len() < MAX_ENTRIES {
+        entries.push(gap);
+        return;
+    }
+    counts.unlisted_gaps += 1;
+    counts.unlisted_gap_samples += u64::from(gap.samples);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -71,11 +77,11 @@ mod tests {
         let mut counts = StreamCounts::default();
         let mut ledger = GapLedger::default();
         ledger.add(TrackId::CALLER, 100, 100, GapReason::LostBeforeUs, &mut counts);
-        ledger.fill(TrackId::AGENT, 100, 100);
-        ledger.fill(TrackId::CALLER, 120, 20);
+        ledger.fill(TrackId::AGENT, 100, 100, &mut counts);
+        ledger.fill(TrackId::CALLER, 120, 20, &mut counts);
         let spans = |l: &GapLedger| l.entries.iter().map(|g| (g.pts, g.samples)).collect::<Vec<_>>();
         assert_eq!(spans(&ledger), [(100, 20), (140, 60)]);
-        ledger.fill(TrackId::CALLER, 0, 1000);
+        ledger.fill(TrackId::CALLER, 0, 1000, &mut counts);
         assert_eq!(spans(&ledger), []);
         assert!(!ledger.has_loss());
     }
@@ -87,6 +93,6 @@ mod tests {
         for i in 0..2000 {
             ledger.add(TrackId::CALLER, i, 1, GapReason::Source, &mut counts);
         }
-        assert_eq!((ledger.entries.len(), counts.unlisted_gaps), (1024, 976));
+        assert_eq!((ledger.entries.len(), counts.unlisted_gaps), (512, 1488));
     }
 }

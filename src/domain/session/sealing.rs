@@ -110,7 +110,7 @@ impl CallSession {
             Arrival::InOrder => {}
             Arrival::Late => {
                 self.counts.late += 1;
-                self.gaps.fill(media.track, place.pts, samples);
+                self.gaps.fill(media.track, place.pts, samples, &mut self.counts);
             }
             Arrival::Untimed => self.counts.untimed += 1,
             Arrival::Implausible => self.counts.implausible += 1,

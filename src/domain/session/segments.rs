@@ -12,7 +12,9 @@ use crate::domain::time::UnixMillis;
 use super::{CallSession, Entropy, EntropyFailed, Output, SealedSegment, SessionError};
 
 /// Frame numbers kept free for what one message can need at most: a gap, its audio in parts, the trailer.
-const SPARE_FRAMES: u32 = 8;
+const SPARE_FRAMES: u32 = 32;
+/// Bytes kept free for the same: a message has at most 1 MiB, its audio and the sealing around it less.
+const SPARE_BYTES: usize = 1024 * 1024;
 
 /// Where the next segment stands in its writer's chain.
 pub(super) struct Chain {
@@ -39,7 +41,7 @@ impl CallSession {
 
     pub(super) fn rotate_if_due(&mut self, now: Instant, wall: UnixMillis) -> Result<(), SessionError> {
         let max_age = self.max_age();
-        let max_bytes = self.setup.limits.max_bytes.min(limits::OBJECT_BYTES);
+        let max_bytes = self.setup.limits.max_bytes.min(limits::OBJECT_BYTES - SPARE_BYTES);
         let due = match &self.open {
             Some(open) => {
                 let old = now.saturating_duration_since(open.opened_at) >= max_age;

@@ -1,5 +1,7 @@
 //! Whole streams through decoder and session, read back and compared with what the published manifest demands.
 
+mod bounds;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
