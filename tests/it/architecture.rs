@@ -302,13 +302,18 @@ fn no_private_key_and_no_directory_of_one_machine_is_committed() {
     for file in files {
         let Ok(text) = fs::read_to_string(&file) else { continue };
         for (number, line) in text.lines().enumerate() {
-            let is_key = line.contains("-----BEGIN ") && line.contains(&private_key);
-            if is_key || homes.iter().any(|home| names_directory(line, home)) {
+            if begins_key(line, &private_key) || homes.iter().any(|home| names_directory(line, home)) {
                 complaints.push(format!("{}:{}", file.display(), number + 1));
             }
         }
     }
     assert_none(&complaints);
+}
+
+/// Whether `line` is the first of a key in PEM: capital letters and spaces may say which kind.
+fn begins_key(line: &str, private_key: &str) -> bool {
+    let mut labels = line.split("-----BEGIN ").skip(1).filter_map(|label| label.split_once(private_key));
+    labels.any(|(kind, _)| kind.chars().all(|c| c.is_ascii_uppercase() || c == ' '))
 }
 
 /// Whether `line` names something below the absolute directory `home`, which is not the middle of another path or URL.
@@ -342,7 +347,10 @@ fn the_rules_would_notice() {
     assert_eq!(without_tests(text), "//! x\n// crate::keys\nfn a() {}\nfn b() {}\n");
     assert!(source("store/mod.rs", text).imports().is_empty());
     assert!(is_import_of("http::router", "http") && !is_import_of("httparse", "http"));
-    let home = ["/ho", "me/"].concat();
+    let (private_key, home) = (["PRIVATE KEY", "-----"].concat(), ["/ho", "me/"].concat());
+    assert!(begins_key(&format!("-----BEGIN EC {private_key}"), &private_key));
+    assert!(begins_key(&format!("x = \"-----BEGIN {private_key}\\n"), &private_key));
+    assert!(!begins_key("-----BEGIN CERTIFICATE-----", &private_key));
     assert!(names_directory(&format!("cd {home}someone/callseal"), &home));
     assert!(!names_directory(&format!("https://example.com{home}page"), &home));
 }
