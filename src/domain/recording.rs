@@ -124,6 +124,10 @@ impl EndCause {
     }
 }
 
+/// More gaps than this are only counted. An entry has up to 38 bytes, and the end record must fit into the one frame that
+/// is the manifest's trailer.
+pub const MAX_GAP_ENTRIES: usize = 512;
+
 /// One stretch of missing audio.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GapEntry {
@@ -187,7 +191,7 @@ pub struct RecordingEnd {
     pub ended_ms: u64,
     /// Unix milliseconds after which the recording must be gone: the truth that the sweeper obeys.
     pub expires_ms: u64,
-    /// Missing audio, at most 512 entries.
+    /// Missing audio, at most [`MAX_GAP_ENTRIES`].
     pub gaps: Vec<GapEntry>,
     /// Counts over the whole stream.
     pub counts: StreamCounts,

@@ -11,14 +11,13 @@ use crate::domain::cmr::{
 use crate::domain::ids::{TrackId, WriterId};
 use crate::domain::provider::SAMPLES_PER_MS;
 use crate::domain::recording::{
-    EndCause, GapEntry, Life, RecordingEnd, RecordingMetadata, StreamCounts, from_cbor, to_cbor,
+    EndCause, GapEntry, Life, MAX_GAP_ENTRIES, RecordingEnd, RecordingMetadata, StreamCounts, from_cbor,
+    to_cbor,
 };
 use crate::domain::time::UnixMillis;
 
 /// A day in milliseconds.
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
-/// The same bound as for a running recording.
-const MAX_GAPS: usize = 1024;
 
 /// Why segments cannot be joined to a recording.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -209,7 +208,7 @@ impl<'k> Rebuild<'k> {
     }
 
     fn note_gap(&mut self, track: TrackId, pts: u32, samples: u32, reason: GapReason) {
-        if self.gaps.len() < MAX_GAPS {
+        if self.gaps.len() < MAX_GAP_ENTRIES {
             self.gaps.push(GapEntry { track: track.number(), pts, samples, reason: reason.number() });
             return;
         }

@@ -2,11 +2,7 @@
 
 use crate::domain::cmr::GapReason;
 use crate::domain::ids::TrackId;
-use crate::domain::recording::{GapEntry, StreamCounts};
-
-/// More gaps than this are only counted. An entry has up to 38 bytes, and the end record must fit into the one frame that
-/// is the manifest's trailer.
-const MAX_ENTRIES: usize = 512;
+use crate::domain::recording::{GapEntry, MAX_GAP_ENTRIES, StreamCounts};
 
 /// Gaps in the order they were noticed; late audio takes them back.
 #[derive(Debug, Default)]
@@ -60,7 +56,7 @@ impl GapLedger {
 }
 
 fn push_or_count(entries: &mut Vec<GapEntry>, gap: GapEntry, counts: &mut StreamCounts) {
-    if entries.len() < MAX_ENTRIES {
+    if entries.len() < MAX_GAP_ENTRIES {
         entries.push(gap);
         return;
     }
