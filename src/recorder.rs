@@ -18,6 +18,7 @@ use crate::domain::session::{
     CallSession, DtmfPolicy, Entropy, EntropyFailed, Output, SealedManifest, SealedSegment, SegmentLimits,
     SessionError, SessionSetup, Stored,
 };
+use crate::domain::sign::encode_hex;
 use crate::domain::time::UnixMillis;
 use crate::journal::{Journal, Record};
 use crate::keys::{Minted, fill_random};
@@ -232,7 +233,7 @@ impl Recorder {
             reason: None,
             result: end.life.name().to_owned(),
             request: String::new(),
-            detail: Some(format!("root={} revision=0 rows={}", hex(&sha256(&bytes)), rows.len())),
+            detail: Some(format!("root={} revision=0 rows={}", encode_hex(&sha256(&bytes)), rows.len())),
         };
         counter!(names::STREAMS_ENDED, "cause" => end.cause.name()).increment(1);
         tracing::info!(
@@ -321,8 +322,4 @@ fn count_lost(gaps: &[crate::domain::recording::GapEntry]) {
         let reason = GapReason::from_number(gap.reason).map_or("other", GapReason::name);
         counter!(names::AUDIO_LOST, "reason" => reason).increment(u64::from(gap.samples));
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 use crate::clock;
 use crate::config::{Config, process_environment};
 use crate::domain::ids::TenantId;
+use crate::domain::sign::encode_hex;
 use crate::keys::{Keyring, system_random};
 
 use super::{CommandResult, ConfigArg, Failure, output};
@@ -58,8 +59,7 @@ fn make_secret(file: &Path) -> std::io::Result<()> {
     }
     let mut random = Zeroizing::new([0; 32]);
     system_random(&mut *random)?;
-    let digits: Zeroizing<String> =
-        Zeroizing::new(random.iter().map(|byte| format!("{byte:02x}")).collect::<String>());
+    let digits: Zeroizing<String> = Zeroizing::new(encode_hex(&*random));
     let mut out = OpenOptions::new().write(true).create_new(true).mode(0o600).open(file)?;
     out.write_all(digits.as_bytes())?;
     out.sync_all()

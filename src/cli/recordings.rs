@@ -14,9 +14,9 @@ use crate::control::audit;
 use crate::control::recordings::{StoredRecording, list};
 use crate::domain::cmr::{Grade, RecordingVerifier};
 use crate::domain::ids::RecordingId;
-use crate::domain::playback::grant::TrackSelection;
 use crate::domain::playback::timeline::Canvas;
-use crate::domain::playback::wav::{Channels, WavLayout};
+use crate::domain::playback::wav::WavLayout;
+use crate::domain::sign::encode_hex;
 use crate::domain::time::UnixMillis;
 use crate::store::{ObjectName, Tags, layout};
 
@@ -139,7 +139,7 @@ async fn show(target: &RecordingArg, as_json: bool) -> CommandResult {
         shown.insert("call".into(), json!(finished.metadata.call));
         shown.insert("gaps".into(), json!(end.gaps));
         shown.insert("counts".into(), json!(end.counts));
-        shown.insert("root".into(), json!(hex(&finished.root)));
+        shown.insert("root".into(), json!(encode_hex(&finished.root)));
     }
     if as_json {
         output::line(&shown.to_string());
@@ -166,9 +166,8 @@ pub(super) fn open(args: &OpenArgs) -> CommandResult {
 async fn write_wav(stored: &StoredRecording, args: &OpenArgs) -> anyhow::Result<u64> {
     verify_rows(stored).await?;
     let track = args.track.selection();
-    let channels = if track == TrackSelection::Both { Channels::Stereo } else { Channels::Mono };
     let timeline = stored.timeline();
-    let layout = WavLayout::new(args.format.encoding(), channels, 8000, timeline.samples())?;
+    let layout = WavLayout::new(args.format.encoding(), track.channels(), 8000, timeline.samples())?;
     let file = File::create(&args.out).with_context(|| format!("write {}", args.out.display()))?;
     let mut out = BufWriter::new(file);
     out.write_all(&layout.header())?;
@@ -179,11 +178,7 @@ async fn write_wav(stored: &StoredRecording, args: &OpenArgs) -> anyhow::Result<
         for index in timeline.rows_for(&window) {
             stored.paint(index, &stored.segment(index).await?, &mut canvas)?;
         }
-        let (first, second): (&[u8], &[u8]) = match track {
-            TrackSelection::Both => (canvas.caller(), canvas.agent()),
-            TrackSelection::Caller => (canvas.caller(), &[]),
-            TrackSelection::Agent => (canvas.agent(), &[]),
-        };
+        let (first, second) = canvas.channels(track);
         let mut frames = Vec::new();
         layout.write_frames(first, second, &mut frames)?;
         out.write_all(&frames)?;
@@ -221,7 +216,7 @@ pub(super) fn verify(args: &VerifyArgs) -> CommandResult {
 /// The audit log lifts a verified recording to evidence if it names the same root.
 async fn grade(opened: &Opened, args: &VerifyArgs, stored: &StoredRecording) -> Result<Grade, Failure> {
     let Some(finished) = stored.manifest() else { return Ok(Grade::Authentic) };
-    let root = format!("root={} ", hex(&finished.root));
+    let root = format!("root={} ", encode_hex(&finished.root));
     let records = audit::read(&args.target.tenant.tenant, &opened.keys, &*opened.store).await?;
     let named = records.iter().any(|record| {
         record.event.action == "record"
@@ -267,8 +262,4 @@ fn state_name(stored: &StoredRecording) -> &'static str {
 #[expect(clippy::cast_precision_loss, reason = "samples of a call are far below 2^52")]
 fn seconds(stored: &StoredRecording) -> f64 {
     stored.timeline().samples() as f64 / 8000.0
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::clock;
 use crate::domain::cmr::{SealedBox, sha256};
 use crate::domain::ids::{RecordingId, TenantId, TenantTag};
+use crate::domain::sign::encode_hex;
 use crate::keys::{KeyError, KeyService, Minted, fill_random};
 use crate::observe::metrics;
 use crate::store::{ObjectName, PutOutcome, Store, StoreError, Tags, layout};
@@ -200,7 +201,7 @@ impl ChainWriter {
                 event: waiting.event.clone(),
             };
             let line = serde_json::to_vec(&record).map_err(|_| AuditError::Unavailable)?;
-            prev = hex(&sha256(&line));
+            prev = encode_hex(&sha256(&line));
             number += 1;
             text.extend_from_slice(&line);
             text.push(b'\n');
@@ -279,7 +280,7 @@ async fn read_chain(
             if record.prev != prev || record.number != records.len() as u64 {
                 return Err(broken());
             }
-            prev = hex(&sha256(line));
+            prev = encode_hex(&sha256(line));
             records.push(record);
         }
     }
@@ -294,8 +295,4 @@ fn parse_name(name: &ObjectName) -> Option<(RecordingId, u32)> {
 
 fn context(tenant: TenantTag, chain: RecordingId, object: u32) -> Vec<u8> {
     [&tenant.0[..], &chain.0, &object.to_be_bytes()].concat()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

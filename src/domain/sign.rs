@@ -25,6 +25,11 @@ pub fn equal(computed: &[u8], received: &[u8]) -> bool {
     computed.ct_eq(received).into()
 }
 
+/// Writes bytes as lower-case hexadecimal digits.
+pub fn encode_hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// Writes standard base64 with padding (RFC 4648 section 4).
 pub fn encode_base64(bytes: &[u8]) -> String {
     base64_simd::STANDARD.encode_to_string(bytes)
@@ -65,26 +70,22 @@ mod tests {
 
     use super::*;
 
-    fn hex(bytes: &[u8]) -> String {
-        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-    }
-
     #[test]
     fn hashes_are_the_published_ones() {
         // RFC 4231 test case 2, RFC 2202 test case 2, and RFC 4231 test case 6 (a key longer than a block).
         let text: [&[u8]; 2] = [b"what do ya want ", b"for nothing?"];
         assert_eq!(
-            hex(&hmac_sha256(b"Jefe", text)),
+            encode_hex(&hmac_sha256(b"Jefe", text)),
             "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
         );
-        assert_eq!(hex(&hmac_sha1(b"Jefe", text)), "effcdf6ae5eb2fa2d27416d5f184df9c259a7c79");
+        assert_eq!(encode_hex(&hmac_sha1(b"Jefe", text)), "effcdf6ae5eb2fa2d27416d5f184df9c259a7c79");
         let long: &[u8] = b"Test Using Larger Than Block-Size Key - Hash Key First";
         assert_eq!(
-            hex(&hmac_sha256(&[0xaa; 131], [long])),
+            encode_hex(&hmac_sha256(&[0xaa; 131], [long])),
             "60e431591ee0b67f0d8a26aacbf5b77f8e0bc6213728c5140546040f0ee37f54"
         );
         // An empty key is as good as any other for the hash; refusing it is the caller's business.
-        assert_eq!(hex(&hmac_sha1(b"", [])), "fbdb1d1b18aa6c08324b7d64b71fb76370690e1d");
+        assert_eq!(encode_hex(&hmac_sha1(b"", [])), "fbdb1d1b18aa6c08324b7d64b71fb76370690e1d");
     }
 
     #[test]

@@ -138,11 +138,7 @@ impl Player {
     }
 
     fn encode(&mut self, canvas: &Canvas) -> Result<Bytes, RecordingError> {
-        let (first, second): (&[u8], &[u8]) = match self.request.track {
-            TrackSelection::Both => (canvas.caller(), canvas.agent()),
-            TrackSelection::Caller => (canvas.caller(), &[]),
-            TrackSelection::Agent => (canvas.agent(), &[]),
-        };
+        let (first, second) = canvas.channels(self.request.track);
         let mut out = Vec::new();
         self.request
             .layout

@@ -14,11 +14,10 @@ use crate::config::{Tenant, TenantStatus};
 use crate::control::audit::AuditEvent;
 use crate::control::recordings::{RecordingError, StoredRecording};
 use crate::domain::ids::{RecordingId, TenantId};
-use crate::domain::playback::grant::{
-    Grant, GrantCheck, GrantFault, GrantLimits, SignedGrant, TrackSelection,
-};
+use crate::domain::playback::grant::{Grant, GrantCheck, GrantFault, GrantLimits, SignedGrant};
 use crate::domain::playback::range::{ByteRange, if_range_matches};
-use crate::domain::playback::wav::{Channels, Encoding, WavLayout};
+use crate::domain::playback::wav::{Encoding, WavLayout};
+use crate::domain::sign::encode_hex;
 use crate::domain::time::UnixMillis;
 use crate::node::Node;
 use crate::observe::metrics;
@@ -98,7 +97,8 @@ async fn serve<B>(request: &Request<B>, peer: Peer, id: &str, node: &Arc<Node>) 
     node.audit.record(&tenant_id, event).await.map_err(|_| {
         Refused::new(StatusCode::SERVICE_UNAVAILABLE, "audit_unavailable", "try again in a moment")
     })?;
-    let etag = format!("\"{}-{}-{}\"", hex(&opened.version()), encoding_name(layout.0), grant.track.as_str());
+    let etag =
+        format!("\"{}-{}-{}\"", encode_hex(&opened.version()), encoding_name(layout.0), grant.track.as_str());
     let cut_at = UnixMillis(grant.exp.saturating_mul(1000)).plus(node.config.playback.cut_after_exp);
     let play_request = PlayRequest { recording: opened, layout: layout.1, track: grant.track, cut_at };
     respond(request, play_request, &etag, grant)
@@ -131,11 +131,8 @@ fn check_grant<'g>(
 
 fn wav_layout(grant: &Grant, recording: &StoredRecording) -> Result<(Encoding, WavLayout), Refused> {
     let encoding = grant.format.unwrap_or(Encoding::Pcm16);
-    let channels = match grant.track {
-        TrackSelection::Both => Channels::Stereo,
-        TrackSelection::Caller | TrackSelection::Agent => Channels::Mono,
-    };
-    let layout = WavLayout::new(encoding, channels, SAMPLE_RATE, recording.timeline().samples());
+    let layout =
+        WavLayout::new(encoding, grant.track.channels(), SAMPLE_RATE, recording.timeline().samples());
     let layout = layout.map_err(|_| {
         Refused::new(
             StatusCode::INTERNAL_SERVER_ERROR,
@@ -279,8 +276,4 @@ fn encoding_name(encoding: Encoding) -> &'static str {
         Encoding::Ulaw => "ulaw",
         Encoding::Pcm16 => "pcm",
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

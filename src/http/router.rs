@@ -6,6 +6,7 @@ use std::sync::Arc;
 use hyper::body::Incoming;
 use hyper::{Method, Request, StatusCode};
 
+use crate::domain::sign::encode_hex;
 use crate::ingest::{Peer, twilio};
 use crate::keys::fill_random;
 use crate::node::Node;
@@ -58,5 +59,5 @@ fn request_id() -> String {
     if fill_random(&mut random).is_err() {
         return "none".to_owned();
     }
-    random.iter().map(|byte| format!("{byte:02x}")).collect()
+    encode_hex(&random)
 }

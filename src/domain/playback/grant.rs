@@ -12,7 +12,7 @@ use std::fmt;
 
 use crate::domain::address::IpRange;
 use crate::domain::ids::{RecordingId, TenantId};
-use crate::domain::playback::wav::Encoding;
+use crate::domain::playback::wav::{Channels, Encoding};
 use crate::domain::sign;
 use crate::domain::time::UnixMillis;
 
@@ -44,6 +44,14 @@ pub enum TrackSelection {
 }
 
 impl TrackSelection {
+    /// Returns how many channels of a WAV file it takes.
+    pub const fn channels(self) -> Channels {
+        match self {
+            Self::Both => Channels::Stereo,
+            Self::Caller | Self::Agent => Channels::Mono,
+        }
+    }
+
     /// Returns the word of the query parameter.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -9,6 +9,8 @@ use std::ops::Range;
 use crate::domain::cmr::{Frame, Row, RowSpan};
 use crate::domain::ids::TrackId;
 
+use super::grant::TrackSelection;
+
 /// μ-law silence.
 pub const SILENCE: u8 = 0xff;
 
@@ -129,6 +131,15 @@ impl Canvas {
     /// Returns the agent's samples.
     pub fn agent(&self) -> &[u8] {
         &self.tracks[1]
+    }
+
+    /// Returns the channels of a selection as a WAV file takes them; the second is empty where there is one.
+    pub fn channels(&self, track: TrackSelection) -> (&[u8], &[u8]) {
+        match track {
+            TrackSelection::Both => (self.caller(), self.agent()),
+            TrackSelection::Caller => (self.caller(), &[]),
+            TrackSelection::Agent => (self.agent(), &[]),
+        }
     }
 
     /// Paints one frame if it is audio.
