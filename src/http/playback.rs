@@ -173,7 +173,11 @@ fn respond<B>(
     let headers = answer.headers_mut();
     set(headers, header::CONTENT_TYPE, "audio/wav");
     // A browser that opens the link itself makes a page around it, which loads the audio from the same place.
-    set(headers, header::CONTENT_SECURITY_POLICY, "default-src 'none'; media-src 'self'; frame-ancestors 'none'");
+    set(
+        headers,
+        header::CONTENT_SECURITY_POLICY,
+        "default-src 'none'; media-src 'self'; frame-ancestors 'none'",
+    );
     set(headers, header::ACCEPT_RANGES, "bytes");
     insert(headers, header::ETAG, Some(etag.to_owned()));
     insert(headers, header::CONTENT_LENGTH, Some((last + 1 - first).to_string()));

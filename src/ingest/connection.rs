@@ -2,12 +2,12 @@
 //! the provider throws away.
 
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use futures_util::{FutureExt, SinkExt, Stream};
+use futures_util::{SinkExt, Stream, StreamExt};
 use metrics::{Counter, counter, gauge};
 use tokio::io::AsyncWriteExt;
 use tokio::time::sleep_until;
@@ -129,47 +129,59 @@ impl Connection {
         let mut armed = self.next_deadline();
         let mut timer = pin!(sleep_until(armed.into()));
         loop {
-            tokio::select! {
-                biased;
-                (read_at, message) = next_message(socket) => {
-                    if let Some(end) = self.batch(socket, read_at, message) {
-                        return end;
-                    }
+            let woken = poll_fn(|context| {
+                if let Poll::Ready(end) = self.poll_messages(socket, context) {
+                    return Poll::Ready(Woken::Ended(end));
                 }
-                () = timer.as_mut() => {
+                // Deadlines mostly move away; the timer is touched only when one comes nearer.
+                let next = self.next_deadline();
+                if next < armed {
+                    armed = next;
+                    timer.as_mut().reset(armed.into());
+                }
+                if timer.as_mut().poll(context).is_ready() {
+                    return Poll::Ready(Woken::Deadline);
+                }
+                stopping.as_mut().poll(context).map(|()| Woken::Stopping)
+            });
+            match woken.await {
+                Woken::Ended(end) => return end,
+                Woken::Stopping => return End::closing(EndCause::Shutdown, 1001, "shutting down"),
+                Woken::Deadline => {
                     if let Some(end) = self.timeout(socket).await {
                         return end;
                     }
                     armed = self.next_deadline();
                     timer.as_mut().reset(armed.into());
                 }
-                () = stopping.as_mut() => return End::closing(EndCause::Shutdown, 1001, "shutting down"),
-            }
-            // Deadlines mostly move away; the timer is touched only when one comes nearer.
-            let next = self.next_deadline();
-            if next < armed {
-                armed = next;
-                timer.as_mut().reset(armed.into());
             }
         }
     }
 
-    /// Takes a message and all that are there already, then hands over what was sealed.
-    fn batch(&mut self, socket: &mut Socket, read_at: Instant, message: Next) -> Option<End> {
-        self.timers.last_message_at = read_at;
-        self.timers.ping_sent = false;
-        let mut end = self.message(read_at, message);
-        for _ in 1..BATCH {
-            if end.is_some() {
+    /// Takes every message that is there, then hands over what was sealed. One wake-up reads the socket until it is empty.
+    fn poll_messages(&mut self, socket: &mut Socket, context: &mut Context<'_>) -> Poll<End> {
+        let mut first_read_at = None;
+        let mut outcome = Poll::Pending;
+        for taken in 0..=BATCH {
+            if taken == BATCH {
+                // Others want to be served as well; this stream goes on after them.
+                context.waker().wake_by_ref();
                 break;
             }
-            let Some((_, message)) = next_message(socket).now_or_never() else { break };
-            end = self.message(read_at, message);
+            let read_at = clock::monotonic();
+            let Poll::Ready(message) = Pin::new(&mut *socket).poll_next(context) else { break };
+            first_read_at.get_or_insert(read_at);
+            self.timers.last_message_at = read_at;
+            self.timers.ping_sent = false;
+            if let Some(end) = self.message(read_at, message) {
+                outcome = Poll::Ready(end);
+                break;
+            }
         }
-        if let Some(recorder) = &mut self.recorder {
+        if let (Some(recorder), Some(read_at)) = (&mut self.recorder, first_read_at) {
             recorder.hand_over(read_at);
         }
-        end
+        outcome
     }
 
     fn message(&mut self, now: Instant, message: Next) -> Option<End> {
@@ -399,20 +411,15 @@ impl Connection {
     }
 }
 
+/// Why a stream's task goes on.
+enum Woken {
+    Ended(End),
+    Deadline,
+    Stopping,
+}
+
 /// What the websocket gives next; `None`: its end.
 type Next = Option<Result<Message, WsError>>;
-
-/// Waits for the next message; also answers when the read that completed it began. Cancel-safe.
-async fn next_message(socket: &mut Socket) -> (Instant, Next) {
-    poll_fn(|context| {
-        let read_at = clock::monotonic();
-        match Stream::poll_next(std::pin::Pin::new(&mut *socket), context) {
-            Poll::Ready(message) => Poll::Ready((read_at, message)),
-            Poll::Pending => Poll::Pending,
-        }
-    })
-    .await
-}
 
 /// Sends our close frame, if there is one to send, and waits a little for the provider's.
 async fn close(socket: &mut Socket, end: End) {
@@ -424,7 +431,7 @@ async fn close(socket: &mut Socket, end: End) {
             return;
         }
         // Reading on also sends the answer to the provider's own close frame.
-        while let (_, Some(Ok(_))) = next_message(socket).await {}
+        while let Some(Ok(_)) = socket.next().await {}
         // The answer may still be inside the TLS session; ending that properly sends it.
         if let Err(error) = socket.get_mut().shutdown().await {
             tracing::debug!(error = &error as &dyn std::error::Error, "provider was gone before we closed");
