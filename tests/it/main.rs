@@ -11,4 +11,6 @@ mod architecture;
 mod fuzz_seeds;
 mod metrics;
 mod reader;
+mod shutdown;
+mod support;
 mod vectors;
