@@ -10,6 +10,7 @@
 mod architecture;
 mod fuzz_seeds;
 mod metrics;
+mod handshake;
 mod reader;
 mod shutdown;
 mod support;

@@ -7,6 +7,7 @@
 #![allow(dead_code, reason = "no set of tests needs every helper")]
 
 pub(crate) mod server;
+pub(crate) mod wire;
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
