@@ -11,6 +11,7 @@ mod architecture;
 mod fuzz_seeds;
 mod metrics;
 mod handshake;
+mod ingest;
 mod reader;
 mod shutdown;
 mod support;

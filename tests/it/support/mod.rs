@@ -7,6 +7,7 @@
 #![allow(dead_code, reason = "no set of tests needs every helper")]
 
 pub(crate) mod server;
+pub(crate) mod socket;
 pub(crate) mod wire;
 
 use std::collections::BTreeMap;

@@ -13,7 +13,7 @@ use super::{AUTH_TOKEN, Server};
 /// A connection as a provider opens it, after the TLS handshake.
 pub(crate) type Raw = TlsStream<TcpStream>;
 
-const READ_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An HTTP/1.1 answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
