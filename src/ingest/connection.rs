@@ -21,7 +21,7 @@ use crate::domain::provider::twilio::{AccountSid, TwilioDecoder};
 use crate::domain::provider::{CloseReason, DropReason, Event, Refusal, StreamStart};
 use crate::domain::recording::EndCause;
 use crate::domain::session::SessionError;
-use crate::drain::{Alive, Phase};
+use crate::drain::Phase;
 use crate::ingest::limits::StreamPermit;
 use crate::keys::Minted;
 use crate::node::Node;
@@ -40,15 +40,16 @@ const BATCH: usize = 64;
 const PUBLISH_EVERY: u64 = 500;
 
 /// Runs a stream until it ends.
-pub(super) async fn run(mut socket: Socket, admitted: Admitted, node: Arc<Node>) {
+pub(super) async fn run(mut socket: Socket, mut admitted: Admitted, node: Arc<Node>) {
     gauge!(names::LIVE_STREAMS).increment(1.0);
-    let place = admitted.place.clone();
+    // Both until the provider knows: the process must not end between our close frame and its answer.
+    let (place, alive) = (admitted.place.take(), node.drain.alive());
     let mut stream = Connection::new(admitted, Arc::clone(&node));
     let end = stream.receive(&mut socket).await;
     stream.finish(end.cause);
     close(&mut socket, end).await;
     gauge!(names::LIVE_STREAMS).decrement(1.0);
-    drop(place);
+    drop((place, alive));
 }
 
 /// How a stream ended, and what is told to the provider.
@@ -82,7 +83,6 @@ struct Connection {
     bytes: u64,
     messages_in: Counter,
     bytes_in: Counter,
-    _alive: Alive,
 }
 
 /// The moments that end or probe a stream.
@@ -108,7 +108,6 @@ impl Connection {
                 stopped_at: None,
                 longest: tenant.limits.max_stream.min(node.config.ingest.max_stream),
             },
-            _alive: node.drain.alive(),
             node,
             tenant,
             route,
