@@ -1,6 +1,7 @@
 //! Accepts connections on the public listener: a place, a TLS handshake in time, then HTTP.
 
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -100,21 +101,34 @@ async fn serve<H, F>(
     let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let header_timeout = node.config.ingest.header_timeout;
     let place = Arc::new(place);
+    let asked = Arc::new(Notify::new());
+    let first_request = Arc::clone(&asked);
     let service = service_fn(move |mut request: Request<Incoming>| {
         // A websocket that grows out of this request keeps the connection's place.
         request.extensions_mut().insert(Arc::clone(&place));
+        asked.notify_one();
         let answer = handle(request, peer.ip(), Arc::clone(&node));
         async move { Ok::<Answer, CutOff>(answer.await) }
     });
     let stream = TokioIo::new(stream);
     let ended = if is_h2 {
-        http2::Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(H2_STREAMS)
-            .keep_alive_interval(H2_KEEP_ALIVE)
-            .keep_alive_timeout(H2_KEEP_ALIVE)
-            .serve_connection(stream, service)
-            .await
+        let mut connection = pin!(
+            http2::Builder::new(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .max_concurrent_streams(H2_STREAMS)
+                .keep_alive_interval(H2_KEEP_ALIVE)
+                .keep_alive_timeout(H2_KEEP_ALIVE)
+                .serve_connection(stream, service)
+        );
+        // hyper bounds neither the client's preface nor its first request.
+        tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = first_request.notified() => connection.await,
+            () = tokio::time::sleep(header_timeout) => {
+                tracing::debug!("first HTTP/2 request took too long");
+                return;
+            }
+        }
     } else {
         http1::Builder::new()
             .timer(TokioTimer::new())
