@@ -15,4 +15,5 @@ mod ingest;
 mod reader;
 mod shutdown;
 mod support;
+mod tls;
 mod vectors;

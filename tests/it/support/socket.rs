@@ -3,7 +3,7 @@
 use std::fs;
 
 use callseal::simulate::{CallPlan, Track, TwilioCall};
-use futures_util::{SinkExt, StreamExt};
+use futures_util::{FutureExt, SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
@@ -78,6 +78,16 @@ impl Socket {
                 Some(Ok(Message::Close(None)) | Err(_)) | None => return None,
                 Some(Ok(_)) => {}
             }
+        }
+    }
+
+    /// As [`Socket::closed`], but does not wait for anything.
+    pub(crate) fn closed_already(&mut self) -> Option<(u16, String)> {
+        match self.0.next().now_or_never()?? {
+            Ok(Message::Close(Some(CloseFrame { code, reason }))) => {
+                Some((code.into(), reason.as_str().to_owned()))
+            }
+            Ok(_) | Err(_) => None,
         }
     }
 
