@@ -13,6 +13,7 @@ mod metrics;
 mod handshake;
 mod ingest;
 mod reader;
+mod secrets;
 mod shutdown;
 mod support;
 mod tls;
