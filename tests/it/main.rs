@@ -9,9 +9,11 @@
 
 mod architecture;
 mod fuzz_seeds;
-mod metrics;
 mod handshake;
 mod ingest;
+mod kill;
+mod metrics;
+mod playback;
 mod reader;
 mod secrets;
 mod shutdown;
