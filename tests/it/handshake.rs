@@ -7,10 +7,11 @@ use callseal::domain::provider::twilio_signature::{
 };
 use callseal::simulate::{CallError, Track, TwilioCall};
 use serde_json::Value;
+use tokio::net::TcpStream;
 
 use crate::reader::repository;
 use crate::support::wire::{self, Answer, signature_of, signed_upgrade, upgrade};
-use crate::support::{AUTH_TOKEN, Home, Server, Setup, TenantSetup};
+use crate::support::{AUTH_TOKEN, Home, Server, Setup, TenantSetup, eventually};
 
 const PATH: &str = "/twilio/v1/acme-dental/reception";
 /// What the server says of every handshake that it refuses for its signature, tenant or route.
@@ -190,6 +191,45 @@ async fn the_form_is_checked_before_the_signature() {
             assert_eq!(answer.body_without_id()["status"], status);
         }
     }
+}
+
+/// The one exception to the common headers: what cannot be read as a request never gets to us; the library answers.
+#[tokio::test]
+async fn what_is_no_request_gets_a_bare_refusal() {
+    let (_home, server) = Setup::new().serve();
+    let long = "y".repeat(20_000);
+    for (status, request) in [
+        (400, "GARBAGE\r\n\r\n".to_owned()),
+        (400, "GET / HTTP/1.1\r\nHost: media.example.com\r\nX: \x01\r\n\r\n".to_owned()),
+        (431, format!("GET / HTTP/1.1\r\nHost: media.example.com\r\nX: {long}\r\n\r\n")),
+        (431, format!("GET / HTTP/1.1\r\n{}\r\n", "X: y\r\n".repeat(120))),
+    ] {
+        let answer = server.exchange(&request).await;
+        assert_eq!((answer.status, answer.header("connection")), (status, "close"));
+        assert_eq!(answer.body, "");
+    }
+}
+
+#[tokio::test]
+async fn there_are_no_more_connections_than_allowed() {
+    let (_home, server) = Setup::new().option("ingest", "max_connections", "1").serve();
+    let mut stream = server.open("acme-dental/reception").await;
+    let mut one_too_many = TcpStream::connect(server.public()).await.unwrap();
+    assert_eq!(wire::read_to_end(&mut one_too_many).await, b"");
+    assert_eq!(server.metric(r#"ingest_handshakes_total{status="no_place"}"#), 1.0);
+    // The stream keeps its place for as long as it lives, not only until it is a websocket.
+    stream.settle().await;
+    assert_eq!(stream.close(Some(1000)).await, Some(1000));
+    let free = || (server.metric("ingest_connections") == 0.0).then_some(());
+    eventually("a free place", free).await;
+    let mut status = None;
+    while status.is_none() {
+        let connected = server.tls().connect(&server.endpoint()).await;
+        if let Ok(mut stream) = connected {
+            status = Some(wire::exchange(&mut stream, signed_upgrade(PATH)).await.status);
+        }
+    }
+    assert_eq!(status, Some(101));
 }
 
 #[tokio::test]
