@@ -21,7 +21,7 @@ use crate::http::{self, serve_ops};
 use crate::ingest::tls::{Certificate, SelfSigned, TlsError, server_config};
 use crate::ingest::{StreamLimits, serve_public};
 use crate::journal::{Journal, JournalConfig, OpenError};
-use crate::keys::{KeyService, Keyring, KeyringError, LocalKeys};
+use crate::keys::{KeyProvider, KeyService, Keyring, KeyringError, LocalKeys};
 use crate::node::Node;
 use crate::store::folder::Folder;
 use crate::store::metered::Metered;
@@ -85,14 +85,18 @@ pub async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
 /// # Errors
 /// [`StartError::Keyring`], [`StartError::NoKek`].
 pub fn open_keys(config: &Config, store: &Arc<dyn Store>) -> Result<Arc<KeyService>, StartError> {
+    let provider = Arc::new(LocalKeys::new(load_keyring(config)?));
+    Ok(Arc::new(KeyService::new(provider, Arc::clone(store))))
+}
+
+/// Reads the keyring; every tenant must have a key in it.
+fn load_keyring(config: &Config) -> Result<Keyring, StartError> {
     let KeysConfig::Local { keyring_file } = &config.keys;
-    let provider = LocalKeys::new(Keyring::load(keyring_file)?);
-    for tenant in &config.tenants {
-        if !provider.has(&tenant.id) {
-            return Err(StartError::NoKek { tenant: tenant.id.clone(), keyring: keyring_file.clone() });
-        }
+    let ring = Keyring::load(keyring_file)?;
+    match config.tenants.iter().find(|tenant| !ring.has(&tenant.id)) {
+        Some(tenant) => Err(StartError::NoKek { tenant: tenant.id.clone(), keyring: keyring_file.clone() }),
+        None => Ok(ring),
     }
-    Ok(Arc::new(KeyService::new(Arc::new(provider), Arc::clone(store))))
 }
 
 /// A node that takes calls.
@@ -101,6 +105,7 @@ pub struct Running {
     public: SocketAddr,
     ops: SocketAddr,
     certificate: Arc<Certificate>,
+    local_keys: Arc<LocalKeys>,
 }
 
 /// Starts a node: reads keys, opens store and journal, binds, and begins to recover what a crash left.
@@ -111,7 +116,9 @@ pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running,
     let certificate = open_certificate(&config)?;
     let acceptor = TlsAcceptor::from(server_config(Arc::clone(&certificate))?);
     let store = open_store(&config).await?;
-    let keys = open_keys(&config, &store)?;
+    let local_keys = Arc::new(LocalKeys::new(load_keyring(&config)?));
+    let provider: Arc<dyn KeyProvider> = Arc::<LocalKeys>::clone(&local_keys);
+    let keys = Arc::new(KeyService::new(provider, Arc::clone(&store)));
     let mut journal_config = JournalConfig::new(&config.journal.dir);
     journal_config.flush_interval = config.journal.flush_interval;
     journal_config.sync_interval = config.journal.sync_interval;
@@ -152,6 +159,7 @@ pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running,
         public: address(&public)?,
         ops: address(&ops)?,
         certificate: Arc::clone(&certificate),
+        local_keys,
         node: Arc::clone(&node),
     };
     spawn_tasks(&node, Recovery::new(replay, keys, store, policy), certificate);
@@ -304,10 +312,17 @@ impl Running {
 
     fn reload(&self, config_file: &std::path::Path) {
         match Config::load(config_file, process_environment()) {
-            Ok(config) => {
-                self.node.replace_tenants(config.tenants);
-                tracing::info!("tenants and their secrets were read again");
-            }
+            Ok(config) => match load_keyring(&config) {
+                Ok(ring) => {
+                    self.local_keys.replace(ring);
+                    self.node.replace_tenants(config.tenants);
+                    tracing::info!("tenants, their secrets and keys were read again");
+                }
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::error!(error, "keys cannot be used; the old configuration stays");
+                }
+            },
             Err(faults) => tracing::error!(%faults, "configuration cannot be used; the old one stays"),
         }
         if let Err(error) = self.certificate.reload() {

@@ -1,7 +1,9 @@
 //! The `local` provider: KEKs from a keyring file.
 
 use std::io;
+use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 
 use crate::clock;
@@ -17,25 +19,31 @@ const PROVIDER: &str = "local";
 /// Wraps DEKs under the KEKs of a [`Keyring`].
 #[derive(Debug)]
 pub struct LocalKeys {
-    ring: Keyring,
+    ring: ArcSwap<Keyring>,
 }
 
 impl LocalKeys {
     /// Takes a keyring.
     pub fn new(ring: Keyring) -> Self {
-        Self { ring }
+        Self { ring: ArcSwap::from_pointee(ring) }
+    }
+
+    /// Puts another keyring in place; what is being wrapped goes on with the old one.
+    pub fn replace(&self, ring: Keyring) {
+        self.ring.store(Arc::new(ring));
     }
 
     /// Whether a tenant has a KEK.
     pub fn has(&self, tenant: &TenantId) -> bool {
-        self.ring.has(tenant)
+        self.ring.load().has(tenant)
     }
 }
 
 #[async_trait]
 impl KeyProvider for LocalKeys {
     async fn wrap(&self, tenant: &TenantId, ids: &Expected, dek: &Dek) -> Result<Wrap, KeyError> {
-        let kek = self.ring.newest(tenant).ok_or(KeyError::NoKek)?;
+        let ring = self.ring.load_full();
+        let kek = ring.newest(tenant).ok_or(KeyError::NoKek)?;
         let mut salt = [0; 32];
         fill_random(&mut salt)?;
         let (name, version) = (kek_name(tenant), kek.version.to_string());
@@ -57,7 +65,8 @@ impl KeyProvider for LocalKeys {
         if wrap.provider != PROVIDER || wrap.kek != kek_name(tenant) {
             return Err(KeyError::NoKek);
         }
-        let kek = self.ring.version(tenant, version).ok_or(KeyError::NoKek)?;
+        let ring = self.ring.load_full();
+        let kek = ring.version(tenant, version).ok_or(KeyError::NoKek)?;
         let blob = base64_simd::STANDARD
             .decode_to_vec(wrap.blob.as_bytes())
             .map_err(|_| KeyError::BadEnvelope("not base64"))?;

@@ -9,7 +9,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use crate::support::socket::{Socket, greeting, media, stop, stream_id};
 use crate::support::wire::{signed_upgrade, upgrade};
-use crate::support::{Home, Server, Setup, TENANT};
+use crate::support::{Home, Server, Setup, TENANT, TenantSetup};
 
 const PATH: &str = "acme-dental/reception";
 const TARGET: &str = "/twilio/v1/acme-dental/reception";
@@ -186,7 +186,7 @@ async fn a_changed_tenant_counts_for_new_calls() {
     // Nothing is read before it is asked for.
     assert_eq!(server.exchange(signed_with(next_token)).await.status, 403);
     server.signal("HUP");
-    server.wait_log("tenants and their secrets were read again", 1).await;
+    server.wait_log("tenants, their secrets and keys were read again", 1).await;
     assert_eq!(server.exchange(signed_upgrade(TARGET)).await.status, 403, "the old token is gone");
     let mut plan = server.plan(PATH, 2, Track::whole(vec![0xff; 160]));
     plan.signing = Signing::AuthToken(next_token.as_bytes().to_vec().into());
@@ -208,4 +208,20 @@ async fn a_changed_tenant_counts_for_new_calls() {
     server.wait_log("configuration cannot be used; the old one stays", 2).await;
     assert_eq!(server.ops_get("/readyz").status, 200);
     second.settle().await;
+}
+
+#[tokio::test]
+async fn a_tenant_without_a_key_is_refused_until_it_has_one() {
+    let (home, mut server) = Setup::new().serve();
+    server.allow("keys cannot be used; the old configuration stays");
+    server.allow("stream handshake refused: forbidden");
+    home.rewrite_tenant(&TenantSetup::new("newcomer"));
+    let target = "/twilio/v1/newcomer/reception";
+    server.signal("HUP");
+    server.wait_log("keys cannot be used; the old configuration stays", 1).await;
+    assert_eq!(server.exchange(signed_upgrade(target)).await.status, 403, "nothing has changed");
+    home.run_ok(&["keys", "init"]);
+    server.signal("HUP");
+    server.wait_log("tenants, their secrets and keys were read again", 1).await;
+    assert_eq!(server.exchange(signed_upgrade(target)).await.status, 101);
 }

@@ -209,7 +209,7 @@ async fn a_renewed_certificate_is_taken_without_a_restart() {
     // At once with SIGHUP, and what cannot be used is not taken.
     copy(&third, &used);
     server.signal("HUP");
-    server.wait_log("tenants and their secrets were read again", 1).await;
+    server.wait_log("tenants, their secrets and keys were read again", 1).await;
     let taken = async { while !is_trusted(&server, &third.ca_file).await {} };
     tokio::time::timeout(Duration::from_secs(10), taken).await.expect("taken in time");
     server.allow("certificate cannot be used; the old one stays");
