@@ -8,8 +8,6 @@
 )]
 
 mod architecture;
-mod cli;
-mod faults;
 mod fuzz_seeds;
 mod handshake;
 mod ingest;
