@@ -249,7 +249,7 @@ impl<S: Store> Store for Faulty<S> {
 
     async fn begin_upload(&self, name: &ObjectName, tags: &Tags) -> Result<Box<dyn Upload>, StoreError> {
         let inner = self.faults.apply(Operation::BeginUpload, self.inner.begin_upload(name, tags)).await?;
-        Ok(Box::new(FaultyUpload { inner, faults: self.faults() }))
+        Ok(Box::new(FaultyUpload { inner, faults: self.faults(), has_part: false }))
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
@@ -260,12 +260,24 @@ impl<S: Store> Store for Faulty<S> {
 struct FaultyUpload {
     inner: Box<dyn Upload>,
     faults: Faults,
+    /// The store has a part whose answer was lost; the same part again takes its place.
+    has_part: bool,
 }
 
 #[async_trait]
 impl Upload for FaultyUpload {
     async fn put_part(&mut self, part: Bytes) -> Result<(), StoreError> {
-        self.faults.apply(Operation::PutPart, self.inner.put_part(part)).await
+        let Self { inner, faults, has_part } = self;
+        let put = async {
+            if !*has_part {
+                inner.put_part(part).await?;
+                *has_part = true;
+            }
+            Ok(())
+        };
+        faults.apply(Operation::PutPart, put).await?;
+        *has_part = false;
+        Ok(())
     }
 
     async fn complete(&mut self) -> Result<PutOutcome, StoreError> {
