@@ -145,7 +145,14 @@ impl Recovery {
             key => key?,
         };
         let retention = RetentionTags { tenant: key.ids.tenant, days: note.retention_days };
-        match compact(&*self.store, key.ids.tenant, replayed.recording, &retention.tags(clock::wall())).await
+        match compact(
+            &*self.store,
+            key.ids.tenant,
+            replayed.recording,
+            &retention.tags(clock::wall()),
+            self.policy,
+        )
+        .await
         {
             // Everything but the last step was done before the crash.
             Ok(()) => return Ok(true),
@@ -215,7 +222,7 @@ impl Recovery {
         let name = layout::manifest(tenant, recording, 0);
         // A taken name is a manifest of the same segments that an earlier attempt made.
         self.store.put_new(&name, Bytes::from(rebuilt.manifest), &retention.tags(ended)).await?;
-        compact(&*self.store, tenant, recording, &retention.tags(ended)).await?;
+        compact(&*self.store, tenant, recording, &retention.tags(ended), self.policy).await?;
         Ok(true)
     }
 

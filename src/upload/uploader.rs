@@ -1,8 +1,9 @@
 //! One lane per recording: its segments go up in order, then its manifest, then its final object.
 //!
 //! A byte budget bounds what all lanes hold in memory: when it is used up, no new call is taken and running calls drop
-//! audio before sealing, as counted gaps, until the store takes bytes again. A lane never gives up: it tries again until
-//! the store takes its objects or the process ends, and then the journal has them.
+//! audio before sealing, as counted gaps, until the store takes bytes again. A lane does not give up on a store that fails: it
+//! tries again until the store takes its objects or the process ends, and then the journal has them. It ends when the
+//! store holds other bytes than it was given; the journal then keeps the recording.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -185,6 +186,15 @@ impl Shared {
     }
 }
 
+/// Why a recording cannot be stored, however often it is tried.
+#[derive(Debug, thiserror::Error)]
+enum LaneError {
+    #[error(transparent)]
+    Put(#[from] PutError),
+    #[error(transparent)]
+    Compact(#[from] CompactError),
+}
+
 struct LaneTask {
     context: UploadContext,
     shared: Arc<Shared>,
@@ -206,7 +216,7 @@ impl LaneTask {
         }
     }
 
-    async fn store_segment(&self, row: &Row, bytes: Bytes, opened_at: Instant) -> Result<(), PutError> {
+    async fn store_segment(&self, row: &Row, bytes: Bytes, opened_at: Instant) -> Result<(), LaneError> {
         let UploadContext { recording, retention } = self.context;
         let name = layout::segment(retention.tenant, recording, row.writer, row.seq);
         let tags = retention.tags(clock::wall());
@@ -222,7 +232,7 @@ impl LaneTask {
         Ok(())
     }
 
-    async fn finish(&self, manifest: Bytes, ended: UnixMillis, life: Life) -> Result<(), PutError> {
+    async fn finish(&self, manifest: Bytes, ended: UnixMillis, life: Life) -> Result<(), LaneError> {
         let _permit = self.shared.puts.acquire().await;
         let UploadContext { recording, retention } = self.context;
         let (store, policy) = (&*self.shared.store, self.shared.policy);
@@ -233,7 +243,10 @@ impl LaneTask {
         let name = layout::manifest(retention.tenant, recording, 0);
         put_verified(store, &name, &manifest, &tags, policy).await?;
         let mut retry = Retry::new(policy);
-        while let Err(error) = compact(store, retention.tenant, recording, &tags).await {
+        while let Err(error) = compact(store, retention.tenant, recording, &tags, policy).await {
+            if !error.is_retryable() {
+                return Err(error.into());
+            }
             let wait = retry.next_wait(random_u32());
             warn_of_compaction(recording, &error, wait);
             tokio::time::sleep(wait).await;
