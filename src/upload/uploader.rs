@@ -211,7 +211,20 @@ impl LaneTask {
                 ::metrics::counter!(metrics::INTEGRITY_FAILURES).increment(1);
                 let error = &error as &dyn std::error::Error;
                 tracing::error!(recording = %self.context.recording, error, "recording cannot be stored");
-                return;
+                return self.give_up(items);
+            }
+        }
+    }
+
+    /// Lets go of what still waits; the journal has it.
+    fn give_up(&self, mut items: mpsc::Receiver<Item>) {
+        items.close();
+        while let Ok(item) = items.try_recv() {
+            match item {
+                Item::Segment { bytes, opened_at, .. } => {
+                    self.shared.count_out(bytes.len() as u64, opened_at);
+                }
+                Item::Finish { .. } => {}
             }
         }
     }
