@@ -8,6 +8,8 @@
 )]
 
 mod architecture;
+mod cli;
+mod faults;
 mod fuzz_seeds;
 mod handshake;
 mod ingest;
