@@ -39,13 +39,16 @@ pub(super) fn scan_media(message: &str) -> Option<ScannedMedia<'_>> {
 
 /// Reads a decimal number up to its closing quote.
 fn number(text: &str) -> Option<(u64, &str)> {
-    let digits = text.bytes().take(MAX_DIGITS + 1).take_while(u8::is_ascii_digit).count();
-    if digits == 0 || digits > MAX_DIGITS {
-        return None;
+    let (mut value, mut digits) = (0, 0);
+    for byte in text.bytes().take_while(u8::is_ascii_digit) {
+        digits += 1;
+        if digits > MAX_DIGITS {
+            return None;
+        }
+        value = value * 10 + u64::from(byte - b'0');
     }
-    let (number, rest) = text.split_at_checked(digits)?;
-    let value = number.bytes().fold(0, |value, digit| value * 10 + u64::from(digit - b'0'));
-    Some((value, rest))
+    let rest = text.get(digits..)?;
+    (digits > 0).then_some((value, rest))
 }
 
 /// Reads text without escapes up to its closing quote, which stays in the rest.
