@@ -2,6 +2,8 @@
 //!
 //! Lines carry ids, never contents. What a library says below WARN is not shown at any setting: some print payloads.
 
+use std::io::IsTerminal;
+
 use tracing::Level;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::writer::MakeWriter;
@@ -34,7 +36,7 @@ where
         LogStyle::Json => {
             lines.json().flatten_event(true).with_current_span(true).with_span_list(false).try_init()
         }
-        LogStyle::Text => lines.with_target(false).try_init(),
+        LogStyle::Text => lines.with_target(false).with_ansi(std::io::stderr().is_terminal()).try_init(),
     };
     installed.map_err(|error| LogsError(error.to_string()))
 }
