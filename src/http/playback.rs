@@ -30,6 +30,7 @@ use crate::ingest::Peer;
 const SAMPLE_RATE: u32 = 8000;
 
 /// A refusal: status, stable code and a text for the client.
+#[derive(Clone)]
 struct Refused {
     status: StatusCode,
     code: &'static str,
@@ -51,7 +52,11 @@ pub(super) async fn answer<B>(request: &Request<B>, peer: Peer, id: &str, node: 
     let outcome = match request.method() {
         &Method::GET | &Method::HEAD => serve(request, peer, id, &node).await,
         &Method::OPTIONS => return preflight(request, &node),
-        _ => Err(Refused::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "allowed: GET, HEAD")),
+        _ => Err(Refused::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "method_not_allowed",
+            "allowed: GET, HEAD, OPTIONS",
+        )),
     };
     let mut answer = match outcome {
         Ok(answer) => {
@@ -60,7 +65,11 @@ pub(super) async fn answer<B>(request: &Request<B>, peer: Peer, id: &str, node: 
         }
         Err(Refused { status, code, detail }) => {
             ::metrics::counter!(metrics::PLAYS, "result" => code).increment(1);
-            problem(status, code, &detail, id)
+            let mut answer = problem(status, code, &detail, id);
+            if status == StatusCode::METHOD_NOT_ALLOWED {
+                set(answer.headers_mut(), header::ALLOW, "GET, HEAD, OPTIONS");
+            }
+            answer
         }
     };
     let headers = answer.headers_mut();
@@ -74,34 +83,46 @@ pub(super) async fn answer<B>(request: &Request<B>, peer: Peer, id: &str, node: 
 async fn serve<B>(request: &Request<B>, peer: Peer, id: &str, node: &Arc<Node>) -> Result<Answer, Refused> {
     let (tenant_id, recording) = parse_path(request.uri().path()).ok_or_else(Refused::not_found)?;
     let query = request.uri().query().unwrap_or_default();
-    let signed = SignedGrant::parse_query(&tenant_id, recording, query).map_err(|fault| bad_grant(&fault))?;
     let tenant = node.tenant(&tenant_id);
-    let grant = match check_grant(&signed, tenant.as_deref(), peer.source, node) {
-        Ok(grant) => grant,
-        Err(refused) => {
-            // A refusal is recorded when it can be; there is nothing to hold back if it cannot.
-            if tenant.is_some() {
-                let event = audit_event(None, &recording, peer, id, refused.code);
-                let _recorded = node.audit.record(&tenant_id, event).await.is_ok();
-            }
-            return Err(refused);
-        }
+    let grant = SignedGrant::parse_query(&tenant_id, recording, query)
+        .map_err(|fault| bad_grant(&fault))
+        .and_then(|signed| check_grant(&signed, tenant.as_deref(), peer.source, node).cloned());
+    let found = match &grant {
+        Ok(grant) => find(grant, node).await,
+        Err(refused) => Err(refused.clone()),
     };
-    let opened = StoredRecording::open(Arc::clone(&node.store), &node.keys, &tenant_id, recording).await;
-    let opened = Arc::new(opened.map_err(|error| recording_refused(&error, recording))?);
+    let result = found.as_ref().map_or_else(|refused| refused.code, |_| "allowed");
+    let event = audit_event(grant.as_ref().ok(), &recording, peer, id, result);
+    let recorded = tenant.is_some() && node.audit.record(&tenant_id, event).await.is_ok();
+    // A refusal is recorded when it can be; there is nothing to hold back if it cannot.
+    let (grant, Found { opened, encoding, layout }) = (grant?, found?);
+    if !recorded {
+        let (status, detail) = (StatusCode::SERVICE_UNAVAILABLE, "try again in a moment");
+        return Err(Refused::new(status, "audit_unavailable", detail));
+    }
+    let etag =
+        format!("\"{}-{}-{}\"", encode_hex(&opened.version()), encoding_name(encoding), grant.track.as_str());
+    let cut_at = UnixMillis(grant.exp.saturating_mul(1000)).plus(node.config.playback.cut_after_exp);
+    let play_request = PlayRequest { recording: opened, layout, track: grant.track, cut_at };
+    respond(request, play_request, &etag, &grant)
+}
+
+/// What a grant lets play.
+struct Found {
+    opened: Arc<StoredRecording>,
+    encoding: Encoding,
+    layout: WavLayout,
+}
+
+async fn find(grant: &Grant, node: &Node) -> Result<Found, Refused> {
+    let store = Arc::clone(&node.store);
+    let opened = StoredRecording::open(store, &node.keys, &grant.tenant, grant.recording).await;
+    let opened = opened.map_err(|error| recording_refused(&error, grant.recording))?;
     if opened.manifest().is_some_and(|finished| clock::wall().0 > finished.end.expires_ms) {
         return Err(Refused::new(StatusCode::GONE, "expired", "the recording is past its retention"));
     }
-    let layout = wav_layout(grant, &opened)?;
-    let event = audit_event(Some(grant), &recording, peer, id, "allowed");
-    node.audit.record(&tenant_id, event).await.map_err(|_| {
-        Refused::new(StatusCode::SERVICE_UNAVAILABLE, "audit_unavailable", "try again in a moment")
-    })?;
-    let etag =
-        format!("\"{}-{}-{}\"", encode_hex(&opened.version()), encoding_name(layout.0), grant.track.as_str());
-    let cut_at = UnixMillis(grant.exp.saturating_mul(1000)).plus(node.config.playback.cut_after_exp);
-    let play_request = PlayRequest { recording: opened, layout: layout.1, track: grant.track, cut_at };
-    respond(request, play_request, &etag, grant)
+    let (encoding, layout) = wav_layout(grant, &opened)?;
+    Ok(Found { opened: Arc::new(opened), encoding, layout })
 }
 
 fn check_grant<'g>(
