@@ -89,7 +89,7 @@ async fn a_suspended_tenant_plays_nothing_and_a_closing_one_still_does() {
     {
         home.rewrite_tenant(&TenantSetup { top: format!("status = \"{status}\""), ..tenant.clone() });
         server.signal("HUP");
-        server.wait_log("tenants and their secrets were read again", reloads).await;
+        server.wait_log("tenants, their secrets and keys were read again", reloads).await;
         assert_eq!(get(&https, &link, &[]).await.status.as_u16(), wanted, "{status}");
     }
     server.stop().await;
