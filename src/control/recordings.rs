@@ -42,6 +42,7 @@ impl From<StoreError> for RecordingError {
             | StoreError::Busy { .. }
             | StoreError::Full { .. }
             | StoreError::Refused { .. }
+            | StoreError::Unsupported { .. }
             | StoreError::Io { .. } => Self::Unavailable(Box::new(error)),
         }
     }

@@ -6,6 +6,8 @@
 use bytes::Bytes;
 use futures_util::future::join_all;
 
+use crate::domain::time::UnixMillis;
+
 use super::{ByteRange, MIN_PART_BYTES, ObjectName, PutOutcome, Store, StoreError, Tags};
 
 /// Runs every check against a store, under names that begin with `prefix`, which nobody else uses meanwhile.
@@ -24,6 +26,8 @@ pub async fn run(store: &dyn Store, prefix: &str) {
     suite.tags().await;
     suite.uploads().await;
     suite.upload_rules().await;
+    suite.clock().await;
+    suite.deletion().await;
     suite.clean_up().await;
 }
 
@@ -222,6 +226,49 @@ impl Suite<'_> {
         drop(none);
         assert!(matches!(self.store.head(&name).await, Err(StoreError::NotFound)), "dropped is nothing");
         assert_eq!(self.put(&name, b"put").await, PutOutcome::Created, "the name is still free");
+    }
+
+    async fn clock(&self) {
+        let before = self.store.now().await.expect("clock");
+        let name = self.name("clock");
+        self.put(&name, b"tick").await;
+        let after = self.store.now().await.expect("clock again");
+        assert!(after >= before, "the store's clock does not go back");
+        if let Some(modified) = self.store.head(&name).await.expect("head").modified {
+            // Some stores tell seconds only.
+            assert!(modified.0 + 2_000 >= before.0, "an object is not older than the clock said");
+            assert!(modified.0 <= after.0 + 2_000, "nor younger");
+        }
+    }
+
+    async fn deletion(&self) {
+        let names: Vec<ObjectName> = (0..7).map(|n| self.name(&format!("gone/{n}"))).collect();
+        for name in &names {
+            self.put(name, b"x").await;
+        }
+        self.put(&self.name("gone-not/0"), b"x").await;
+        let missing = self.name("gone/never");
+        let some = [names.split_at(3).0, std::slice::from_ref(&missing)].concat();
+        self.store.delete_all(&some).await.expect("delete some and one that is missing");
+        self.store.delete_all(&[]).await.expect("delete none");
+        assert_eq!(self.list("gone/", None, 9).await.len(), 4, "the others are there");
+        let purged = self.store.purge(&format!("{}/gone/", self.prefix)).await.expect("purge");
+        assert!(purged >= 4, "{purged} objects were purged");
+        assert!(self.list("gone/", None, 9).await.is_empty(), "a purged prefix is empty");
+        assert_eq!(self.list("gone-not/", None, 9).await.len(), 1, "its neighbours are there");
+        assert_eq!(self.store.purge(&format!("{}/gone/", self.prefix)).await.expect("purge again"), 0);
+        assert!(matches!(self.store.purge("").await, Err(StoreError::Refused { .. })), "never everything");
+
+        let name = self.name("upload/orphan");
+        let mut orphan = self.store.begin_upload(&name, &Tags::new()).await.expect("begin");
+        orphan.put_part(pattern(10)).await.expect("part");
+        let kept = self.store.abort_uploads(&name, UnixMillis(0)).await.expect("abort none");
+        assert_eq!(kept, 0, "an upload that began later stays");
+        drop(orphan);
+        let now = self.store.now().await.expect("clock");
+        let later = UnixMillis(now.0 + 60_000);
+        self.store.abort_uploads(&name, later).await.expect("abort orphans");
+        assert_eq!(self.store.abort_uploads(&name, later).await.expect("abort again"), 0, "none is left");
     }
 
     async fn clean_up(&self) {

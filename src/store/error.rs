@@ -51,6 +51,12 @@ pub enum StoreError {
         /// The rule.
         rule: &'static str,
     },
+    /// The store has no such feature; see [`StoreProfile`](super::StoreProfile).
+    #[error("store has no {feature}")]
+    Unsupported {
+        /// What it lacks.
+        feature: &'static str,
+    },
     /// The request failed on the way; it may have been carried out.
     #[error("cannot {action}")]
     Io {
@@ -73,11 +79,12 @@ impl StoreError {
             | Self::OutOfRange { .. }
             | Self::Denied { .. }
             | Self::Corrupt { .. }
-            | Self::Refused { .. } => false,
+            | Self::Refused { .. }
+            | Self::Unsupported { .. } => false,
         }
     }
 
-    /// Names the kind for metrics: one of eight fixed words.
+    /// Names the kind for metrics: one of nine fixed words.
     pub fn label(&self) -> &'static str {
         match self {
             Self::NotFound => "not_found",
@@ -87,6 +94,7 @@ impl StoreError {
             Self::Full { .. } => "full",
             Self::Corrupt { .. } => "corrupt",
             Self::Refused { .. } => "refused",
+            Self::Unsupported { .. } => "unsupported",
             Self::Io { .. } => "io",
         }
     }

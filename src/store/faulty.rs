@@ -14,8 +14,10 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use super::{
-    ByteRange, Fetched, ObjectInfo, ObjectName, Operation, PutOutcome, Store, StoreError, Tags, Upload,
+    ByteRange, Fetched, ObjectInfo, ObjectName, Operation, PutOutcome, Store, StoreError, StoreProfile, Tags,
+    Upload,
 };
+use crate::domain::time::UnixMillis;
 
 /// What goes wrong with one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -254,6 +256,26 @@ impl<S: Store> Store for Faulty<S> {
 
     async fn ping(&self) -> Result<(), StoreError> {
         self.faults.apply(Operation::Ping, self.inner.ping()).await
+    }
+
+    fn profile(&self) -> StoreProfile {
+        self.inner.profile()
+    }
+
+    async fn now(&self) -> Result<UnixMillis, StoreError> {
+        self.faults.apply(Operation::Now, self.inner.now()).await
+    }
+
+    async fn delete_all(&self, names: &[ObjectName]) -> Result<(), StoreError> {
+        self.faults.apply(Operation::DeleteAll, self.inner.delete_all(names)).await
+    }
+
+    async fn purge(&self, prefix: &str) -> Result<u64, StoreError> {
+        self.faults.apply(Operation::Purge, self.inner.purge(prefix)).await
+    }
+
+    async fn abort_uploads(&self, name: &ObjectName, before: UnixMillis) -> Result<u64, StoreError> {
+        self.faults.apply(Operation::AbortUploads, self.inner.abort_uploads(name, before)).await
     }
 }
 

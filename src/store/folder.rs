@@ -24,7 +24,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{ByteRange, Fetched, ObjectInfo, ObjectName, PutOutcome, Store, StoreError, Tags, Upload};
+use super::{
+    ByteRange, Fetched, ObjectInfo, ObjectName, PutOutcome, Store, StoreError, StoreProfile, Tags, Upload,
+};
 use crate::domain::time::UnixMillis;
 
 mod temporary;
@@ -39,6 +41,8 @@ const LEFTOVER_AGE: Duration = Duration::from_secs(3600);
 const LOCKS: u32 = 64;
 /// How often a put makes its directories again when deletions remove them at the same time.
 const DIRECTORY_TRIES: u32 = 16;
+/// Objects listed at a time to be purged.
+const PURGE_PAGE: usize = 1000;
 
 /// A store in a directory; see the module's head. Clones are the same store.
 #[derive(Debug, Clone)]
@@ -133,6 +137,49 @@ impl Store for Folder {
 
     async fn ping(&self) -> Result<(), StoreError> {
         self.blocking("write to folder", |root| Ok(root.temporary()?.file().write_all_at(b"ping", 0)?)).await
+    }
+
+    fn profile(&self) -> StoreProfile {
+        StoreProfile { tags: true, create_once: true, versions: false }
+    }
+
+    async fn now(&self) -> Result<UnixMillis, StoreError> {
+        self.blocking("read the folder's clock", |root| {
+            let written = root.temporary()?;
+            written.file().write_all_at(b"now", 0)?;
+            Ok(modified(&written.file().metadata()?)
+                .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?)
+        })
+        .await
+    }
+
+    async fn delete_all(&self, names: &[ObjectName]) -> Result<(), StoreError> {
+        for name in names {
+            self.delete(name).await?;
+        }
+        Ok(())
+    }
+
+    async fn purge(&self, prefix: &str) -> Result<u64, StoreError> {
+        if prefix.is_empty() {
+            return Err(StoreError::Refused { rule: "a prefix to be purged is not empty" });
+        }
+        let mut purged = 0;
+        loop {
+            let page = self.list_after(prefix, None, PURGE_PAGE).await?;
+            if page.is_empty() {
+                return Ok(purged);
+            }
+            for object in page {
+                self.delete(&object.name).await?;
+                purged += 1;
+            }
+        }
+    }
+
+    /// An upload is a temporary file of its process, which goes with it; others are removed when the folder is opened.
+    async fn abort_uploads(&self, _name: &ObjectName, _before: UnixMillis) -> Result<u64, StoreError> {
+        Ok(0)
     }
 }
 
@@ -316,9 +363,12 @@ impl Root {
 }
 
 fn info(name: ObjectName, found: &fs::Metadata) -> ObjectInfo {
-    let modified = found.modified().ok().and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
-    let modified = modified.map(|since_1970| UnixMillis(0).plus(since_1970));
-    ObjectInfo { name, size: found.len(), modified }
+    ObjectInfo { name, size: found.len(), modified: modified(found) }
+}
+
+fn modified(found: &fs::Metadata) -> Option<UnixMillis> {
+    let since_1970 = found.modified().ok()?.duration_since(std::time::UNIX_EPOCH).ok()?;
+    Some(UnixMillis(0).plus(since_1970))
 }
 
 /// Does what puts a file at `path`, making the missing directories above it first.

@@ -3,9 +3,12 @@
 //! ```text
 //! r/<tenant tag>/<recording>/s/<writer>-<seq>.cmr     segments, put as they are cut
 //! r/<tenant tag>/<recording>/m-<revision>.cmr         manifest
-//! r/<tenant tag>/<recording>/final.cmr                segments, manifest and tail in one
+//! r/<tenant tag>/<recording>/final.cmr                segments, manifest and tail in one (revision 0)
+//! r/<tenant tag>/<recording>/final-<revision>.cmr     the same after a later revision; the highest counts
 //! k/<tenant tag>/<recording>/<revision>.json          envelope; the highest revision counts
 //! e/<yyyy-mm-dd>/<tenant tag>/<recording>             expiry index
+//! h/<tenant tag>/<recording>/<revision>.json          retention order: hold, release, earlier expiry; the highest counts
+//! d/<tenant tag>/<recording>.json                     deletion receipt
 //! a/<tenant tag>/<yyyy>/<mm>/<dd>/<chain>-<seq>.car   audit records
 //! ```
 
@@ -46,6 +49,34 @@ pub fn manifest(tenant: TenantTag, recording: RecordingId, revision: u32) -> Obj
 /// The final object.
 pub fn final_object(tenant: TenantTag, recording: RecordingId) -> ObjectName {
     name(format!("r/{tenant}/{recording}/final.cmr"))
+}
+
+/// The prefix of all final objects of a recording.
+pub fn finals_prefix(tenant: TenantTag, recording: RecordingId) -> String {
+    format!("r/{tenant}/{recording}/final")
+}
+
+/// The final object that holds a later revision of the manifest than the first.
+pub fn final_revision(tenant: TenantTag, recording: RecordingId, revision: u32) -> ObjectName {
+    match revision {
+        0 => final_object(tenant, recording),
+        _ => name(format!("r/{tenant}/{recording}/final-{revision:04}.cmr")),
+    }
+}
+
+/// The prefix of all retention orders of a recording.
+pub fn orders_prefix(tenant: TenantTag, recording: RecordingId) -> String {
+    format!("h/{tenant}/{recording}/")
+}
+
+/// One revision of a recording's retention order.
+pub fn order(tenant: TenantTag, recording: RecordingId, revision: u32) -> ObjectName {
+    name(format!("h/{tenant}/{recording}/{revision:04}.json"))
+}
+
+/// The receipt of a recording's deletion.
+pub fn receipt(tenant: TenantTag, recording: RecordingId) -> ObjectName {
+    name(format!("d/{tenant}/{recording}.json"))
 }
 
 /// The entry of a recording in the expiry index; `date` is `yyyy-mm-dd`.

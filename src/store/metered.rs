@@ -7,9 +7,11 @@ use bytes::Bytes;
 use metrics::{counter, histogram};
 
 use super::{
-    ByteRange, Fetched, ObjectInfo, ObjectName, Operation, PutOutcome, Store, StoreError, Tags, Upload,
+    ByteRange, Fetched, ObjectInfo, ObjectName, Operation, PutOutcome, Store, StoreError, StoreProfile, Tags,
+    Upload,
 };
 use crate::clock;
+use crate::domain::time::UnixMillis;
 
 /// Counter of requests; labels `operation` and `outcome` (`ok`, `exists`, or [`StoreError::label`]).
 pub const REQUESTS: &str = "store_requests_total";
@@ -83,6 +85,26 @@ impl<S: Store> Store for Metered<S> {
     async fn ping(&self) -> Result<(), StoreError> {
         measured(Operation::Ping, self.inner.ping()).await
     }
+
+    fn profile(&self) -> StoreProfile {
+        self.inner.profile()
+    }
+
+    async fn now(&self) -> Result<UnixMillis, StoreError> {
+        measured(Operation::Now, self.inner.now()).await
+    }
+
+    async fn delete_all(&self, names: &[ObjectName]) -> Result<(), StoreError> {
+        measured(Operation::DeleteAll, self.inner.delete_all(names)).await
+    }
+
+    async fn purge(&self, prefix: &str) -> Result<u64, StoreError> {
+        measured(Operation::Purge, self.inner.purge(prefix)).await
+    }
+
+    async fn abort_uploads(&self, name: &ObjectName, before: UnixMillis) -> Result<u64, StoreError> {
+        measured(Operation::AbortUploads, self.inner.abort_uploads(name, before)).await
+    }
 }
 
 struct MeteredUpload {
@@ -115,6 +137,8 @@ trait Answer {
 }
 
 impl Answer for () {}
+impl Answer for u64 {}
+impl Answer for UnixMillis {}
 impl Answer for Fetched {}
 impl Answer for ObjectInfo {}
 impl Answer for Vec<ObjectInfo> {}

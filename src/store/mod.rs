@@ -113,6 +113,48 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// [`StoreError`] as the next put would give.
     async fn ping(&self) -> Result<(), StoreError>;
+
+    /// Tells what this store cannot do and what is done instead; it never changes while the store is open.
+    fn profile(&self) -> StoreProfile;
+
+    /// Reads the store's own clock: what decides about age, because clocks of nodes jump.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn now(&self) -> Result<UnixMillis, StoreError>;
+
+    /// Deletes objects, in as few requests as the store allows; missing ones are success.
+    ///
+    /// # Errors
+    /// [`StoreError`]; any of them may be gone then, and calling again is safe.
+    async fn delete_all(&self, names: &[ObjectName]) -> Result<(), StoreError>;
+
+    /// Destroys everything under a prefix for good: all objects, all their versions and delete markers, and all
+    /// unfinished uploads. Answers how many objects and versions there were, after a listing that found none left.
+    ///
+    /// # Errors
+    /// [`StoreError`]; part of it may be gone then, and calling again is safe. [`StoreError::Refused`] for an empty
+    /// prefix.
+    async fn purge(&self, prefix: &str) -> Result<u64, StoreError>;
+
+    /// Aborts the unfinished uploads of a name that began before `before` by the store's clock; answers how many.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn abort_uploads(&self, name: &ObjectName, before: UnixMillis) -> Result<u64, StoreError>;
+}
+
+/// What a store can do beside keeping objects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoreProfile {
+    /// Tags are kept. If not, they are left out of puts, and [`Store::tags`] and [`Store::set_tags`] answer
+    /// [`StoreError::Unsupported`]: retention then rests on the sealed manifest and the expiry index alone.
+    pub tags: bool,
+    /// Of several writers of one name at the same moment exactly one is told [`PutOutcome::Created`]. If not, a put
+    /// looks first and writers that race may overwrite each other; names with a random part are not affected.
+    pub create_once: bool,
+    /// A deleted object leaves versions behind until [`Store::purge`] destroys them.
+    pub versions: bool,
 }
 
 /// An object that is being created in parts.
@@ -210,5 +252,25 @@ impl<S: Store + ?Sized> Store for Arc<S> {
 
     async fn ping(&self) -> Result<(), StoreError> {
         (**self).ping().await
+    }
+
+    fn profile(&self) -> StoreProfile {
+        (**self).profile()
+    }
+
+    async fn now(&self) -> Result<UnixMillis, StoreError> {
+        (**self).now().await
+    }
+
+    async fn delete_all(&self, names: &[ObjectName]) -> Result<(), StoreError> {
+        (**self).delete_all(names).await
+    }
+
+    async fn purge(&self, prefix: &str) -> Result<u64, StoreError> {
+        (**self).purge(prefix).await
+    }
+
+    async fn abort_uploads(&self, name: &ObjectName, before: UnixMillis) -> Result<u64, StoreError> {
+        (**self).abort_uploads(name, before).await
     }
 }

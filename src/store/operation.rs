@@ -27,6 +27,14 @@ pub enum Operation {
     Abort,
     /// `ping`
     Ping,
+    /// `now`
+    Now,
+    /// `delete_all`
+    DeleteAll,
+    /// `purge`
+    Purge,
+    /// `abort_uploads`
+    AbortUploads,
 }
 
 impl Operation {
@@ -45,6 +53,10 @@ impl Operation {
             Self::Complete => "complete",
             Self::Abort => "abort",
             Self::Ping => "ping",
+            Self::Now => "now",
+            Self::DeleteAll => "delete_all",
+            Self::Purge => "purge",
+            Self::AbortUploads => "abort_uploads",
         }
     }
 }

@@ -5,7 +5,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{ByteRange, Fetched, ObjectInfo, ObjectName, PutOutcome, Store, StoreError, Tags, Upload};
+use super::{
+    ByteRange, Fetched, ObjectInfo, ObjectName, PutOutcome, Store, StoreError, StoreProfile, Tags, Upload,
+};
+use crate::domain::time::UnixMillis;
 
 /// Waits before every request to the store inside.
 #[derive(Debug)]
@@ -76,6 +79,30 @@ impl<S: Store> Store for Slow<S> {
     async fn ping(&self) -> Result<(), StoreError> {
         self.wait().await;
         self.inner.ping().await
+    }
+
+    fn profile(&self) -> StoreProfile {
+        self.inner.profile()
+    }
+
+    async fn now(&self) -> Result<UnixMillis, StoreError> {
+        self.wait().await;
+        self.inner.now().await
+    }
+
+    async fn delete_all(&self, names: &[ObjectName]) -> Result<(), StoreError> {
+        self.wait().await;
+        self.inner.delete_all(names).await
+    }
+
+    async fn purge(&self, prefix: &str) -> Result<u64, StoreError> {
+        self.wait().await;
+        self.inner.purge(prefix).await
+    }
+
+    async fn abort_uploads(&self, name: &ObjectName, before: UnixMillis) -> Result<u64, StoreError> {
+        self.wait().await;
+        self.inner.abort_uploads(name, before).await
     }
 }
 

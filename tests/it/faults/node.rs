@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use callseal::config::{Config, KeysConfig, process_environment};
 use callseal::control::audit::AuditLog;
+use callseal::domain::time::UnixMillis;
 use callseal::drain::{Drain, Phase};
 use callseal::ingest::tls::{Certificate, SelfSigned, server_config};
 use callseal::ingest::{StreamLimits, serve_public};
@@ -22,7 +23,7 @@ use callseal::simulate::{CallIds, CallPlan, Endpoint, Pacing, TlsClient, Track};
 use callseal::store::faulty::{Faults, Faulty};
 use callseal::store::folder::Folder;
 use callseal::store::{
-    ByteRange, Fetched, ObjectInfo, ObjectName, PutOutcome, Store, StoreError, Tags, Upload,
+    ByteRange, Fetched, ObjectInfo, ObjectName, PutOutcome, Store, StoreError, StoreProfile, Tags, Upload,
 };
 use callseal::upload::{RetryPolicy, Uploader};
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -84,6 +85,29 @@ impl Store for RecordingsFail {
 
     async fn ping(&self) -> Result<(), StoreError> {
         self.others.ping().await
+    }
+
+    fn profile(&self) -> StoreProfile {
+        self.others.profile()
+    }
+
+    async fn now(&self) -> Result<UnixMillis, StoreError> {
+        self.others.now().await
+    }
+
+    async fn delete_all(&self, names: &[ObjectName]) -> Result<(), StoreError> {
+        for name in names {
+            self.delete(name).await?;
+        }
+        Ok(())
+    }
+
+    async fn purge(&self, prefix: &str) -> Result<u64, StoreError> {
+        self.of(prefix).purge(prefix).await
+    }
+
+    async fn abort_uploads(&self, name: &ObjectName, before: UnixMillis) -> Result<u64, StoreError> {
+        self.of(name.as_str()).abort_uploads(name, before).await
     }
 }
 
