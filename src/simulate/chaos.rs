@@ -92,6 +92,33 @@ pub struct Passed {
     pub mishaps: u64,
 }
 
+impl Passed {
+    /// Returns what was passed on since an earlier count.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Self {
+        self.with(earlier, u64::saturating_sub)
+    }
+
+    /// Returns both counts together.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        self.with(other, u64::saturating_add)
+    }
+
+    fn with(self, other: Self, join: fn(u64, u64) -> u64) -> Self {
+        Self {
+            requests: join(self.requests, other.requests),
+            writes: join(self.writes, other.writes),
+            listings: join(self.listings, other.listings),
+            reads: join(self.reads, other.reads),
+            deletions: join(self.deletions, other.deletions),
+            sent_bytes: join(self.sent_bytes, other.sent_bytes),
+            received_bytes: join(self.received_bytes, other.received_bytes),
+            mishaps: join(self.mishaps, other.mishaps),
+        }
+    }
+}
+
 /// A running proxy; it ends when this is dropped.
 pub struct Chaos {
     address: SocketAddr,

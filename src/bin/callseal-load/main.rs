@@ -3,6 +3,7 @@
 //! One thread, so that it can be kept on one core beside the server's. Loopback only: load on somebody else's machine
 //! is an attack.
 
+mod faults;
 mod process;
 mod report;
 mod scenario;
@@ -22,7 +23,7 @@ use zeroize::Zeroizing;
 use scenario::Target;
 
 /// Scenarios that have a name already.
-const PLANNED: [&str; 7] = ["burst", "slow-store", "store-outage", "kill", "drain", "vapi", "relay-latency"];
+const PLANNED: [&str; 4] = ["burst", "drain", "vapi", "relay-latency"];
 /// Nothing was measured: bad options, an unreadable file.
 const EXIT_USAGE: u8 = 2;
 
@@ -50,6 +51,10 @@ Examples:
   The floor to compare with, a server that only reads:
     cargo run --release --example null_sink -- 127.0.0.1:8444 null.pem
 
+  The store hangs for a minute under 50 calls; a throw-away server with its files in a directory:
+    callseal-load faults --dir /tmp/faults --callseal target/release/callseal --store store.toml \
+      --fault hang --calls 50 --secs 120 --after-secs 20 --fault-secs 60
+
 Reading the result:
   send lag          how much later than due a message was with the kernel: timer, generator and a slow reader together
   CPU per message   the server's user and system time in the steady state, divided by the messages of that time
@@ -57,13 +62,15 @@ Reading the result:
 
 Exit codes:
   0  every call ended as planned
-  1  a call failed, or was refused
+  1  a call failed, or was refused; with faults: a bound was broken
   2  nothing was measured: bad options, an unreadable file";
 
 #[derive(Subcommand)]
 enum Scenario {
     /// A constant number of calls in real time, measured after the last one has begun.
     Steady(Box<Steady>),
+    /// Calls while something breaks: the store, the way to it, the server or its disk; then every sample is compared.
+    Faults(Box<faults::Faults>),
     #[command(external_subcommand)]
     Other(Vec<String>),
 }
@@ -126,6 +133,7 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> anyhow::Result<bool> {
     let steady = match cli.scenario {
         Scenario::Steady(steady) => steady,
+        Scenario::Faults(options) => return run_faults(&options),
         Scenario::Other(words) => return refuse_scenario(&words),
     };
     let json = steady.json;
@@ -134,6 +142,13 @@ fn run(cli: Cli) -> anyhow::Result<bool> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let report = runtime.block_on(scenario::steady(plan, server, !json))?;
     report::print(&report, json)?;
+    Ok(report.all_went_well())
+}
+
+fn run_faults(options: &faults::Faults) -> anyhow::Result<bool> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let report = runtime.block_on(faults::run(options, !options.json))?;
+    report::print_json(&report)?;
     Ok(report.all_went_well())
 }
 
@@ -171,7 +186,7 @@ fn plan(options: Steady) -> anyhow::Result<scenario::Steady> {
 fn refuse_scenario(words: &[String]) -> anyhow::Result<bool> {
     let name = words.first().map_or("", String::as_str);
     if PLANNED.contains(&name) {
-        bail!("scenario {name} is not available yet; available: steady");
+        bail!("scenario {name} is not available yet; available: steady, faults");
     }
-    bail!("there is no scenario {name:?}; available: steady")
+    bail!("there is no scenario {name:?}; available: steady, faults")
 }

@@ -110,6 +110,16 @@ pub(crate) fn print(report: &Report, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Prints any result as JSON on standard output.
+///
+/// # Errors
+/// When it cannot be written as JSON.
+#[expect(clippy::print_stdout, reason = "the result is what the program is for")]
+pub(crate) fn print_json(report: &impl Serialize) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string_pretty(report)?);
+    Ok(())
+}
+
 fn table(report: &Report) -> String {
     let mut rows = vec![
         ("scenario", format!("{}, seed {}", report.scenario, report.seed)),

@@ -263,10 +263,10 @@ fn progress_bar(length: Duration) -> ProgressBar {
 }
 
 /// SplitMix64 (Steele, Lea and Flood, 2014): repeatable numbers for ids; nothing secret comes from it.
-struct SplitMix(u64);
+pub(crate) struct SplitMix(pub(crate) u64);
 
 impl SplitMix {
-    fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -274,7 +274,7 @@ impl SplitMix {
         mixed ^ (mixed >> 31)
     }
 
-    fn bytes(&mut self) -> [u8; 16] {
+    pub(crate) fn bytes(&mut self) -> [u8; 16] {
         let (high, low) = (self.next(), self.next());
         (u128::from(high) << 64 | u128::from(low)).to_be_bytes()
     }
