@@ -14,6 +14,7 @@ mod fuzz_seeds;
 mod handshake;
 mod ingest;
 mod kill;
+mod load;
 mod metrics;
 mod playback;
 mod reader;

@@ -115,7 +115,14 @@ pub(super) struct Server {
 impl Server {
     /// Starts it and waits until it takes calls. Its log goes to `server.log`.
     pub(super) fn start(plan: &Plan, home: &Home) -> anyhow::Result<Self> {
-        let mut command = Command::new(&plan.callseal);
+        let mut command = match plan.wrap.split_first() {
+            Some((wrapper, words)) => {
+                let mut command = Command::new(wrapper);
+                command.args(words).arg(&plan.callseal);
+                command
+            }
+            None => Command::new(&plan.callseal),
+        };
         command.args(["serve", "--config"]).arg(&home.config);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().with_context(|| format!("run {}", plan.callseal.display()))?;

@@ -47,6 +47,10 @@ pub(crate) struct Faults {
     /// Command that is run when the fault is over; after a kill, before the new start.
     #[arg(long, value_name = "COMMAND")]
     after_fault: Option<String>,
+    /// Words before the server's command line, such as "strace -D -f -qq -o strace.log -e inject=fdatasync:error=EIO:when=9+7",
+    /// which lets system calls fail. The process must become the server.
+    #[arg(long, value_name = "WORDS")]
+    wrap: Option<String>,
     /// How often all of it is done, one after the other.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     repeat: u32,
@@ -123,6 +127,7 @@ impl Fault {
 pub(crate) struct Plan {
     pub(crate) dir: PathBuf,
     pub(crate) callseal: PathBuf,
+    pub(crate) wrap: Vec<String>,
     /// The `[store]` table of the server, without its endpoint's proxy.
     pub(crate) store: Option<Table>,
     /// Where that store really is.
@@ -157,6 +162,7 @@ impl Faults {
         Ok(Plan {
             dir: self.dir.clone(),
             callseal: self.callseal.clone(),
+            wrap: self.wrap.iter().flat_map(|words| words.split_whitespace()).map(str::to_owned).collect(),
             store,
             upstream,
             fault: self.fault,
