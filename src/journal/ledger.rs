@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use bytes::Bytes;
 
 use super::Record;
+use super::whole::SegmentId;
 use crate::domain::ids::{RecordingId, TenantTag, WriterId};
 
 /// Knows, for every file of this incarnation, what in it is still needed.
@@ -32,8 +33,8 @@ struct RecordingEntry {
     head: Head,
     /// The file with the head, if any has it.
     home: Option<u32>,
-    /// The segments that are not stored, each with the files that hold some of it.
-    segments: HashMap<(WriterId, u32), BTreeSet<u32>>,
+    /// The segments that are not stored, each with the few files that hold some of it.
+    segments: HashMap<(WriterId, u32), Vec<u32>>,
     /// All files with a record of it.
     files: BTreeSet<u32>,
 }
@@ -66,9 +67,15 @@ impl Ledger {
                 entry.home = Some(file);
                 self.carry.remove(&recording);
             }
-            Record::Sealed { writer, seq, .. } | Record::Cut { writer, seq, .. } => {
-                let is_needed = !matches!(entry.head, Head::Finished);
-                if is_needed && entry.segments.entry((*writer, *seq)).or_default().insert(file) {
+            Record::Sealed { writer, seq, .. }
+            | Record::Cut { writer, seq, .. }
+            | Record::Whole { segment: SegmentId { writer, seq, .. }, .. } => {
+                if matches!(entry.head, Head::Finished) {
+                    return;
+                }
+                let files = entry.segments.entry((*writer, *seq)).or_default();
+                if !files.contains(&file) {
+                    files.push(file);
                     self.files.entry(file).or_default().segments += 1;
                 }
             }
@@ -86,9 +93,20 @@ impl Ledger {
                 entry.head = Head::Opened { tenant_tag: *tenant_tag, body: body.clone() };
                 self.carry.insert(recording);
             }
-            Record::Sealed { .. } | Record::Cut { .. } => {}
+            Record::Sealed { .. } | Record::Cut { .. } | Record::Whole { .. } => {}
             Record::Stored { writer, seq, .. } => self.release_segment(recording, (*writer, *seq)),
             Record::Finished { .. } => self.finish(recording, None),
+        }
+    }
+
+    /// Lets go of all pieces of a segment but those in `file`, which has all of it durably.
+    pub(super) fn settle(&mut self, segment: SegmentId, file: u32) {
+        let SegmentId { recording, writer, seq } = segment;
+        let entry = self.recordings.get_mut(&recording);
+        let Some(files) = entry.and_then(|entry| entry.segments.get_mut(&(writer, seq))) else { return };
+        if files.contains(&file) {
+            let before = std::mem::replace(files, vec![file]);
+            self.release_files(before.into_iter().filter(|before| *before != file));
         }
     }
 
@@ -133,9 +151,9 @@ impl Ledger {
         heads
     }
 
-    /// Returns the files but `current` that no segment needs.
-    pub(super) fn idle_files(&self, current: Option<u32>) -> Vec<u32> {
-        let idle = self.files.iter().filter(|(file, entry)| Some(**file) != current && entry.segments == 0);
+    /// Returns the files that no segment needs, but none of `current`.
+    pub(super) fn idle_files(&self, current: &[u32]) -> Vec<u32> {
+        let idle = self.files.iter().filter(|(file, entry)| entry.segments == 0 && !current.contains(file));
         idle.map(|(file, _)| *file).collect()
     }
 
@@ -234,11 +252,11 @@ mod tests {
     #[test]
     fn a_segment_keeps_all_its_files_until_stored() {
         let mut ledger = ledger(&[(opened(R), 0), (sealed(R, 0), 0), (sealed(R, 0), 1), (sealed(R, 1), 1)]);
-        assert_eq!(ledger.idle_files(None), [] as [u32; 0]);
+        assert_eq!(ledger.idle_files(&[]), [] as [u32; 0]);
         ledger.note_written(&stored(R, 0), 2);
-        assert_eq!(ledger.idle_files(Some(2)), [0]);
+        assert_eq!(ledger.idle_files(&[2]), [0]);
         ledger.note_discarded(&stored(R, 1));
-        assert_eq!(ledger.idle_files(Some(2)), [0, 1]);
+        assert_eq!(ledger.idle_files(&[2]), [0, 1]);
         assert!(ledger.is_kept_by_heads(0) && !ledger.is_kept_by_heads(1));
     }
 
@@ -257,7 +275,7 @@ mod tests {
     fn a_finished_head_lives_as_long_as_another_file_mentions_the_recording() {
         let mut ledger =
             ledger(&[(opened(Q), 0), (sealed(Q, 0), 0), (sealed(R, 0), 0), (finished(R), 1), (opened(Q), 2)]);
-        assert_eq!(ledger.idle_files(None), [1, 2]);
+        assert_eq!(ledger.idle_files(&[]), [1, 2]);
         ledger.carry_heads_of(1);
         assert!(matches!(ledger.heads_to_carry(1000)[..], [Record::Finished { recording: R }]));
         ledger.note_written(&stored(Q, 0), 2);
@@ -271,7 +289,7 @@ mod tests {
         let mut ledger = ledger(&[(sealed(R, 0), 0)]);
         ledger.note_discarded(&opened(Q));
         ledger.note_discarded(&finished(R));
-        assert_eq!(ledger.idle_files(None), [0], "finishing needs no disk");
+        assert_eq!(ledger.idle_files(&[]), [0], "finishing needs no disk");
         assert_eq!(ledger.heads_to_carry(1000).len(), 2);
         assert_eq!(ledger.heads_to_carry(1).len(), 1);
         ledger.note_discarded(&finished(Q));
@@ -292,7 +310,7 @@ mod tests {
     fn what_follows_the_end_of_a_recording_needs_nothing() {
         let mut ledger = ledger(&[(sealed(R, 0), 0), (finished(R), 1)]);
         ledger.note_written(&sealed(R, 1), 1);
-        assert_eq!(ledger.idle_files(None), [0, 1]);
+        assert_eq!(ledger.idle_files(&[]), [0, 1]);
     }
 
     #[test]

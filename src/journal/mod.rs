@@ -1,8 +1,9 @@
 //! The journal: sealed bytes on this machine's disk, so that a crash loses milliseconds and not segments.
 //!
 //! All calls of the process append to one journal. A recording keeps the sealed bytes of its current segment in memory
-//! as well, so the journal is read only after a crash, by the next incarnation of the process. It sees ciphertext and
-//! opaque texts; it must not know keys or providers.
+//! as well, so the journal is mostly read after a crash, by the next incarnation of the process. Only segments that wait
+//! for the store for long are read before: they are appended once more, as [`Record::Whole`], and when that run is durable
+//! their bytes may leave the memory. It sees ciphertext and opaque texts; it must not know keys or providers.
 //!
 //! Two threads serve it. The writer takes what was appended every `flush_interval` and writes it with one call; the
 //! syncer makes it durable every `sync_interval`, for all calls together, so that a slow disk stretches the interval and
@@ -37,6 +38,9 @@
 //! | 4 | stored | recording (16), writer (16), seq (4) |
 //! | 5 | finished | recording (16) |
 //!
+//! A whole segment is written as `sealed` from offset 0 on and `cut`, into files of its own, which it keeps until it is
+//! stored while files with pieces go sooner.
+//!
 //! A reader skips whole records of other kinds. It stops a file at the first record that is not whole: at the end of a
 //! file that is a torn tail, as a crash leaves it, elsewhere it is corruption; the next files are read all the same. A
 //! segment is the run of its sealed bytes from offset 0 to the first hole. Ranges may overlap, and are equal where they
@@ -48,6 +52,8 @@
 //! in it counts as durable, though it is still read after a crash. A new file is tried after 0.1 to 5 seconds; until
 //! then records are discarded. When the new file works, [`Journal::generation`] goes up by one: whatever is not stored yet should be handed over
 //! again, each segment from offset 0 and with its `Cut`. Nothing is lost as long as the process lives.
+//!
+//! A journal whose files reach `max_bytes` fails in the same way, and works again when enough of them are gone.
 //!
 //! A file is removed when nothing in it is needed: its segments are stored or their recordings finished. `Opened` of
 //! running recordings, and `Finished` of those that older files still mention, are first carried into the current file
@@ -74,23 +80,30 @@ mod replay;
 mod scan;
 mod status;
 mod syncer;
+mod whole;
 mod writer;
 
 pub use files::{JournalFile, JournalFiles, SystemFiles};
 pub use observe::{
-    CORRUPT_FILES, DISCARDED_RECORDS, FAILURES, FILES, FLUSH_DELAY_SECONDS, JournalMetrics, JournalObserver,
-    RECORDS, SYNC_SECONDS, Step, TORN_TAILS, WRITTEN_BYTES,
+    CORRUPT_FILES, DISCARDED_RECORDS, DISK_BYTES, FAILURES, FILES, FLUSH_DELAY_SECONDS, JournalMetrics,
+    JournalObserver, MAX_BYTES, RECORDS, SYNC_SECONDS, Step, TORN_TAILS, WRITTEN_BYTES,
 };
 pub use record::{MAX_OPENED_BYTES, Record};
 pub use replay::{Replay, ReplayReport, ReplayedRecording, ReplayedSegment};
 pub use status::{FailureKind, JournalState};
+pub use whole::{Keeper, Place, ReadBackError, SegmentId};
 
+use bytes::Bytes;
+use files::FileName;
 use status::Status;
 use syncer::Syncer;
 use writer::{Command, Writer};
 
 /// How many commands (`sync_now`, `close`) may wait for the writer; each is a task that shuts something down.
 const COMMAND_SLOTS: usize = 64;
+
+/// From this share of [`JournalConfig::max_bytes`] on there is room for running calls only.
+const NEARLY_FULL_PERCENT: u64 = 95;
 
 /// Where and how often the journal writes.
 #[derive(Debug, Clone)]
@@ -103,6 +116,9 @@ pub struct JournalConfig {
     pub sync_interval: Duration,
     /// From what size on a file is closed and the next one begun. 64 MiB is some seconds of a thousand calls.
     pub file_bytes: u64,
+    /// How many bytes all files may have, those of earlier incarnations too; then the journal fails with
+    /// [`FailureKind::Limit`] until files go. 16 GiB are more than an hour of 200 calls.
+    pub max_bytes: u64,
     /// How many records may wait for the writer. 65,536 is a second of a thousand calls.
     pub queue_slots: usize,
     /// How many bytes these records may hold in memory. 256 MiB is ten seconds of a thousand calls.
@@ -119,6 +135,7 @@ impl JournalConfig {
             flush_interval: Duration::from_millis(20),
             sync_interval: Duration::from_millis(200),
             file_bytes: 64 << 20,
+            max_bytes: 16 << 30,
             queue_slots: 65_536,
             queue_bytes: 256 << 20,
             retry_pause: Duration::from_millis(100),
@@ -183,6 +200,9 @@ pub struct Journal {
 }
 
 struct Shared {
+    dir: PathBuf,
+    incarnation: u64,
+    max_bytes: u64,
     queue: SyncSender<Record>,
     queue_bytes: usize,
     waiting_bytes: Arc<AtomicUsize>,
@@ -271,6 +291,30 @@ impl Journal {
     /// Returns the bytes of all journal files, those of earlier incarnations too.
     pub fn disk_bytes(&self) -> u64 {
         self.shared.status.disk_bytes()
+    }
+
+    /// Tells whether there is no room for new calls: 95 % of [`JournalConfig::max_bytes`] are used, or the disk is full.
+    pub fn is_nearly_full(&self) -> bool {
+        match self.state() {
+            JournalState::Failing { kind, .. } if kind.is_full() => true,
+            JournalState::Healthy | JournalState::Failing { .. } => {
+                self.disk_bytes() >= self.shared.max_bytes / 100 * NEARLY_FULL_PERCENT
+            }
+        }
+    }
+
+    /// Reads a segment that was appended as [`Record::Whole`], and checks it. Blocks.
+    ///
+    /// # Errors
+    /// [`ReadBackError`].
+    pub fn read_segment(&self, segment: SegmentId, place: Place) -> Result<Bytes, ReadBackError> {
+        let name = FileName { incarnation: self.shared.incarnation, number: place.file };
+        whole::read(&self.shared.dir.join(name.to_string()), place, segment)
+    }
+
+    /// Publishes how much the files have and may have.
+    pub fn publish_metrics(&self) {
+        observe::publish_size(self.disk_bytes(), self.shared.max_bytes);
     }
 
     /// Makes everything durable that was appended before; blocks up to `limit`, so not for a runtime's thread.
@@ -386,7 +430,20 @@ fn start(
     let threads = Mutex::new(Some(Threads { handles: [writing, syncing], ended }));
     let queue_bytes = config.queue_bytes;
     let closed = AtomicBool::new(false);
-    let shared = Shared { queue, queue_bytes, waiting_bytes, commands, closed, status, syncer, threads };
+    let (dir, max_bytes) = (config.dir.clone(), config.max_bytes);
+    let shared = Shared {
+        dir,
+        incarnation,
+        max_bytes,
+        queue,
+        queue_bytes,
+        waiting_bytes,
+        commands,
+        closed,
+        status,
+        syncer,
+        threads,
+    };
     Ok(Journal { shared: Arc::new(shared) })
 }
 

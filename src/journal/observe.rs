@@ -20,6 +20,10 @@ pub const SYNC_SECONDS: &str = "journal_sync_seconds";
 pub const FAILURES: &str = "journal_failures_total";
 /// Gauge of the files of this incarnation.
 pub const FILES: &str = "journal_files";
+/// Gauge of the bytes of all journal files, those of earlier incarnations too.
+pub const DISK_BYTES: &str = "journal_disk_bytes";
+/// Gauge of the most bytes that all journal files may have.
+pub const MAX_BYTES: &str = "journal_max_bytes";
 /// Counter of torn tails that were cut when the journal was read.
 pub const TORN_TAILS: &str = "journal_torn_tails_total";
 /// Counter of files with wrong bytes in the middle.
@@ -48,6 +52,13 @@ impl Step {
             Self::Remove => "remove",
         }
     }
+}
+
+/// Sets the gauges of size and limit.
+#[expect(clippy::cast_precision_loss, reason = "bytes of a journal are far below 2^52")]
+pub(super) fn publish_size(bytes: u64, max_bytes: u64) {
+    gauge!(DISK_BYTES).set(bytes as f64);
+    gauge!(MAX_BYTES).set(max_bytes as f64);
 }
 
 /// Watches the journal. The methods are called on its threads and must not block.

@@ -1,15 +1,17 @@
 //! What callers append, and how it is written.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
 
+use super::whole::{Keeper, SegmentId};
 use crate::domain::ids::{RecordingId, TenantTag, WriterId};
 
 /// The greatest length in bytes of the text of [`Record::Opened`]: 1 MiB.
 pub const MAX_OPENED_BYTES: usize = 1 << 20;
 /// The most sealed bytes in one record on disk; longer runs are split, which bounds what a reader holds in memory.
-const MAX_PIECE_BYTES: usize = 1 << 20;
+pub(super) const MAX_PIECE_BYTES: usize = 1 << 20;
 /// The greatest length of a record's body: a piece and the longest fields before it.
 pub(super) const MAX_BODY_BYTES: usize = MAX_PIECE_BYTES + 64;
 /// The bytes before a record's body.
@@ -63,6 +65,17 @@ pub enum Record {
         /// The bytes of the whole segment object.
         length: u32,
     },
+    /// A segment that is cut, all of it in one run, whatever was handed over before. Not after its `Stored`.
+    ///
+    /// When it is durable its keeper is told where, and the pieces handed over before are let go of.
+    Whole {
+        /// The segment.
+        segment: SegmentId,
+        /// All its bytes.
+        bytes: Bytes,
+        /// Who is told.
+        keeper: Arc<dyn Keeper>,
+    },
     /// The store has a segment, and its checksum was verified: its bytes are no longer needed here.
     Stored {
         /// The recording.
@@ -88,6 +101,7 @@ impl Record {
             | Self::Cut { recording, .. }
             | Self::Stored { recording, .. }
             | Self::Finished { recording } => *recording,
+            Self::Whole { segment, .. } => segment.recording,
         }
     }
 
@@ -95,7 +109,7 @@ impl Record {
     pub(super) fn held_bytes(&self) -> usize {
         match self {
             Self::Opened { body, .. } => body.len(),
-            Self::Sealed { bytes, .. } => bytes.len(),
+            Self::Sealed { bytes, .. } | Self::Whole { bytes, .. } => bytes.len(),
             Self::Cut { .. } | Self::Stored { .. } | Self::Finished { .. } => 0,
         }
     }
@@ -107,12 +121,18 @@ impl Record {
                 encode(OPENED, &[&recording.0, &tenant_tag.0, body], out);
             }
             Self::Sealed { recording, writer, seq, offset, bytes, .. } => {
-                let mut at = *offset;
-                for piece in bytes.chunks(MAX_PIECE_BYTES) {
-                    let place = [seq.to_be_bytes(), at.to_be_bytes()].concat();
-                    encode(SEALED, &[&recording.0, &writer.0, &place, piece], out);
-                    at = at.saturating_add(length_u32(piece));
-                }
+                encode_sealed(
+                    SegmentId { recording: *recording, writer: *writer, seq: *seq },
+                    *offset,
+                    bytes,
+                    out,
+                );
+            }
+            Self::Whole { segment, bytes, .. } => {
+                encode_sealed(*segment, 0, bytes, out);
+                let SegmentId { recording, writer, seq } = segment;
+                let length = length_u32(bytes).to_be_bytes();
+                encode(CUT, &[&recording.0, &writer.0, &seq.to_be_bytes(), &length], out);
             }
             Self::Cut { recording, writer, seq, length } => {
                 encode(CUT, &[&recording.0, &writer.0, &seq.to_be_bytes(), &length.to_be_bytes()], out);
@@ -128,6 +148,16 @@ impl Record {
 /// Appends the first record of a file.
 pub(super) fn encode_begin(incarnation: u64, number: u32, out: &mut Vec<u8>) {
     encode(BEGIN, &[&incarnation.to_be_bytes(), &number.to_be_bytes()], out);
+}
+
+fn encode_sealed(segment: SegmentId, offset: u32, bytes: &[u8], out: &mut Vec<u8>) {
+    let SegmentId { recording, writer, seq } = segment;
+    let mut at = offset;
+    for piece in bytes.chunks(MAX_PIECE_BYTES) {
+        let place = [seq.to_be_bytes(), at.to_be_bytes()].concat();
+        encode(SEALED, &[&recording.0, &writer.0, &place, piece], out);
+        at = at.saturating_add(length_u32(piece));
+    }
 }
 
 /// Returns the checksum of a record: over its first twelve bytes and its body.

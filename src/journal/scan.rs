@@ -55,8 +55,12 @@ pub(super) struct Scanned {
 }
 
 /// Reads whole records until the end or the first that is not whole; holds one record in memory.
-pub(super) fn scan(file: impl Read, mut visit: impl FnMut(Found)) -> Scanned {
-    let mut reader = BufReader::with_capacity(READ_BYTES, file);
+pub(super) fn scan(file: impl Read, visit: impl FnMut(Found)) -> Scanned {
+    scan_buffered(BufReader::with_capacity(READ_BYTES, file), visit)
+}
+
+/// As [`scan`], from memory or through a buffer.
+pub(super) fn scan_buffered(mut reader: impl Read, mut visit: impl FnMut(Found)) -> Scanned {
     let mut scanned = Scanned { ending: Ending::Clean, length: 0, records: 0 };
     let mut body = Vec::new();
     loop {

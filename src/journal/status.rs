@@ -26,6 +26,8 @@ pub enum JournalState {
 pub enum FailureKind {
     /// No space or quota left.
     NoSpace,
+    /// The journal has as many bytes as it may.
+    Limit,
     /// No right to write, or a read-only file system.
     Denied,
     /// The disk fails.
@@ -33,10 +35,19 @@ pub enum FailureKind {
 }
 
 impl FailureKind {
+    /// Tells whether there is no room: it may come back without anybody repairing anything.
+    pub fn is_full(self) -> bool {
+        match self {
+            Self::NoSpace | Self::Limit => true,
+            Self::Denied | Self::Disk => false,
+        }
+    }
+
     /// Names the kind for metrics.
     pub fn label(self) -> &'static str {
         match self {
             Self::NoSpace => "no_space",
+            Self::Limit => "limit",
             Self::Denied => "denied",
             Self::Disk => "disk",
         }
@@ -57,6 +68,7 @@ impl fmt::Display for FailureKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::NoSpace => "no space left",
+            Self::Limit => "journal.max_bytes are used up",
             Self::Denied => "no right to write",
             Self::Disk => "disk fails",
         })

@@ -12,9 +12,10 @@ use super::files::{FileName, write_all};
 use super::ledger::Ledger;
 use super::status::Status;
 use super::syncer::Syncer;
+use super::whole::{Pending, Place, Written};
 use super::{
-    FailureKind, JournalConfig, JournalFile, JournalFiles, JournalObserver, JournalState, Record, Step, left,
-    record,
+    FailureKind, JournalConfig, JournalFile, JournalFiles, JournalObserver, JournalState,
+    NEARLY_FULL_PERCENT, Record, Step, left, record,
 };
 use crate::clock;
 
@@ -24,6 +25,10 @@ const BATCH_BYTES: usize = 4 << 20;
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// After so long without a failure the pauses begin with the first again.
 const CALM: Duration = Duration::from_secs(60);
+/// From this share of `max_bytes` on somebody should look.
+const WARN_AT_PERCENT: u64 = 80;
+/// Below this share the next crossing is told again.
+const CALM_AT_PERCENT: u64 = 75;
 
 /// What the writer is told beside records.
 #[derive(Debug)]
@@ -50,22 +55,61 @@ pub(super) struct Parts {
 pub(super) struct Writer {
     parts: Parts,
     ledger: Ledger,
-    /// The file being written; none before the first record, after a full file and after a failure.
-    current: Option<Current>,
+    /// The files being written; none before the first record, after a full file and after a failure.
+    frames: Option<Current>,
+    wholes: Option<Current>,
     next_number: u32,
     /// The sizes of the files there are.
     sizes: BTreeMap<u32, u64>,
     /// Files that nothing needs once everything up to the position is durable.
     removable: BTreeMap<u32, u64>,
+    /// Whole segments that are not durable yet.
+    pending: Pending,
     pause: Pause,
-    batch: Vec<Record>,
-    /// The batch as it is on disk.
+    frames_batch: Batch,
+    wholes_batch: Batch,
+    /// Whether it was told that the journal is getting full.
+    has_warned: bool,
+}
+
+/// What a file holds. Whole segments have files of their own: they stay long after the pieces that they replace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Series {
+    Frames,
+    Wholes,
+}
+
+/// Records to be written with one call.
+#[derive(Default)]
+struct Batch {
+    records: Vec<Record>,
+    /// The records as they are on disk.
     encoded: Vec<u8>,
+    /// Where each record begins in them.
+    starts: Vec<usize>,
+}
+
+impl Batch {
+    fn push(&mut self, record: Record) {
+        self.starts.push(self.encoded.len());
+        record.encode(&mut self.encoded);
+        self.records.push(record);
+    }
+
+    fn clear(&mut self) {
+        self.records.clear();
+        self.encoded.clear();
+        self.starts.clear();
+        // A single huge record must not keep its memory for ever.
+        self.encoded.shrink_to(2 * BATCH_BYTES);
+    }
 }
 
 struct Current {
     number: u32,
     file: Arc<dyn JournalFile>,
+    /// All bytes in it.
+    length: u64,
     /// The bytes of records from the queue; carried ones do not count, or they alone could fill file after file.
     filled: u64,
 }
@@ -98,13 +142,16 @@ impl Writer {
         Self {
             parts,
             ledger: Ledger::default(),
-            current: None,
+            frames: None,
+            wholes: None,
             next_number: 0,
             sizes: BTreeMap::new(),
             removable: BTreeMap::new(),
+            pending: Pending::default(),
             pause: Pause { length: Duration::ZERO, until: clock::monotonic(), failed_at: None },
-            batch: Vec::new(),
-            encoded: Vec::new(),
+            frames_batch: Batch::default(),
+            wholes_batch: Batch::default(),
+            has_warned: false,
         }
     }
 
@@ -130,17 +177,21 @@ impl Writer {
         for (number, kind) in self.parts.syncer.take_failed() {
             self.disbelieve(number, kind);
         }
+        self.settle_durable();
         if self.is_failing() {
-            self.open_file();
+            self.open_file(Series::Frames);
         }
         if !self.is_failing() {
             self.carry();
         }
         let mut left = self.parts.config.queue_slots.max(1);
-        while left > 0 && self.fill_batch(&mut left) {
-            self.write_batch(Source::Queue);
+        while left > 0 && self.fill_batches(&mut left) {
+            // Whole segments first: what follows one in the queue may end it.
+            self.write_batch(Series::Wholes, Source::Queue);
+            self.write_batch(Series::Frames, Source::Queue);
         }
         self.remove_files();
+        self.watch_size();
     }
 
     fn flushed(&self) -> Result<u64, FailureKind> {
@@ -150,95 +201,127 @@ impl Writer {
         }
     }
 
-    /// Takes records from the queue until the batch or the file is full; false if there is none.
-    fn fill_batch(&mut self, left: &mut usize) -> bool {
-        let filled = self.current.as_ref().map_or(0, |current| current.filled);
-        let room = self.parts.config.file_bytes.saturating_sub(filled);
-        let limit = BATCH_BYTES.min(usize::try_from(room).unwrap_or(BATCH_BYTES));
+    /// Takes records from the queue until a batch or its file is full; false if there is none.
+    fn fill_batches(&mut self, left: &mut usize) -> bool {
+        let limits = [Series::Frames, Series::Wholes].map(|series| {
+            let filled = self.current(series).as_ref().map_or(0, |current| current.filled);
+            let room = self.parts.config.file_bytes.saturating_sub(filled);
+            BATCH_BYTES.min(usize::try_from(room).unwrap_or(BATCH_BYTES))
+        });
+        let before = *left;
         while *left > 0 {
             let Ok(record) = self.parts.appended.try_recv() else { break };
             *left -= 1;
-            record.encode(&mut self.encoded);
-            self.batch.push(record);
-            if self.encoded.len() >= limit {
+            let series = if matches!(record, Record::Whole { .. }) { Series::Wholes } else { Series::Frames };
+            self.batch(series).push(record);
+            let lengths = [self.frames_batch.encoded.len(), self.wholes_batch.encoded.len()];
+            if lengths.iter().zip(limits).any(|(length, limit)| *length >= limit && *length > 0) {
                 break;
             }
         }
-        !self.batch.is_empty()
+        *left < before
     }
 
     /// Writes the heads that have no safe home.
     fn carry(&mut self) {
         loop {
-            self.batch = self.ledger.heads_to_carry(BATCH_BYTES);
-            if self.batch.is_empty() {
+            let heads = self.ledger.heads_to_carry(BATCH_BYTES);
+            if heads.is_empty() {
                 return;
             }
-            self.batch.iter().for_each(|head| head.encode(&mut self.encoded));
-            if !self.write_batch(Source::Carried) {
+            heads.into_iter().for_each(|head| self.frames_batch.push(head));
+            if !self.write_batch(Series::Frames, Source::Carried) {
                 return;
             }
         }
     }
 
-    /// Writes the batch with one call, or discards it if no file takes it; it is empty afterwards.
-    fn write_batch(&mut self, source: Source) -> bool {
-        let is_written = self.open_file() && self.append_encoded(source);
-        let batch = std::mem::take(&mut self.batch);
+    /// Writes a batch with one call, or discards it if no file takes it; it is empty afterwards.
+    fn write_batch(&mut self, series: Series, source: Source) -> bool {
+        let mut batch = std::mem::take(self.batch(series));
+        let is_written = batch.records.is_empty()
+            || self.has_room(source, &batch) && self.open_file(series) && self.write(series, source, &batch);
         if source == Source::Queue {
-            let held = batch.iter().map(Record::held_bytes).sum();
+            let held = batch.records.iter().map(Record::held_bytes).sum();
             self.parts.waiting_bytes.fetch_sub(held, Ordering::Relaxed);
         }
-        if is_written {
-            self.note_written(&batch);
-        } else {
-            batch.iter().for_each(|record| self.ledger.note_discarded(record));
-            self.parts.observer.discarded(batch.len() as u64);
+        if !is_written {
+            batch.records.iter().for_each(|record| self.ledger.note_discarded(record));
+            self.parts.observer.discarded(batch.records.len() as u64);
         }
-        self.close_full_file();
-        self.batch = batch;
-        self.batch.clear();
-        self.encoded.clear();
-        // A single huge record must not keep its memory for ever.
-        self.encoded.shrink_to(2 * BATCH_BYTES);
+        let limit = self.parts.config.file_bytes;
+        self.current(series).take_if(|current| current.filled >= limit);
+        batch.clear();
+        *self.batch(series) = batch;
         is_written
     }
 
-    fn append_encoded(&mut self, source: Source) -> bool {
-        let Some(current) = &mut self.current else { return false };
-        let (number, file, bytes) = (current.number, Arc::clone(&current.file), self.encoded.len() as u64);
-        if let Err(error) = write_all(&*file, &self.encoded) {
+    /// Whether the limit of all files allows a batch; heads are few and let files go, so they always may.
+    fn has_room(&mut self, source: Source, batch: &Batch) -> bool {
+        let bytes = self.parts.status.disk_bytes().saturating_add(batch.encoded.len() as u64);
+        if source == Source::Carried || bytes <= self.parts.config.max_bytes {
+            return true;
+        }
+        if !self.is_failing() {
+            self.parts.observer.failed(Step::Write, FailureKind::Limit);
+            self.fail(FailureKind::Limit);
+        }
+        false
+    }
+
+    fn write(&mut self, series: Series, source: Source, batch: &Batch) -> bool {
+        let Some(current) = self.current(series) else { return false };
+        let (number, file, at) = (current.number, Arc::clone(&current.file), current.length);
+        if let Err(error) = write_all(&*file, &batch.encoded) {
             let kind = FailureKind::of(&error);
             self.parts.observer.failed(Step::Write, kind);
             // The file now ends torn, but what was written before is as good as it was, and is still synced.
             self.fail(kind);
             return false;
         }
+        let bytes = batch.encoded.len() as u64;
+        current.length += bytes;
         if source == Source::Queue {
             current.filled += bytes;
         }
-        self.count_written(number, &file, self.batch.len() as u64, bytes);
+        self.count_written(number, &file, batch.records.len() as u64, bytes);
+        self.note_written(number, at, batch);
         true
     }
 
-    fn note_written(&mut self, batch: &[Record]) {
-        let Some(number) = self.current.as_ref().map(|current| current.number) else { return };
+    fn note_written(&mut self, file: u32, at: u64, batch: &Batch) {
         let now = clock::monotonic();
-        for record in batch {
-            self.ledger.note_written(record, number);
+        let position = self.parts.syncer.written();
+        for (record, start) in batch.records.iter().zip(&batch.starts) {
+            self.ledger.note_written(record, file);
             if let Record::Sealed { sealed_at, .. } = record {
                 self.parts.observer.flushed(now.saturating_duration_since(*sealed_at));
+            }
+            if let Record::Whole { segment, bytes, keeper } = record {
+                let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+                let place = Place { file, at: at + *start as u64, length };
+                let keeper = Arc::clone(keeper);
+                self.pending.push(position, Written { segment: *segment, place, keeper });
             }
         }
     }
 
+    /// Tells the keepers of whole segments that became durable, and lets go of the pieces that these replace.
+    fn settle_durable(&mut self) {
+        let Some(synced) = self.parts.syncer.synced() else { return };
+        while let Some(Written { segment, place, keeper }) = self.pending.next_durable(synced) {
+            self.ledger.settle(segment, place.file);
+            keeper.kept(place);
+        }
+    }
+
     /// Makes sure that there is a file to write to; false while it must not be tried or cannot be done.
-    fn open_file(&mut self) -> bool {
-        if self.current.is_some() {
+    fn open_file(&mut self, series: Series) -> bool {
+        if self.current(series).is_some() {
             return true;
         }
         let is_recovery = self.is_failing();
-        if is_recovery && clock::monotonic() < self.pause.until {
+        if is_recovery && (clock::monotonic() < self.pause.until || !self.is_below_limit()) {
             return false;
         }
         let number = self.next_number;
@@ -246,7 +329,8 @@ impl Writer {
         match self.create_file(number, is_recovery) {
             Ok(file) => {
                 self.ledger.add_file(number);
-                self.current = Some(Current { number, file, filled: 0 });
+                let length = self.sizes.get(&number).copied().unwrap_or_default();
+                *self.current(series) = Some(Current { number, file, length, filled: 0 });
                 self.parts.observer.files(self.ledger.file_count());
                 if is_recovery {
                     self.parts.status.recover();
@@ -289,9 +373,43 @@ impl Writer {
         self.parts.observer.wrote(records, bytes);
     }
 
-    fn close_full_file(&mut self) {
-        let limit = self.parts.config.file_bytes;
-        self.current.take_if(|current| current.filled >= limit);
+    /// Whether a journal that was at its limit has enough room again to go on.
+    ///
+    /// Files that only heads keep go as soon as a new file takes these, so then there is no need to wait.
+    fn is_below_limit(&self) -> bool {
+        let JournalState::Failing { kind: FailureKind::Limit, .. } = self.parts.status.state() else {
+            return true;
+        };
+        let (used, limit) = (self.parts.status.disk_bytes(), self.parts.config.max_bytes);
+        let is_kept_by_heads = |file: &u32| self.ledger.is_kept_by_heads(*file);
+        used <= limit / 100 * NEARLY_FULL_PERCENT
+            || used <= limit && self.ledger.idle_files(&[]).iter().any(is_kept_by_heads)
+    }
+
+    /// Tells once when the journal gets full.
+    fn watch_size(&mut self) {
+        let (bytes, max_bytes) = (self.parts.status.disk_bytes(), self.parts.config.max_bytes);
+        if bytes >= max_bytes / 100 * WARN_AT_PERCENT {
+            if !std::mem::replace(&mut self.has_warned, true) {
+                tracing::warn!(bytes, max_bytes, "journal is getting full: the store does not take enough");
+            }
+        } else if bytes < max_bytes / 100 * CALM_AT_PERCENT {
+            self.has_warned = false;
+        }
+    }
+
+    fn current(&mut self, series: Series) -> &mut Option<Current> {
+        match series {
+            Series::Frames => &mut self.frames,
+            Series::Wholes => &mut self.wholes,
+        }
+    }
+
+    fn batch(&mut self, series: Series) -> &mut Batch {
+        match series {
+            Series::Frames => &mut self.frames_batch,
+            Series::Wholes => &mut self.wholes_batch,
+        }
     }
 
     /// Stops writing until the pause is over; the next write must prove a new file.
@@ -299,19 +417,22 @@ impl Writer {
         let now = clock::monotonic();
         self.parts.status.fail(now, kind);
         self.pause.extend(now, self.parts.config.retry_pause);
-        self.current = None;
+        (self.frames, self.wholes) = (None, None);
     }
 
     /// Stops believing in a file that could not be synced: what counts on it must be written again.
     fn disbelieve(&mut self, number: u32, kind: FailureKind) {
         self.fail(kind);
         self.ledger.carry_heads_of(number);
+        self.pending.disbelieve(number);
         self.removable.clear();
     }
 
     /// Removes the files that nothing needs any more, moving heads out of those that nothing else needs.
     fn remove_files(&mut self) {
-        let mut idle = self.ledger.idle_files(self.current.as_ref().map(|current| current.number));
+        let current = [&self.frames, &self.wholes].map(|file| file.as_ref().map(|current| current.number));
+        let current: Vec<u32> = current.into_iter().flatten().collect();
+        let mut idle = self.ledger.idle_files(&current);
         idle.retain(|number| !self.removable.contains_key(number));
         if !idle.is_empty() && !self.is_failing() {
             idle.iter().for_each(|number| self.ledger.carry_heads_of(*number));
