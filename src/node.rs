@@ -57,6 +57,14 @@ impl Node {
         self.tenants.store(Arc::new(tenants.into_iter().map(Arc::new).collect()));
     }
 
+    /// Returns why there is no room for the audio of new calls; `None` when there is.
+    pub fn no_room(&self) -> Option<&'static str> {
+        if self.journal.is_nearly_full() {
+            return Some("the journal is nearly full");
+        }
+        self.uploader.is_nearly_full().then_some("too many sealed bytes wait for the store")
+    }
+
     /// Returns why new calls should go elsewhere; `None` when they are welcome.
     pub async fn not_ready(&self) -> Option<&'static str> {
         if self.drain.phase() != Phase::Running {
@@ -65,8 +73,8 @@ impl Node {
         if !self.recovered.load(Ordering::Acquire) {
             return Some("recovering recordings of an earlier process");
         }
-        if self.uploader.is_nearly_full() {
-            return Some("too many sealed bytes wait for the store");
+        if let Some(why) = self.no_room() {
+            return Some(why);
         }
         if let JournalState::Failing { .. } = self.journal.state() {
             return Some("the journal cannot be written");

@@ -123,7 +123,7 @@ impl Recorder {
         self.recording
     }
 
-    /// Seals the audio of a message, or counts it as a gap while the store does not take enough.
+    /// Seals the audio of a message, or counts it as a gap while neither the store nor the journal takes enough.
     pub(crate) fn media(&mut self, now: Instant, media: &Media<'_>) -> Result<(), SessionError> {
         if self.lane.is_full() {
             self.session.drop_media(media);
@@ -278,7 +278,7 @@ impl Recorder {
                 tracing::debug!(error = &refused as &dyn std::error::Error, "segment is not in the journal");
             }
         }
-        if !self.lane.segment(row, bytes, opened_at) {
+        if !self.lane.segment(row, bytes, opened_at, self.generation) {
             tracing::error!(recording = %self.recording, seq = row.seq, "segment was not taken; recovery will store it");
         }
         self.publish();

@@ -123,6 +123,7 @@ pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running,
     journal_config.flush_interval = config.journal.flush_interval;
     journal_config.sync_interval = config.journal.sync_interval;
     journal_config.file_bytes = config.journal.file_bytes;
+    journal_config.max_bytes = config.journal.max_bytes;
     let opening = tokio::task::spawn_blocking(move || Journal::open(&journal_config)).await;
     let (journal, replay) = opening
         .map_err(|error| StartError::System { what: "journal".to_owned(), source: error.into() })??;
@@ -137,7 +138,8 @@ pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running,
         policy,
         config.upload.concurrency,
         config.upload.budget_bytes as u64,
-    );
+    )
+    .with_catch_up_bytes_per_sec(config.upload.catch_up_bytes_per_sec);
     let public = bind(config.listen.public).await?;
     let ops = bind(config.listen.ops).await?;
     let audit = AuditLog::start(config.node.as_str().to_owned(), Arc::clone(&keys), Arc::clone(&store));

@@ -69,7 +69,8 @@ section!(
         flush_interval_ms: i64,
         sync_interval_ms: i64,
         file_bytes: i64,
-    } later ["max_bytes"]
+        max_bytes: i64,
+    } later []
 );
 section!(Segments { max_age_ms: i64, max_bytes: i64 } later []);
 section!(
@@ -92,6 +93,7 @@ section!(
     Upload {
         concurrency: i64,
         budget_bytes: i64,
+        catch_up_bytes_per_sec: i64,
         try_timeout_ms: i64,
         retry_base_ms: i64,
         retry_max_ms: i64,

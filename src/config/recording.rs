@@ -17,10 +17,12 @@ const GIB: u64 = 1024 * MIB;
 const FLUSH_INTERVAL_MS: Bounds = Bounds::new(20, 1..=1000);
 const SYNC_INTERVAL_MS: Bounds = Bounds::new(200, 1..=10_000);
 const FILE_BYTES: Bounds = Bounds::new(64 * MIB, MIB..=GIB);
+const JOURNAL_MAX_BYTES: Bounds = Bounds::new(16 * GIB, 4 * MIB..=16 * 1024 * GIB);
 const SEGMENT_MAX_AGE_MS: Bounds = Bounds::new(5_000, 1_000..=30_000);
 const SEGMENT_MAX_BYTES: Bounds = Bounds::new(256 * KIB, KIB..=16 * MIB);
 const CONCURRENCY: Bounds = Bounds::new(8, 1..=256);
-const BUDGET_BYTES: Bounds = Bounds::new(256 * MIB, MIB..=64 * GIB);
+const BUDGET_BYTES: Bounds = Bounds::new(48 * MIB, MIB..=64 * GIB);
+const CATCH_UP_BYTES_PER_SEC: Bounds = Bounds::new(0, 0..=GIB * 100);
 const TRY_TIMEOUT_MS: Bounds = Bounds::new(10_000, 100..=300_000);
 const RETRY_BASE_MS: Bounds = Bounds::new(200, 1..=60_000);
 const RETRY_MAX_MS: Bounds = Bounds::new(30_000, 1..=3_600_000);
@@ -76,6 +78,8 @@ pub struct Journal {
     pub sync_interval: Duration,
     /// The size at which a new file begins.
     pub file_bytes: u64,
+    /// The size of all files; not less than four of them.
+    pub max_bytes: u64,
 }
 
 impl Journal {
@@ -86,7 +90,14 @@ impl Journal {
             flush_interval: scope.millis("flush_interval_ms", raw.flush_interval_ms, &FLUSH_INTERVAL_MS),
             sync_interval: scope.millis("sync_interval_ms", raw.sync_interval_ms, &SYNC_INTERVAL_MS),
             file_bytes: scope.number("file_bytes", raw.file_bytes, &FILE_BYTES),
+            max_bytes: scope.number("max_bytes", raw.max_bytes, &JOURNAL_MAX_BYTES),
         };
+        if journal.max_bytes < 4 * journal.file_bytes {
+            let (max, file) = (journal.max_bytes, journal.file_bytes);
+            let problem =
+                format!("{max} is given; allowed: not less than 4 times journal.file_bytes, {file}");
+            scope.fault("max_bytes", problem);
+        }
         if journal.sync_interval < journal.flush_interval {
             let (sync, flush) = (journal.sync_interval.as_millis(), journal.flush_interval.as_millis());
             let problem =
@@ -123,6 +134,8 @@ pub struct Upload {
     pub concurrency: usize,
     /// How much ciphertext may wait in memory; what is over it waits in the journal.
     pub budget_bytes: usize,
+    /// How much of what waited in the journal may go up in a second; 0 is no bound.
+    pub catch_up_bytes_per_sec: u64,
     /// The longest time one try may take.
     pub try_timeout: Duration,
     /// The wait after the first failed try; it doubles with every further one.
@@ -137,6 +150,11 @@ impl Upload {
         let upload = Self {
             concurrency: scope.size("concurrency", raw.concurrency, &CONCURRENCY),
             budget_bytes: scope.size("budget_bytes", raw.budget_bytes, &BUDGET_BYTES),
+            catch_up_bytes_per_sec: scope.number(
+                "catch_up_bytes_per_sec",
+                raw.catch_up_bytes_per_sec,
+                &CATCH_UP_BYTES_PER_SEC,
+            ),
             try_timeout: scope.millis("try_timeout_ms", raw.try_timeout_ms, &TRY_TIMEOUT_MS),
             retry_base: scope.millis("retry_base_ms", raw.retry_base_ms, &RETRY_BASE_MS),
             retry_max: scope.millis("retry_max_ms", raw.retry_max_ms, &RETRY_MAX_MS),

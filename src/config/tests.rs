@@ -235,7 +235,7 @@ fn all_faults_of_all_files_come_at_once() {
     assert_eq!(faults["ingest.max_connections"], "the text \"many\" is given; allowed: a whole number");
     assert_eq!(faults["listen"], "5 is given; allowed: a table");
     assert_eq!(faults["store.kind"], "\"s3\" is not supported by this version; allowed: \"folder\"");
-    assert_eq!(faults["journal.max_bytes"], "is not supported by this version; leave it out");
+    assert_eq!(faults["journal.max_bytes"], "1 is given; allowed: 4194304 to 17592186044416");
     assert_eq!(
         faults["tenants/a.toml: route[0].mode"],
         "\"both\" is not a choice; allowed: \"fork\", \"bidirectional\""

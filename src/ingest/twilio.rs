@@ -216,8 +216,8 @@ async fn admit(
     if node.drain.phase() != Phase::Running {
         return Err(unavailable("draining"));
     }
-    if node.uploader.is_nearly_full() {
-        return Err(unavailable("store does not take enough"));
+    if let Some(why) = node.no_room() {
+        return Err(unavailable(why));
     }
     let limits = &tenant.limits;
     let permit = node

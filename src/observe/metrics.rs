@@ -39,6 +39,10 @@ pub const SEGMENTS_STORED: &str = "upload_segments_stored_total";
 pub const UPLOAD_RETRIES: &str = "upload_retries_total";
 /// Gauge: sealed bytes waiting in memory for the store.
 pub const UPLOAD_WAITING: &str = "upload_waiting_bytes";
+/// Gauge: sealed bytes waiting for the store in the journal only.
+pub const UPLOAD_SPILLED: &str = "upload_spilled_bytes";
+/// Gauge: 1 while the store fails so often that it is only probed, else 0.
+pub const BREAKER_OPEN: &str = "upload_breaker_open";
 /// Gauge: seconds since the oldest segment that waits for the store was begun; 0 when none waits.
 pub const OLDEST_UNSTORED: &str = "upload_oldest_unstored_seconds";
 /// Counter, label `life`: recordings finished.
@@ -132,6 +136,8 @@ pub const ALL: &[Metric] = &[
     ),
     metric(journal::FAILURES, Kind::Counter, Unit::Count, "Journal failures, by step and kind. Normal is 0."),
     metric(journal::FILES, Kind::Gauge, Unit::Count, "Journal files of this process."),
+    metric(journal::DISK_BYTES, Kind::Gauge, Unit::Bytes, "Bytes of all journal files."),
+    metric(journal::MAX_BYTES, Kind::Gauge, Unit::Bytes, "Bytes that all journal files may have."),
     metric(journal::TORN_TAILS, Kind::Counter, Unit::Count, "Torn journal tails cut at start."),
     metric(
         journal::CORRUPT_FILES,
@@ -148,6 +154,13 @@ pub const ALL: &[Metric] = &[
     metric(SEGMENTS_STORED, Kind::Counter, Unit::Count, "Segments stored and verified."),
     metric(UPLOAD_RETRIES, Kind::Counter, Unit::Count, "Uploads tried again."),
     metric(UPLOAD_WAITING, Kind::Gauge, Unit::Bytes, "Sealed bytes waiting in memory for the store."),
+    metric(UPLOAD_SPILLED, Kind::Gauge, Unit::Bytes, "Sealed bytes waiting in the journal for the store."),
+    metric(
+        BREAKER_OPEN,
+        Kind::Gauge,
+        Unit::Count,
+        "1 while the store fails and is only probed. Normal is 0.",
+    ),
     metric(
         OLDEST_UNSTORED,
         Kind::Gauge,

@@ -2,10 +2,15 @@
 //!
 //! Knows ciphertext, object names and tags. Must not know plaintext, any key or providers.
 
+mod backlog;
+mod breaker;
 mod compact;
+mod door;
+mod pace;
 mod put;
 mod retry;
 mod tags;
+mod turns;
 mod uploader;
 
 pub use compact::{CompactError, compact};

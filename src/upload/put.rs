@@ -46,7 +46,7 @@ pub async fn put_verified(
 }
 
 /// One try. `Ok(false)`: other bytes have the name. `Err(None)`: no answer in time.
-async fn try_put(
+pub(super) async fn try_put(
     store: &dyn Store,
     name: &ObjectName,
     body: &Bytes,
@@ -65,7 +65,7 @@ async fn try_put(
     }
 }
 
-fn warn_of_retry(name: &ObjectName, error: Option<&StoreError>, wait: Duration) {
+pub(super) fn warn_of_retry(name: &ObjectName, error: Option<&StoreError>, wait: Duration) {
     let error = error.map(|error| error as &dyn std::error::Error);
     tracing::warn!(object = %name, error, wait_ms = wait.as_millis(), "store did not take an object; trying again");
 }

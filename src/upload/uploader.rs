@@ -1,36 +1,38 @@
 //! One lane per recording: its segments go up in order, then its manifest, then its final object.
 //!
-//! A byte budget bounds what all lanes hold in memory: when it is used up, no new call is taken and running calls drop
-//! audio before sealing, as counted gaps, until the store takes bytes again. A lane does not give up on a store that fails: it
-//! tries again until the store takes its objects or the process ends, and then the journal has them. It ends when the
-//! store holds other bytes than it was given; the journal then keeps the recording.
+//! What waits in memory is bounded by a byte budget; what is over it waits in the journal and is read back when its lane
+//! gets to it. A lane does not give up on a store that fails: it tries again until the store takes its objects or the
+//! process ends, and then the journal has them. While it waits it holds up no other lane. It ends when the store holds
+//! other bytes than it was given, or the journal does not hold a segment any more; recovery then sees to the recording.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 
 use crate::clock;
 use crate::domain::cmr::Row;
 use crate::domain::ids::RecordingId;
 use crate::domain::recording::Life;
 use crate::domain::time::UnixMillis;
-use crate::journal::{Journal, Record};
+use crate::journal::{Journal, ReadBackError, Record};
 use crate::observe::metrics;
-use crate::store::{Store, Tags, layout};
+use crate::store::{ObjectName, Store, StoreError, Tags, layout};
 
+use super::backlog::{Backlog, Waiting};
+use super::breaker::LONGEST_RETRY_AFTER;
 use super::compact::{CompactError, compact};
-use super::put::{PutError, put_verified, random_u32};
+use super::door::Door;
+use super::pace::Pace;
+use super::put::{PutError, random_u32, try_put, warn_of_retry};
 use super::retry::{Retry, RetryPolicy};
 use super::tags::RetentionTags;
+use super::turns::Urgency;
 
-/// Segments of one recording that may wait: more than the budget allows for any call.
-const LANE_QUEUE: usize = 4096;
-/// New calls are refused from this share of the budget on.
-const REFUSE_AT_PERCENT: u64 = 80;
+/// Segments of one recording that may wait. A day of the shortest ones, of one second, is 86,400; bursts make some more.
+/// Their bytes are bounded elsewhere; each costs about 200 bytes here.
+const LANE_QUEUE: usize = 1 << 18;
 
 /// Whose objects a lane stores, and how long they are kept.
 #[derive(Debug, Clone, Copy)]
@@ -51,27 +53,27 @@ struct Shared {
     store: Arc<dyn Store>,
     journal: Journal,
     policy: RetryPolicy,
-    puts: Semaphore,
-    budget_bytes: u64,
-    waiting_bytes: AtomicU64,
-    /// When the first frame of each waiting segment was sealed.
-    oldest: Mutex<BTreeMap<Instant, usize>>,
+    door: Door,
+    backlog: Arc<Backlog>,
+    catch_up: Mutex<Pace>,
     lanes: watch::Sender<usize>,
 }
 
 /// The way of one recording to the store. Dropping it without [`Lane::finish`] leaves the rest to recovery.
 pub struct Lane {
+    recording: RecordingId,
     queue: mpsc::Sender<Item>,
     shared: Arc<Shared>,
 }
 
 enum Item {
-    Segment { row: Row, bytes: Bytes, opened_at: Instant },
+    Segment(Arc<Waiting>),
     Finish { manifest: Bytes, ended: UnixMillis, life: Life },
 }
 
 impl Uploader {
-    /// Uploads to `store` with at most `concurrency` puts at once and about `budget_bytes` waiting in memory.
+    /// Uploads to `store` with at most `concurrency` puts at once and about `budget_bytes` waiting in memory. Must be
+    /// called in a runtime.
     pub fn new(
         store: Arc<dyn Store>,
         journal: Journal,
@@ -81,15 +83,21 @@ impl Uploader {
     ) -> Self {
         let shared = Shared {
             store,
+            backlog: Backlog::start(journal.clone(), budget_bytes),
             journal,
             policy,
-            puts: Semaphore::new(concurrency),
-            budget_bytes,
-            waiting_bytes: AtomicU64::new(0),
-            oldest: Mutex::default(),
+            door: Door::new(concurrency, policy.max),
+            catch_up: Mutex::new(Pace::new(0)),
             lanes: watch::Sender::new(0),
         };
         Self { shared: Arc::new(shared) }
+    }
+
+    /// Bounds the bytes per second that are read back from the journal; 0, as at first, is no bound.
+    #[must_use]
+    pub fn with_catch_up_bytes_per_sec(self, bytes_per_sec: u64) -> Self {
+        *self.shared.catch_up.lock().unwrap_or_else(PoisonError::into_inner) = Pace::new(bytes_per_sec);
+        self
     }
 
     /// Opens a recording's way to the store.
@@ -101,12 +109,12 @@ impl Uploader {
             task.run(items).await;
             task.shared.lanes.send_modify(|lanes| *lanes -= 1);
         });
-        Lane { queue, shared: Arc::clone(&self.shared) }
+        Lane { recording: context.recording, queue, shared: Arc::clone(&self.shared) }
     }
 
-    /// Whether new calls must be refused: most of the budget is used up.
+    /// Whether new calls must be refused: most of the budget is used up and the journal does not take over what waits.
     pub fn is_nearly_full(&self) -> bool {
-        self.shared.waiting() >= self.shared.budget_bytes / 100 * REFUSE_AT_PERCENT
+        self.shared.backlog.is_nearly_full()
     }
 
     /// Waits until every lane has ended; answers how many have not.
@@ -119,25 +127,27 @@ impl Uploader {
         }
     }
 
-    /// Publishes how much waits and for how long.
+    /// Publishes how much waits and for how long, and whether the store is left alone.
     #[expect(clippy::cast_precision_loss, reason = "waiting bytes are far below 2^52")]
     pub fn publish_metrics(&self) {
-        ::metrics::gauge!(metrics::UPLOAD_WAITING).set(self.shared.waiting() as f64);
-        let oldest = self.shared.oldest().first_key_value().map(|(sealed_at, _)| clock::since(*sealed_at));
-        ::metrics::gauge!(metrics::OLDEST_UNSTORED).set(oldest.unwrap_or_default().as_secs_f64());
+        let Shared { backlog, door, .. } = &*self.shared;
+        ::metrics::gauge!(metrics::UPLOAD_WAITING).set(backlog.memory_bytes() as f64);
+        ::metrics::gauge!(metrics::UPLOAD_SPILLED).set(backlog.spilled_bytes() as f64);
+        ::metrics::gauge!(metrics::OLDEST_UNSTORED).set(backlog.oldest_age().as_secs_f64());
+        ::metrics::gauge!(metrics::BREAKER_OPEN).set(f64::from(u8::from(door.is_open())));
     }
 }
 
 impl Lane {
-    /// Hands a segment over. Never waits.
+    /// Hands a segment over whose bytes the journal got when it had `generation`, see [`Journal::generation`]. Never waits.
     ///
     /// Answers whether it was taken; if not, the segment stays in the journal for recovery.
-    pub fn segment(&self, row: Row, bytes: Bytes, opened_at: Instant) -> bool {
-        self.shared.count_in(bytes.len() as u64, opened_at);
-        let length = bytes.len() as u64;
-        let taken = self.queue.try_send(Item::Segment { row, bytes, opened_at }).is_ok();
+    pub fn segment(&self, row: Row, bytes: Bytes, opened_at: Instant, generation: u64) -> bool {
+        let backlog = &self.shared.backlog;
+        let waiting = backlog.add(self.recording, row, bytes, opened_at, generation);
+        let taken = self.queue.try_send(Item::Segment(Arc::clone(&waiting))).is_ok();
         if !taken {
-            self.shared.count_out(length, opened_at);
+            waiting.done(backlog);
         }
         taken
     }
@@ -147,41 +157,29 @@ impl Lane {
         self.queue.try_send(Item::Finish { manifest, ended, life }).is_ok()
     }
 
-    /// Whether the budget is used up: audio must be dropped before sealing, as a gap.
+    /// Whether audio must be dropped before sealing, as a gap: the budget is used up and the journal does not take over
+    /// what waits.
     pub fn is_full(&self) -> bool {
-        self.shared.waiting() >= self.shared.budget_bytes
+        self.shared.backlog.is_full()
     }
 }
 
 impl Shared {
-    fn waiting(&self) -> u64 {
-        self.waiting_bytes.load(Ordering::Relaxed)
-    }
-
-    fn count_in(&self, bytes: u64, opened_at: Instant) {
-        self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
-        *self.oldest().entry(opened_at).or_default() += 1;
-    }
-
-    fn count_out(&self, bytes: u64, opened_at: Instant) {
-        self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
-        let mut oldest = self.oldest();
-        if let Some(count) = oldest.get_mut(&opened_at) {
-            *count -= 1;
-            if *count == 0 {
-                oldest.remove(&opened_at);
-            }
-        }
-    }
-
-    fn oldest(&self) -> std::sync::MutexGuard<'_, BTreeMap<Instant, usize>> {
-        self.oldest.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn note(&self, record: Record) {
         // Not noted only means that a restart compares with the store once more.
         if let Err(refused) = self.journal.append(record) {
             tracing::debug!(error = &refused as &dyn std::error::Error, "journal did not note progress");
+        }
+    }
+
+    /// Waits until something from the journal may go up, so that catching up stays within its bound.
+    async fn pace(&self, bytes: u64) {
+        let wait = {
+            let mut pace = self.catch_up.lock().unwrap_or_else(PoisonError::into_inner);
+            pace.reserve(clock::monotonic(), bytes)
+        };
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
         }
     }
 }
@@ -193,6 +191,23 @@ enum LaneError {
     Put(#[from] PutError),
     #[error(transparent)]
     Compact(#[from] CompactError),
+    #[error("segment that waited in the journal")]
+    ReadBack(#[source] ReadBackError),
+}
+
+/// What is put.
+#[derive(Clone, Copy)]
+enum Body<'a> {
+    Bytes(&'a Bytes),
+    Segment(&'a Waiting),
+}
+
+/// Why one try was none.
+enum Failed {
+    /// The store's answer; nothing if there was none in time.
+    Store(Option<StoreError>),
+    /// The journal's disk.
+    Journal(ReadBackError),
 }
 
 struct LaneTask {
@@ -204,7 +219,7 @@ impl LaneTask {
     async fn run(&self, mut items: mpsc::Receiver<Item>) {
         while let Some(item) = items.recv().await {
             let outcome = match item {
-                Item::Segment { row, bytes, opened_at } => self.store_segment(&row, bytes, opened_at).await,
+                Item::Segment(waiting) => self.store_segment(&waiting).await,
                 Item::Finish { manifest, ended, life } => self.finish(manifest, ended, life).await,
             };
             if let Err(error) = outcome {
@@ -221,42 +236,88 @@ impl LaneTask {
         items.close();
         while let Ok(item) = items.try_recv() {
             match item {
-                Item::Segment { bytes, opened_at, .. } => {
-                    self.shared.count_out(bytes.len() as u64, opened_at);
-                }
+                Item::Segment(waiting) => waiting.done(&self.shared.backlog),
                 Item::Finish { .. } => {}
             }
         }
     }
 
-    async fn store_segment(&self, row: &Row, bytes: Bytes, opened_at: Instant) -> Result<(), LaneError> {
+    async fn store_segment(&self, waiting: &Waiting) -> Result<(), LaneError> {
         let UploadContext { recording, retention } = self.context;
+        let row = &waiting.row;
         let name = layout::segment(retention.tenant, recording, row.writer, row.seq);
         let tags = retention.tags(clock::wall());
-        let put = {
-            let _permit = self.shared.puts.acquire().await;
-            put_verified(&*self.shared.store, &name, &bytes, &tags, self.shared.policy).await
-        };
-        self.shared.count_out(bytes.len() as u64, opened_at);
+        let put = self.put(&name, Body::Segment(waiting), &tags).await;
+        waiting.done(&self.shared.backlog);
         put?;
         self.shared.note(Record::Stored { recording, writer: row.writer, seq: row.seq });
         ::metrics::counter!(metrics::SEGMENTS_STORED).increment(1);
-        ::metrics::histogram!(metrics::SEALED_TO_STORED).record(clock::since(opened_at).as_secs_f64());
+        ::metrics::histogram!(metrics::SEALED_TO_STORED)
+            .record(clock::since(waiting.opened_at).as_secs_f64());
         Ok(())
     }
 
+    /// Puts an object and tries again for as long as the process lives; a name that is taken is compared.
+    async fn put(&self, name: &ObjectName, body: Body<'_>, tags: &Tags) -> Result<(), LaneError> {
+        let mut retry = Retry::new(self.shared.policy);
+        loop {
+            let failed = match self.try_once(name, body, tags).await {
+                Ok(true) => return Ok(()),
+                Ok(false) => return Err(PutError::Taken(name.clone()).into()),
+                Err(Failed::Journal(error @ ReadBackError::Lost)) => return Err(LaneError::ReadBack(error)),
+                Err(failed) => failed,
+            };
+            let mut wait = retry.next_wait(random_u32());
+            match &failed {
+                Failed::Journal(error) => {
+                    let error = error as &dyn std::error::Error;
+                    tracing::warn!(object = %name, error, "segment cannot be read from the journal; trying again");
+                }
+                Failed::Store(error) => {
+                    wait = wait.max(asked_wait(error.as_ref()));
+                    ::metrics::counter!(metrics::UPLOAD_RETRIES).increment(1);
+                    warn_of_retry(name, error.as_ref(), wait);
+                    if self.shared.door.is_open() {
+                        // The door knows better when the store may be tried.
+                        continue;
+                    }
+                }
+            }
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// One try, when it is this lane's turn. `Ok(false)`: other bytes have the name.
+    async fn try_once(&self, name: &ObjectName, body: Body<'_>, tags: &Tags) -> Result<bool, Failed> {
+        let Shared { store, door, policy, backlog, .. } = &*self.shared;
+        let urgency = match body {
+            Body::Bytes(_) => Urgency::Live,
+            Body::Segment(waiting) => waiting.urgency(),
+        };
+        if let (Body::Segment(waiting), Urgency::CatchUp) = (body, urgency) {
+            self.shared.pace(u64::from(waiting.row.byte_len)).await;
+        }
+        let _pass = door.enter(self.context.retention.tenant, urgency).await;
+        // Read only now, so that no more is in memory than is put at once.
+        let bytes = match body {
+            Body::Bytes(bytes) => bytes.clone(),
+            Body::Segment(waiting) => waiting.read(backlog).await.map_err(Failed::Journal)?,
+        };
+        let tried = try_put(&**store, name, &bytes, tags, policy.try_timeout).await;
+        door.report(tried.as_ref().map(|_| ()).map_err(Option::as_ref));
+        tried.map_err(Failed::Store)
+    }
+
     async fn finish(&self, manifest: Bytes, ended: UnixMillis, life: Life) -> Result<(), LaneError> {
-        let _permit = self.shared.puts.acquire().await;
         let UploadContext { recording, retention } = self.context;
-        let (store, policy) = (&*self.shared.store, self.shared.policy);
         let tags = retention.tags(ended);
         let date = clock::utc_date(retention.expires(ended));
         let expiry = layout::expiry(&date, retention.tenant, recording);
-        put_verified(store, &expiry, &Bytes::new(), &Tags::new(), policy).await?;
+        self.put(&expiry, Body::Bytes(&Bytes::new()), &Tags::new()).await?;
         let name = layout::manifest(retention.tenant, recording, 0);
-        put_verified(store, &name, &manifest, &tags, policy).await?;
-        let mut retry = Retry::new(policy);
-        while let Err(error) = compact(store, retention.tenant, recording, &tags, policy).await {
+        self.put(&name, Body::Bytes(&manifest), &tags).await?;
+        let mut retry = Retry::new(self.shared.policy);
+        while let Err(error) = self.compact(&tags).await {
             if !error.is_retryable() {
                 return Err(error.into());
             }
@@ -268,6 +329,29 @@ impl LaneTask {
         ::metrics::counter!(metrics::RECORDINGS_FINISHED, "life" => life.name()).increment(1);
         tracing::info!(%recording, life = life.name(), "recording stored");
         Ok(())
+    }
+
+    /// Makes the final object when it is this lane's turn. That may take long, so it counts as catching up.
+    async fn compact(&self, tags: &Tags) -> Result<(), CompactError> {
+        let UploadContext { recording, retention } = self.context;
+        let Shared { store, door, policy, .. } = &*self.shared;
+        let _pass = door.enter(retention.tenant, Urgency::CatchUp).await;
+        let done = compact(&**store, retention.tenant, recording, tags, *policy).await;
+        match &done {
+            Ok(()) => door.report(Ok(())),
+            Err(CompactError::Store(error)) => door.report(Err(Some(error))),
+            // It says nothing about the store.
+            Err(_) => {}
+        }
+        done
+    }
+}
+
+/// How long a busy store asks to be left alone, within reason.
+fn asked_wait(error: Option<&StoreError>) -> Duration {
+    match error {
+        Some(StoreError::Busy { retry_after: Some(wait) }) => (*wait).min(LONGEST_RETRY_AFTER),
+        Some(_) | None => Duration::ZERO,
     }
 }
 

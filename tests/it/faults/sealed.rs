@@ -138,7 +138,7 @@ impl Sealed {
     /// Hands every segment over.
     pub(super) fn hand_segments(&self, lane: &Lane) {
         for (row, bytes) in &self.segments {
-            assert!(lane.segment(*row, bytes.clone(), clock::monotonic()));
+            assert!(lane.segment(*row, bytes.clone(), clock::monotonic(), 0));
         }
     }
 
