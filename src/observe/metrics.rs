@@ -51,6 +51,14 @@ pub const RECORDINGS_FINISHED: &str = "recordings_finished_total";
 pub const RECORDINGS_RECOVERED: &str = "recordings_recovered_total";
 /// Counter: recordings that could not be recovered at start; they stay in the journal.
 pub const RECOVERY_FAILED: &str = "recordings_recovery_failed_total";
+/// Counter: recordings of nodes that never came back, finished by this one.
+pub const RECORDINGS_ADOPTED: &str = "recordings_adopted_total";
+/// Counter: recordings of this node that another one had finished meanwhile.
+pub const RECORDINGS_TAKEN_OVER: &str = "recordings_taken_over_total";
+/// Counter: abandoned recordings that a scan could not finish; the next one tries again.
+pub const REPAIR_FAILED: &str = "recordings_repair_failed_total";
+/// Gauge: recordings without their final form that the last scan found, running calls among them.
+pub const RECORDINGS_UNSETTLED: &str = "recordings_unsettled";
 /// Counter: keys that could not be minted.
 pub const KEY_ERRORS: &str = "key_errors_total";
 /// Counter, label `result`: playback requests by outcome.
@@ -170,6 +178,30 @@ pub const ALL: &[Metric] = &[
     metric(RECORDINGS_FINISHED, Kind::Counter, Unit::Count, "Recordings finished, by life."),
     metric(RECORDINGS_RECOVERED, Kind::Counter, Unit::Count, "Recordings finished after a crash."),
     metric(RECOVERY_FAILED, Kind::Counter, Unit::Count, "Recordings not recovered at start. Normal is 0."),
+    metric(
+        RECORDINGS_ADOPTED,
+        Kind::Counter,
+        Unit::Count,
+        "Recordings of nodes that never came back, finished by this one.",
+    ),
+    metric(
+        RECORDINGS_TAKEN_OVER,
+        Kind::Counter,
+        Unit::Count,
+        "Recordings of this node that another one had finished meanwhile.",
+    ),
+    metric(
+        REPAIR_FAILED,
+        Kind::Counter,
+        Unit::Count,
+        "Abandoned recordings that a scan could not finish. Normal is 0.",
+    ),
+    metric(
+        RECORDINGS_UNSETTLED,
+        Kind::Gauge,
+        Unit::Count,
+        "Recordings not in their final form at the last scan, running calls among them.",
+    ),
     metric(KEY_ERRORS, Kind::Counter, Unit::Count, "Keys that could not be minted."),
     metric(PLAYS, Kind::Counter, Unit::Count, "Playback requests, by result."),
     metric(PLAYED_BYTES, Kind::Counter, Unit::Bytes, "Audio bytes played."),
@@ -237,8 +269,15 @@ fn describe_all() {
     for reason in ["overload", "lost_before_us"] {
         metrics::counter!(AUDIO_LOST, "reason" => reason).absolute(0);
     }
-    for name in [INTEGRITY_FAILURES, RECOVERY_FAILED, AUDIT_FAILURES, KEY_ERRORS, FRAMES_SEALED, MESSAGES_IN]
-    {
+    for name in [
+        INTEGRITY_FAILURES,
+        RECOVERY_FAILED,
+        REPAIR_FAILED,
+        AUDIT_FAILURES,
+        KEY_ERRORS,
+        FRAMES_SEALED,
+        MESSAGES_IN,
+    ] {
         metrics::counter!(name).absolute(0);
     }
 }

@@ -100,6 +100,64 @@ pub fn recording_of(name: &ObjectName) -> Option<RecordingId> {
     name.as_str().split('/').nth(2)?.parse().ok()
 }
 
+/// What an object of a recording is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RecordingPart {
+    /// A segment.
+    Segment {
+        /// Its writer.
+        writer: WriterId,
+        /// Its number.
+        seq: u32,
+    },
+    /// A manifest.
+    Manifest {
+        /// Its revision.
+        revision: u32,
+    },
+    /// A final object.
+    Final {
+        /// The revision of its manifest.
+        revision: u32,
+    },
+}
+
+/// Reads out of the name of an object below `r/` what it is; `None` for a foreign one.
+pub fn part_of(name: &ObjectName) -> Option<RecordingPart> {
+    let stem = name.as_str().splitn(4, '/').nth(3)?.strip_suffix(".cmr")?;
+    if let Some((writer, seq)) = stem.strip_prefix("s/").and_then(|file| file.split_once('-')) {
+        return Some(RecordingPart::Segment { writer: writer.parse().ok()?, seq: seq.parse().ok()? });
+    }
+    if let Some(revision) = stem.strip_prefix("m-") {
+        return Some(RecordingPart::Manifest { revision: revision.parse().ok()? });
+    }
+    let revision = match stem {
+        "final" => 0,
+        later => later.strip_prefix("final-")?.parse().ok()?,
+    };
+    Some(RecordingPart::Final { revision })
+}
+
 fn name(text: String) -> ObjectName {
     ObjectName::new(text).expect("hexadecimal ids, digits, dots, dashes and slashes are a valid name")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_read_from_their_names() {
+        let (tenant, recording, writer) = (TenantTag([1; 16]), RecordingId([2; 16]), WriterId([3; 16]));
+        let segment = segment(tenant, recording, writer, 12_345_678);
+        assert_eq!(part_of(&segment), Some(RecordingPart::Segment { writer, seq: 12_345_678 }));
+        for revision in [0, 1, 9999, 10_000] {
+            let (manifest, object) =
+                (manifest(tenant, recording, revision), final_revision(tenant, recording, revision));
+            assert_eq!(part_of(&manifest), Some(RecordingPart::Manifest { revision }));
+            assert_eq!(part_of(&object), Some(RecordingPart::Final { revision }));
+        }
+        assert_eq!(part_of(&name(format!("r/{tenant}/{recording}/final.txt"))), None);
+        assert_eq!(part_of(&name(format!("r/{tenant}/{recording}/finally.cmr"))), None);
+    }
 }

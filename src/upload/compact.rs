@@ -1,29 +1,22 @@
 //! Compaction: segments, manifest and tail become one final object, without any key (`docs/FORMAT.md` section 8).
 //!
-//! Nothing is deleted before the final object was read back and has the digest of what went into it. Idempotent: an
-//! interrupted compaction is simply run again. A long recording takes thousands of requests, so one that fails is made
-//! again by itself a few times; starting over for each would never end.
+//! Nothing is deleted but what the newest final object holds byte for byte, after it was read back. Idempotent: an
+//! interrupted compaction is simply run again. Any number of processes may compact the same recording.
 
-use std::time::Duration;
+use std::collections::BTreeSet;
 
 use bytes::{Bytes, BytesMut};
 use sha2::{Digest, Sha256};
 
-use crate::domain::cmr::{Manifest, ReadError, Row, TAIL_BYTES, Tail, check_digest};
+use crate::domain::cmr::{Manifest, ReadError, Row, Tail, check_digest};
 use crate::domain::ids::{RecordingId, TenantTag};
-use crate::observe::metrics;
 use crate::store::{
-    ByteRange, Fetched, MIN_PART_BYTES, ObjectInfo, ObjectName, PutOutcome, Store, StoreError, Tags, Upload,
-    layout,
+    ByteRange, MIN_PART_BYTES, ObjectName, PutOutcome, Store, StoreError, Tags, Upload, layout,
 };
 
-use super::put::random_u32;
-use super::retry::{Retry, RetryPolicy};
-
-/// Objects listed at a time.
-const PAGE: usize = 1000;
-/// How often one request is made before the compaction counts as interrupted.
-const TRIES: u32 = 5;
+use super::objects::{FinalObject, RecordingObjects, SegmentId};
+use super::requests::Requests;
+use super::retry::RetryPolicy;
 
 /// Why a recording could not be compacted.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +33,9 @@ pub enum CompactError {
     /// There is no manifest yet.
     #[error("recording has no manifest")]
     NoManifest,
+    /// Another process has finished the recording from another manifest; nothing was deleted.
+    #[error("recording was finished from another manifest")]
+    Adopted,
     /// The final object does not hold what was put into it; nothing was deleted.
     #[error("final object differs from what was put into it")]
     Differs,
@@ -50,7 +46,7 @@ impl CompactError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Store(_) => true,
-            Self::Read(_) | Self::Missing(_) | Self::NoManifest | Self::Differs => false,
+            Self::Read(_) | Self::Missing(_) | Self::NoManifest | Self::Adopted | Self::Differs => false,
         }
     }
 }
@@ -68,31 +64,84 @@ pub async fn compact(
     tags: &Tags,
     policy: RetryPolicy,
 ) -> Result<(), CompactError> {
-    Compaction { requests: Requests { store, policy }, tenant, recording, tags }.run().await
+    let objects = RecordingObjects { requests: Requests::new(store, policy), tenant, recording };
+    let written = match write_final(&objects, tags).await {
+        // Done before, but for the answer.
+        Err(CompactError::NoManifest) => match objects.finals().await?.last_key_value() {
+            Some((revision, newest)) => {
+                WrittenFinal::found(objects.read_final(*revision, &newest.name).await?)
+            }
+            None => return Err(CompactError::NoManifest),
+        },
+        written => written?,
+    };
+    clean(&objects, &written, &[]).await.map(drop)
 }
 
-/// One recording on its way to one object.
-struct Compaction<'a> {
-    requests: Requests<'a>,
-    tenant: TenantTag,
-    recording: RecordingId,
+/// A final object that is complete in the store, and what is known about it.
+#[derive(Debug)]
+pub struct WrittenFinal {
+    /// The object.
+    pub object: FinalObject,
+    /// The manifest object that it was made from, if this run has read it.
+    manifest: Option<ObjectName>,
+    /// Segments that were read by this run and are in it.
+    copied: BTreeSet<SegmentId>,
+    /// Whether all its rows were compared with their digests by this run.
+    is_verified: bool,
+}
+
+impl WrittenFinal {
+    /// Knows nothing of an object but what its manifest says.
+    pub fn found(object: FinalObject) -> Self {
+        Self { object, manifest: None, copied: BTreeSet::new(), is_verified: false }
+    }
+}
+
+/// Writes the final object of the newest manifest and reads it back; deletes nothing.
+///
+/// # Errors
+/// [`CompactError`].
+pub async fn write_final(objects: &RecordingObjects<'_>, tags: &Tags) -> Result<WrittenFinal, CompactError> {
+    let RecordingObjects { requests, tenant, recording } = *objects;
+    let (revision, newest) = objects.manifests().await?.pop_last().ok_or(CompactError::NoManifest)?;
+    let manifest = requests.get(&newest.name, None).await?.bytes;
+    if Manifest::revision_without_key(&manifest)? != revision {
+        return Err(ReadError::SequenceMismatch(0).into());
+    }
+    let name = layout::final_revision(tenant, recording, revision);
+    let mut writing = Writing {
+        objects: *objects,
+        tags,
+        rows: Manifest::rows_without_key(&manifest)?,
+        written: WrittenFinal {
+            object: FinalObject::new(revision, name, manifest)?,
+            manifest: Some(newest.name),
+            copied: BTreeSet::new(),
+            is_verified: true,
+        },
+        older: None,
+    };
+    writing.run().await?;
+    Ok(writing.written)
+}
+
+/// One final object on its way.
+struct Writing<'a> {
+    objects: RecordingObjects<'a>,
     tags: &'a Tags,
+    rows: Vec<Row>,
+    written: WrittenFinal,
+    /// Final objects of other revisions, once a segment was found to be nowhere else.
+    older: Option<Vec<FinalObject>>,
 }
 
-impl Compaction<'_> {
-    async fn run(&self) -> Result<(), CompactError> {
-        let (requests, name) = (self.requests, layout::final_object(self.tenant, self.recording));
-        let manifests = requests.list(&layout::manifests_prefix(self.tenant, self.recording)).await?;
-        let Some(newest) = manifests.last() else {
-            return match requests.head(&name).await {
-                // Done before, but for the answer.
-                Ok(_) => self.delete_parts().await,
-                Err(StoreError::NotFound) => Err(CompactError::NoManifest),
-                Err(error) => Err(error.into()),
-            };
-        };
-        let manifest = requests.get(&newest.name, None).await?.bytes;
-        let rows = Manifest::rows_without_key(&manifest)?;
+impl Writing<'_> {
+    async fn run(&mut self) -> Result<(), CompactError> {
+        if self.is_there().await? {
+            return self.check_final().await;
+        }
+        let (requests, name) = (self.objects.requests, self.written.object.name.clone());
         let mut parts = Parts {
             requests,
             name: &name,
@@ -102,215 +151,184 @@ impl Compaction<'_> {
             hash: Sha256::new(),
             length: 0,
         };
-        let written = self.write_final(&mut parts, &rows, &manifest).await;
-        if written.is_err() {
+        let outcome = self.write(&mut parts).await;
+        if outcome.is_err() {
             parts.abort().await;
         }
-        match written? {
-            Some((digest, length)) if requests.read_back(&name, length).await? != digest => {
+        match outcome? {
+            Some((digest, length)) if read_back(requests, &name, length).await? != digest => {
                 Err(CompactError::Differs)
             }
-            Some(_) | None => self.delete_parts().await,
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Whether an earlier run, or another process, has written the object of this name.
+    async fn is_there(&self) -> Result<bool, CompactError> {
+        match self.objects.finals().await?.last_key_value() {
+            Some((newest, _)) if *newest > self.written.object.revision => Err(CompactError::Adopted),
+            Some((newest, _)) => Ok(*newest == self.written.object.revision),
+            None => Ok(false),
         }
     }
 
     /// Writes the object; answers its digest and length. `None`: an earlier run wrote it, and it is the right one.
-    async fn write_final(
-        &self,
-        parts: &mut Parts<'_>,
-        rows: &[Row],
-        manifest: &Bytes,
-    ) -> Result<Option<([u8; 32], u64)>, CompactError> {
-        for (number, row) in rows.iter().enumerate() {
-            let name = layout::segment(self.tenant, self.recording, row.writer, row.seq);
-            let segment = match self.requests.get(&name, None).await {
-                // Deleted by an earlier run that had already written the final object.
-                Err(StoreError::NotFound) => {
-                    self.check_final(parts.name, rows, manifest, name).await?;
+    async fn write(&mut self, parts: &mut Parts<'_>) -> Result<Option<([u8; 32], u64)>, CompactError> {
+        let RecordingObjects { requests, tenant, recording } = self.objects;
+        for (number, row) in (0..).zip(self.rows.clone()) {
+            let name = layout::segment(tenant, recording, row.writer, row.seq);
+            let segment = match requests.get(&name, None).await {
+                // Deleted by whoever has written a final object with it.
+                Err(StoreError::NotFound) if self.is_there().await? => {
+                    self.check_final().await?;
                     return Ok(None);
                 }
-                segment => segment?.bytes,
+                Err(StoreError::NotFound) => self.from_older(&row, name).await?,
+                segment => {
+                    let segment = segment?.bytes;
+                    check_digest(number, &row, &segment)?;
+                    self.written.copied.insert((row.writer, row.seq));
+                    segment
+                }
             };
-            check_digest(u32::try_from(number).unwrap_or(u32::MAX), row, &segment)?;
             parts.push(&segment).await?;
         }
+        let manifest = self.written.object.manifest.clone();
         let manifest_offset = parts.length;
-        parts.push(manifest).await?;
+        parts.push(&manifest).await?;
         let manifest_len = u32::try_from(manifest.len()).map_err(|_| ReadError::LimitExceeded("manifest"))?;
-        let segments = u32::try_from(rows.len()).map_err(|_| ReadError::LimitExceeded("rows"))?;
+        let segments = u32::try_from(self.rows.len()).map_err(|_| ReadError::LimitExceeded("rows"))?;
         parts.push(&Tail { manifest_offset, manifest_len, segments }.encode()).await?;
         parts.complete().await.map(Some)
     }
 
-    /// Checks that the object of an earlier run, which got as far as deleting, holds every row and the manifest.
-    async fn check_final(
-        &self,
-        name: &ObjectName,
-        rows: &[Row],
-        manifest: &Bytes,
-        missing: ObjectName,
-    ) -> Result<(), CompactError> {
-        let requests = self.requests;
-        let tail = match requests.get(name, Some(ByteRange::Suffix(TAIL_BYTES as u64))).await {
-            Err(StoreError::NotFound) => return Err(CompactError::Missing(missing)),
-            tail => tail?,
-        };
-        Tail::parse(&tail.bytes, tail.total_size)?;
-        let mut position = 0;
-        for (number, row) in rows.iter().enumerate() {
-            let segment = requests.span(name, position, u64::from(row.byte_len)).await?;
-            check_digest(u32::try_from(number).unwrap_or(u32::MAX), row, &segment)?;
-            position += u64::from(row.byte_len);
+    /// Reads a row from the final object of another revision.
+    async fn from_older(&mut self, row: &Row, missing: ObjectName) -> Result<Bytes, CompactError> {
+        let objects = self.objects;
+        if self.older.is_none() {
+            let mut older = Vec::new();
+            for (revision, info) in objects.finals().await? {
+                older.push(objects.read_final(revision, &info.name).await?);
+            }
+            self.older = Some(older);
         }
-        match requests.span(name, position, manifest.len() as u64).await? == *manifest {
-            true => Ok(()),
-            false => Err(CompactError::Differs),
-        }
+        let mut older = self.older.iter().flatten().rev();
+        let found = older.find_map(|object| {
+            let (listed, position) = object.rows.get(&(row.writer, row.seq))?;
+            (listed.sha256 == row.sha256 && listed.byte_len == row.byte_len).then_some((object, *position))
+        });
+        let (object, position) = found.ok_or(CompactError::Missing(missing))?;
+        objects.row(&object.name, row, position).await
     }
 
-    async fn delete_parts(&self) -> Result<(), CompactError> {
-        let (tenant, recording) = (self.tenant, self.recording);
-        for prefix in
-            [layout::segments_prefix(tenant, recording), layout::manifests_prefix(tenant, recording)]
-        {
-            loop {
-                let page = self.requests.list(&prefix).await?;
-                if page.is_empty() {
-                    break;
-                }
-                for object in page {
-                    self.requests.delete(&object.name).await?;
-                }
+    /// Checks that the object of this name holds every row and the manifest.
+    async fn check_final(&self) -> Result<(), CompactError> {
+        let object = &self.written.object;
+        let there = match self.objects.read_final(object.revision, &object.name).await {
+            Err(CompactError::Read(_)) => return Err(CompactError::Differs),
+            there => there?,
+        };
+        if there.manifest != object.manifest {
+            return Err(CompactError::Adopted);
+        }
+        for (row, position) in there.rows.values() {
+            match self.objects.row(&object.name, row, *position).await {
+                Err(CompactError::Read(_)) => return Err(CompactError::Differs),
+                checked => drop(checked?),
             }
         }
         Ok(())
     }
 }
 
-/// The store, asked with patience: an answer that does not come in time, or that may be better the next time, is asked
-/// for again.
-#[derive(Clone, Copy)]
-struct Requests<'a> {
-    store: &'a dyn Store,
-    policy: RetryPolicy,
+/// Deletes what a final object replaces: segments and older final objects whose bytes it holds, its own manifest object,
+/// and `manifests`, which the caller has judged. Answers the segments that stay although their names are in it: their
+/// bytes are others.
+///
+/// # Errors
+/// [`CompactError::Adopted`] when it is not the newest one: then it may be deleted itself, and nothing rests on it.
+pub async fn clean(
+    objects: &RecordingObjects<'_>,
+    written: &WrittenFinal,
+    manifests: &[ObjectName],
+) -> Result<Vec<ObjectName>, CompactError> {
+    let (requests, kept) = (objects.requests, &written.object);
+    let finals = objects.finals().await?;
+    if finals.last_key_value().map(|(newest, _)| *newest) != Some(kept.revision) {
+        return Err(CompactError::Adopted);
+    }
+    let mut others = Vec::new();
+    for (id, info) in objects.segments().await? {
+        let Some((row, position)) = kept.rows.get(&id) else { continue };
+        if written.copied.contains(&id) || holds(objects, kept, row, *position, &info.name).await? {
+            requests.delete(&info.name).await?;
+        } else {
+            others.push(info.name);
+        }
+    }
+    for name in written.manifest.iter().chain(manifests) {
+        requests.delete(name).await?;
+    }
+    for (revision, info) in finals.range(..kept.revision) {
+        let older = match objects.read_final(*revision, &info.name).await {
+            Err(CompactError::Store(StoreError::NotFound)) => continue,
+            older => older?,
+        };
+        if kept.lists_all(older.rows.values().map(|(row, _)| row)) {
+            if !written.is_verified {
+                verify_rows(objects, kept, &older).await?;
+            }
+            requests.delete(&info.name).await?;
+        }
+    }
+    Ok(others)
 }
 
-impl Requests<'_> {
-    async fn patiently<T, F>(&self, mut request: impl FnMut() -> F) -> Result<T, StoreError>
-    where
-        F: Future<Output = Result<T, StoreError>>,
-    {
-        let mut patience = Patience::new(self.policy);
-        loop {
-            let answer = patience.limit(request()).await;
-            if let Some(answer) = patience.judge(answer).await {
-                return answer;
-            }
-        }
-    }
-
-    async fn get(&self, name: &ObjectName, range: Option<ByteRange>) -> Result<Fetched, StoreError> {
-        self.patiently(|| self.store.get(name, range.clone())).await
-    }
-
-    async fn head(&self, name: &ObjectName) -> Result<ObjectInfo, StoreError> {
-        self.patiently(|| self.store.head(name)).await
-    }
-
-    async fn list(&self, prefix: &str) -> Result<Vec<ObjectInfo>, StoreError> {
-        self.patiently(|| self.store.list_after(prefix, None, PAGE)).await
-    }
-
-    async fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
-        self.patiently(|| self.store.delete(name)).await
-    }
-
-    /// A name that is taken may be taken by an earlier try, so its object is always read back.
-    async fn put(&self, name: &ObjectName, body: Bytes, tags: &Tags) -> Result<PutOutcome, StoreError> {
-        self.patiently(|| self.store.put_new(name, body.clone(), tags)).await
-    }
-
-    async fn begin_upload(&self, name: &ObjectName, tags: &Tags) -> Result<Box<dyn Upload>, StoreError> {
-        self.patiently(|| self.store.begin_upload(name, tags)).await
-    }
-
-    async fn put_part(&self, upload: &mut dyn Upload, part: &Bytes) -> Result<(), StoreError> {
-        let mut patience = Patience::new(self.policy);
-        loop {
-            let answer = patience.limit(upload.put_part(part.clone())).await;
-            if let Some(answer) = patience.judge(answer).await {
-                return answer;
-            }
-        }
-    }
-
-    async fn complete(&self, upload: &mut dyn Upload) -> Result<PutOutcome, StoreError> {
-        let mut patience = Patience::new(self.policy);
-        loop {
-            let answer = patience.limit(upload.complete()).await;
-            if let Some(answer) = patience.judge(answer).await {
-                return answer;
-            }
-        }
-    }
-
-    /// Reads `length` bytes from `position` on; an object that is shorter is another one.
-    async fn span(&self, name: &ObjectName, position: u64, length: u64) -> Result<Bytes, CompactError> {
-        match self.get(name, Some(ByteRange::Span(position..position + length))).await {
-            Err(StoreError::OutOfRange { .. }) => Err(CompactError::Differs),
-            fetched => Ok(fetched?.bytes),
-        }
-    }
-
-    async fn read_back(&self, name: &ObjectName, length: u64) -> Result<[u8; 32], CompactError> {
-        let mut hash = Sha256::new();
-        let mut position = 0;
-        while position < length {
-            let end = length.min(position + MIN_PART_BYTES as u64);
-            let fetched = match self.get(name, Some(ByteRange::Span(position..end))).await {
-                Err(StoreError::OutOfRange { .. }) => return Err(CompactError::Differs),
-                fetched => fetched?,
-            };
-            if fetched.total_size != length || fetched.bytes.len() as u64 != end - position {
-                return Err(CompactError::Differs);
-            }
-            hash.update(&fetched.bytes);
-            position = end;
-        }
-        Ok(hash.finalize().into())
-    }
+/// Whether a row of a final object has the bytes of a segment, or goes on where that was cut.
+async fn holds(
+    objects: &RecordingObjects<'_>,
+    kept: &FinalObject,
+    row: &Row,
+    position: u64,
+    segment: &ObjectName,
+) -> Result<bool, CompactError> {
+    let segment = match objects.requests.get(segment, None).await {
+        Err(StoreError::NotFound) => return Ok(true),
+        fetched => fetched?.bytes,
+    };
+    Ok(objects.row(&kept.name, row, position).await?.starts_with(&segment))
 }
 
-/// The tries of one request.
-struct Patience {
-    retry: Retry,
-    try_timeout: Duration,
-    left: u32,
-}
-
-impl Patience {
-    fn new(policy: RetryPolicy) -> Self {
-        Self { retry: Retry::new(policy), try_timeout: policy.try_timeout, left: TRIES - 1 }
-    }
-
-    async fn limit<T>(&self, request: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
-        let late =
-            || StoreError::Io { action: "answer in time", source: std::io::ErrorKind::TimedOut.into() };
-        tokio::time::timeout(self.try_timeout, request).await.unwrap_or_else(|_| Err(late()))
-    }
-
-    /// Answers what counts; `None`, after a wait, when the request is to be made again.
-    async fn judge<T>(&mut self, answer: Result<T, StoreError>) -> Option<Result<T, StoreError>> {
-        match answer {
-            Err(error) if error.is_retryable() && self.left > 0 => {
-                self.left -= 1;
-                ::metrics::counter!(metrics::UPLOAD_RETRIES).increment(1);
-                tokio::time::sleep(self.retry.next_wait(random_u32())).await;
-                None
-            }
-            answer => Some(answer),
+/// Checks that `kept` has the bytes of every row of `older`.
+async fn verify_rows(
+    objects: &RecordingObjects<'_>,
+    kept: &FinalObject,
+    older: &FinalObject,
+) -> Result<(), CompactError> {
+    for id in older.rows.keys() {
+        if let Some((row, position)) = kept.rows.get(id) {
+            objects.row(&kept.name, row, *position).await?;
         }
     }
+    Ok(())
+}
+
+async fn read_back(requests: Requests<'_>, name: &ObjectName, length: u64) -> Result<[u8; 32], CompactError> {
+    let mut hash = Sha256::new();
+    let mut position = 0;
+    while position < length {
+        let end = length.min(position + MIN_PART_BYTES as u64);
+        let fetched = match requests.get(name, Some(ByteRange::Span(position..end))).await {
+            Err(StoreError::OutOfRange { .. }) => return Err(CompactError::Differs),
+            fetched => fetched?,
+        };
+        if fetched.total_size != length || fetched.bytes.len() as u64 != end - position {
+            return Err(CompactError::Differs);
+        }
+        hash.update(&fetched.bytes);
+        position = end;
+    }
+    Ok(hash.finalize().into())
 }
 
 /// Collects bytes into parts of 8 MiB; a small object goes up in one put.
@@ -360,8 +378,7 @@ impl Parts<'_> {
     /// Lets the store free the parts at once; if it does not, its own rules for unfinished uploads will.
     async fn abort(&mut self) {
         let Some(mut upload) = self.upload.take() else { return };
-        let aborted = Patience::new(self.requests.policy).limit(upload.abort()).await;
-        if let Err(error) = aborted {
+        if let Err(error) = self.requests.abort(&mut *upload).await {
             tracing::debug!(object = %self.name, error = &error as &dyn std::error::Error, "upload stays unfinished");
         }
     }

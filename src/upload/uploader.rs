@@ -24,6 +24,7 @@ use super::backlog::{Backlog, Waiting};
 use super::breaker::LONGEST_RETRY_AFTER;
 use super::compact::{CompactError, compact};
 use super::door::Door;
+use super::live::LiveRecordings;
 use super::pace::Pace;
 use super::put::{PutError, random_u32, try_put, warn_of_retry};
 use super::retry::{Retry, RetryPolicy};
@@ -57,6 +58,7 @@ struct Shared {
     backlog: Arc<Backlog>,
     catch_up: Mutex<Pace>,
     lanes: watch::Sender<usize>,
+    live: LiveRecordings,
 }
 
 /// The way of one recording to the store. Dropping it without [`Lane::finish`] leaves the rest to recovery.
@@ -89,6 +91,7 @@ impl Uploader {
             door: Door::new(concurrency, policy.max),
             catch_up: Mutex::new(Pace::new(0)),
             lanes: watch::Sender::new(0),
+            live: LiveRecordings::default(),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -105,11 +108,18 @@ impl Uploader {
         let (queue, items) = mpsc::channel(LANE_QUEUE);
         self.shared.lanes.send_modify(|lanes| *lanes += 1);
         let task = LaneTask { context, shared: Arc::clone(&self.shared) };
+        let live = self.shared.live.enter(context.recording);
         tokio::spawn(async move {
+            let _live = live;
             task.run(items).await;
             task.shared.lanes.send_modify(|lanes| *lanes -= 1);
         });
         Lane { recording: context.recording, queue, shared: Arc::clone(&self.shared) }
+    }
+
+    /// Whether this process records or stores a recording.
+    pub fn is_live(&self, recording: RecordingId) -> bool {
+        self.shared.live.contains(recording)
     }
 
     /// Whether new calls must be refused: most of the budget is used up and the journal does not take over what waits.
@@ -208,6 +218,18 @@ enum Failed {
     Store(Option<StoreError>),
     /// The journal's disk.
     Journal(ReadBackError),
+}
+
+impl LaneError {
+    /// Whether another node has finished the recording meanwhile. Then every segment of the lane is in the store, in its
+    /// final object or beside it, and repair joins them.
+    fn is_adopted(&self, manifest: &ObjectName) -> bool {
+        match self {
+            Self::Put(PutError::Taken(name)) => name == manifest,
+            Self::Compact(error) => matches!(error, CompactError::Adopted),
+            Self::ReadBack(_) => false,
+        }
+    }
 }
 
 struct LaneTask {
@@ -310,12 +332,36 @@ impl LaneTask {
 
     async fn finish(&self, manifest: Bytes, ended: UnixMillis, life: Life) -> Result<(), LaneError> {
         let UploadContext { recording, retention } = self.context;
+        let name = layout::manifest(retention.tenant, recording, 0);
+        match self.store_end(&name, manifest, ended).await {
+            Ok(()) => {
+                ::metrics::counter!(metrics::RECORDINGS_FINISHED, "life" => life.name()).increment(1);
+                tracing::info!(%recording, life = life.name(), "recording stored");
+            }
+            Err(error) if error.is_adopted(&name) => {
+                ::metrics::counter!(metrics::RECORDINGS_TAKEN_OVER).increment(1);
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(%recording, error, "another node has finished this recording; repair joins what is left");
+            }
+            Err(error) => return Err(error),
+        }
+        self.shared.note(Record::Finished { recording });
+        Ok(())
+    }
+
+    /// Stores the manifest and makes the final object.
+    async fn store_end(
+        &self,
+        name: &ObjectName,
+        manifest: Bytes,
+        ended: UnixMillis,
+    ) -> Result<(), LaneError> {
+        let UploadContext { recording, retention } = self.context;
         let tags = retention.tags(ended);
         let date = clock::utc_date(retention.expires(ended));
         let expiry = layout::expiry(&date, retention.tenant, recording);
         self.put(&expiry, Body::Bytes(&Bytes::new()), &Tags::new()).await?;
-        let name = layout::manifest(retention.tenant, recording, 0);
-        self.put(&name, Body::Bytes(&manifest), &tags).await?;
+        self.put(name, Body::Bytes(&manifest), &tags).await?;
         let mut retry = Retry::new(self.shared.policy);
         while let Err(error) = self.compact(&tags).await {
             if !error.is_retryable() {
@@ -325,9 +371,6 @@ impl LaneTask {
             warn_of_compaction(recording, &error, wait);
             tokio::time::sleep(wait).await;
         }
-        self.shared.note(Record::Finished { recording });
-        ::metrics::counter!(metrics::RECORDINGS_FINISHED, "life" => life.name()).increment(1);
-        tracing::info!(%recording, life = life.name(), "recording stored");
         Ok(())
     }
 

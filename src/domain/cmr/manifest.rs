@@ -195,6 +195,14 @@ impl Manifest {
         }
         parse_rows(parsed.extension)
     }
+
+    /// Reads the revision that a manifest states, without any key. Nothing is authenticated.
+    ///
+    /// # Errors
+    /// The parse classes of [`ReadError`].
+    pub fn revision_without_key(bytes: &[u8]) -> Result<u32, ReadError> {
+        parse(bytes).map(|parsed| parsed.header.seq)
+    }
 }
 
 /// The joined frames of a manifest.
