@@ -1,21 +1,20 @@
 //! Finds and opens stored recordings: finished ones through their manifest, running ones through their segments.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 
-use crate::domain::cmr::{
-    EndState, Expected, Manifest, ReadError, Row, RowSpan, TAIL_BYTES, Tail, open_row, sha256,
-};
+use crate::domain::cmr::{EndState, Expected, Manifest, ReadError, Row, RowSpan, open_row, sha256};
 use crate::domain::ids::{RecordingId, TenantId, WriterId, first_16};
 use crate::domain::playback::timeline::{Canvas, Timeline};
 use crate::domain::recording::{BadRecord, RecordingEnd, RecordingMetadata, from_cbor};
 use crate::domain::recovery::{Rebuild, RebuildError};
 use crate::keys::{KeyError, KeyService, OpenedKey};
 use crate::store::{ByteRange, ObjectName, Store, StoreError, layout};
+use crate::upload::{FinalObject, Listed, final_manifest};
 
-/// The first read of a final object: tail and manifest of calls up to about an hour and a half.
-const SUFFIX_BYTES: u64 = 64 * 1024;
+/// How often a recording is looked at again because its objects were replaced while they were read.
+const LOOKS: u32 = 4;
 /// Objects listed at a time.
 const PAGE: usize = 1000;
 
@@ -84,8 +83,18 @@ pub struct StoredRecording {
     key: OpenedKey,
     timeline: Timeline,
     finished: Option<Finished>,
-    is_final: bool,
+    /// The final object it was opened from.
+    from_final: Option<ObjectName>,
+    /// The final object that has taken the place of what it was opened from.
+    replaced_by: Mutex<Option<Arc<FinalObject>>>,
     version: [u8; 16],
+}
+
+/// Where a manifest was found.
+struct Found {
+    bytes: Bytes,
+    revision: u32,
+    final_object: Option<ObjectName>,
 }
 
 /// What a manifest says.
@@ -99,6 +108,8 @@ pub struct Finished {
     pub end: RecordingEnd,
     /// SHA-256 of the manifest: the recording root.
     pub root: [u8; 32],
+    /// The manifest's revision: 0 unless segments came after it.
+    pub revision: u32,
 }
 
 impl StoredRecording {
@@ -113,44 +124,43 @@ impl StoredRecording {
         recording: RecordingId,
     ) -> Result<Self, RecordingError> {
         let key = keys.open(tenant, recording).await?;
-        if let Some(manifest) = final_manifest(&*store, &key.ids).await? {
-            return Self::finished(store, key, &manifest, true);
+        let mut looks = 0;
+        loop {
+            looks += 1;
+            match Self::look(&store, &key).await {
+                // Compacted, or replaced by a later revision, between two reads.
+                Err(RecordingError::NotFound) if looks < LOOKS => {}
+                opened => return opened,
+            }
         }
-        let prefix = layout::manifests_prefix(key.ids.tenant, recording);
-        if let Some(newest) = store.list_after(&prefix, None, PAGE).await?.last() {
-            return match store.get(&newest.name, None).await {
-                Ok(manifest) => Self::finished(store, key, &manifest.bytes, false),
-                // Compacted between the two reads.
-                Err(StoreError::NotFound) => {
-                    let manifest =
-                        final_manifest(&*store, &key.ids).await?.ok_or(RecordingError::NotFound)?;
-                    Self::finished(store, key, &manifest, true)
-                }
-                Err(error) => Err(error.into()),
-            };
-        }
-        Self::running(store, key).await
     }
 
-    fn finished(
-        store: Arc<dyn Store>,
-        key: OpenedKey,
-        bytes: &[u8],
-        is_final: bool,
-    ) -> Result<Self, RecordingError> {
-        let manifest = Manifest::open(bytes, &key.dek, &key.ids)?;
+    async fn look(store: &Arc<dyn Store>, key: &OpenedKey) -> Result<Self, RecordingError> {
+        match find_manifest(&**store, &key.ids).await? {
+            Some(found) => Self::finished(Arc::clone(store), key.clone(), found),
+            None => Self::running(Arc::clone(store), key.clone()).await,
+        }
+    }
+
+    fn finished(store: Arc<dyn Store>, key: OpenedKey, found: Found) -> Result<Self, RecordingError> {
+        let manifest = Manifest::open(&found.bytes, &key.dek, &key.ids)?;
+        if manifest.revision != found.revision {
+            return Err(ReadError::SequenceMismatch(0).into());
+        }
         let finished = Finished {
             state: manifest.state,
             metadata: from_cbor(&manifest.metadata)?,
             end: from_cbor(&manifest.end)?,
-            root: sha256(bytes),
+            root: sha256(&found.bytes),
+            revision: manifest.revision,
         };
         Ok(Self {
             store,
             key,
             timeline: Timeline::new(&manifest.rows, &manifest.spans),
             finished: Some(finished),
-            is_final,
+            from_final: found.final_object,
+            replaced_by: Mutex::default(),
             version: first_16(&manifest.commitment),
         })
     }
@@ -165,7 +175,8 @@ impl StoredRecording {
         let last = rows.last().ok_or(RecordingError::NotFound)?;
         let version = first_16(&last.sha256);
         let timeline = Timeline::new(&rows, &spans);
-        Ok(Self { store, key, timeline, finished: None, is_final: false, version })
+        let (finished, from_final, replaced_by) = (None, None, Mutex::default());
+        Ok(Self { store, key, timeline, finished, from_final, replaced_by, version })
     }
 
     /// Returns where the samples are.
@@ -195,7 +206,7 @@ impl StoredRecording {
 
     /// Whether there is a final object.
     pub fn is_final(&self) -> bool {
-        self.is_final
+        self.from_final.is_some()
     }
 
     /// Reads the sealed bytes of one row.
@@ -204,18 +215,56 @@ impl StoredRecording {
     /// [`RecordingError`].
     pub async fn segment(&self, index: usize) -> Result<Bytes, RecordingError> {
         let row = self.timeline.rows().get(index).ok_or(RecordingError::NotFound)?;
-        let ids = &self.key.ids;
-        if !self.is_final {
-            let name = layout::segment(ids.tenant, ids.recording, row.row.writer, row.row.seq);
-            match self.store.get(&name, None).await {
-                // Compacted meanwhile: the same bytes lie in the final object.
+        let (ids, row, offset) = (&self.key.ids, row.row, row.offset);
+        let fetched = match (&self.from_final, self.replaced_by()) {
+            (_, Some(_)) => Err(StoreError::NotFound),
+            (Some(name), None) => self.store.get(name, Some(span(&row, offset))).await,
+            (None, None) => {
+                let name = layout::segment(ids.tenant, ids.recording, row.writer, row.seq);
+                self.store.get(&name, None).await
+            }
+        };
+        match fetched {
+            // Compacted, or replaced by a later revision, since it was opened: the same bytes lie there.
+            Err(StoreError::NotFound) => self.moved_segment(&row).await,
+            fetched => Ok(fetched?.bytes),
+        }
+    }
+
+    /// Reads a row from the final object that has replaced what this was opened from.
+    async fn moved_segment(&self, row: &Row) -> Result<Bytes, RecordingError> {
+        for look in 0..LOOKS {
+            let known = self.replaced_by().filter(|_| look == 0);
+            let object = match known {
+                Some(object) => object,
+                None => match newest_final(&*self.store, &self.key.ids).await {
+                    // Replaced between the two reads.
+                    Err(RecordingError::NotFound) => continue,
+                    object => self.remember(object?.ok_or(RecordingError::NotFound)?),
+                },
+            };
+            let (kept, offset) = object.rows.get(&(row.writer, row.seq)).ok_or(RecordingError::NotFound)?;
+            match self.store.get(&object.name, Some(span(kept, *offset))).await {
                 Err(StoreError::NotFound) => {}
-                fetched => return Ok(fetched?.bytes),
+                fetched => {
+                    let bytes = fetched?.bytes;
+                    // A later revision may have more of a segment that was cut short.
+                    let length = bytes.len().min(usize::try_from(row.byte_len).unwrap_or(usize::MAX));
+                    return Ok(bytes.slice(..length));
+                }
             }
         }
-        let span = row.offset..row.offset + u64::from(row.row.byte_len);
-        let name = layout::final_object(ids.tenant, ids.recording);
-        Ok(self.store.get(&name, Some(ByteRange::Span(span))).await?.bytes)
+        Err(RecordingError::NotFound)
+    }
+
+    fn replaced_by(&self) -> Option<Arc<FinalObject>> {
+        self.replaced_by.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn remember(&self, object: FinalObject) -> Arc<FinalObject> {
+        let object = Arc::new(object);
+        *self.replaced_by.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&object));
+        object
     }
 
     /// Opens the sealed bytes of one row and paints its audio.
@@ -232,29 +281,42 @@ impl StoredRecording {
     }
 }
 
-/// Reads the manifest of the final object; `None` if there is no final object.
-async fn final_manifest(store: &dyn Store, ids: &Expected) -> Result<Option<Bytes>, RecordingError> {
-    let name = layout::final_object(ids.tenant, ids.recording);
-    let suffix = match store.get(&name, Some(ByteRange::Suffix(SUFFIX_BYTES))).await {
-        Err(StoreError::NotFound) => return Ok(None),
-        suffix => suffix?,
-    };
-    let tail = Tail::parse(&suffix.bytes, suffix.total_size)?;
-    let length = u64::from(tail.manifest_len);
-    let kept = suffix.bytes.len() as u64;
-    let manifest = if length + TAIL_BYTES as u64 <= kept {
-        let start = usize::try_from(kept - TAIL_BYTES as u64 - length).unwrap_or(usize::MAX);
-        suffix.bytes.slice(start..suffix.bytes.len() - TAIL_BYTES)
-    } else {
-        let span = tail.manifest_offset..tail.manifest_offset + length;
-        store.get(&name, Some(ByteRange::Span(span))).await?.bytes
-    };
-    let rows = Manifest::rows_without_key(&manifest)?;
-    let segment_bytes: u64 = rows.iter().map(|row| u64::from(row.byte_len)).sum();
-    if segment_bytes != tail.manifest_offset || usize::try_from(tail.segments) != Ok(rows.len()) {
-        return Err(ReadError::TrailingData.into());
+/// Where a row lies in a final object.
+fn span(row: &Row, offset: u64) -> ByteRange {
+    ByteRange::Span(offset..offset + u64::from(row.byte_len))
+}
+
+/// Finds the manifest that counts; `None` while there is none. The first final object is tried first, because nearly
+/// every recording has that one and no other.
+async fn find_manifest(store: &dyn Store, ids: &Expected) -> Result<Option<Found>, RecordingError> {
+    let first = layout::final_object(ids.tenant, ids.recording);
+    match read_final(store, &first).await {
+        Ok(bytes) => return Ok(Some(Found { bytes, revision: 0, final_object: Some(first) })),
+        Err(RecordingError::NotFound) => {}
+        Err(error) => return Err(error),
     }
-    Ok(Some(manifest))
+    if let Some(newest) = newest_final(store, ids).await? {
+        let FinalObject { revision, name, manifest, .. } = newest;
+        return Ok(Some(Found { bytes: manifest, revision, final_object: Some(name) }));
+    }
+    let prefix = layout::manifests_prefix(ids.tenant, ids.recording);
+    let mut manifests = Listed::new(store.list_after(&prefix, None, PAGE).await?).manifests;
+    let Some((revision, newest)) = manifests.pop_last() else { return Ok(None) };
+    let bytes = store.get(&newest.name, None).await?.bytes;
+    Ok(Some(Found { bytes, revision, final_object: None }))
+}
+
+/// Finds the newest final object.
+async fn newest_final(store: &dyn Store, ids: &Expected) -> Result<Option<FinalObject>, RecordingError> {
+    let prefix = layout::finals_prefix(ids.tenant, ids.recording);
+    let mut finals = Listed::new(store.list_after(&prefix, None, PAGE).await?).finals;
+    let Some((revision, newest)) = finals.pop_last() else { return Ok(None) };
+    let manifest = read_final(store, &newest.name).await?;
+    Ok(Some(FinalObject::new(revision, newest.name, manifest)?))
+}
+
+async fn read_final(store: &dyn Store, name: &ObjectName) -> Result<Bytes, RecordingError> {
+    final_manifest(|range| store.get(name, Some(range))).await
 }
 
 /// Lists the stored segments of a recording.
