@@ -15,12 +15,13 @@ use tokio_rustls::TlsAcceptor;
 use crate::config::{Config, KeysConfig, StoreKind, Tls, process_environment};
 use crate::control::audit::AuditLog;
 use crate::control::recovery::Recovery;
+use crate::control::repair::{Repair, Schedule, Settler};
 use crate::domain::ids::TenantId;
 use crate::drain::{Drain, Phase};
 use crate::http::{self, serve_ops};
 use crate::ingest::tls::{Certificate, SelfSigned, TlsError, server_config};
 use crate::ingest::{StreamLimits, serve_public};
-use crate::journal::{Journal, JournalConfig, OpenError};
+use crate::journal::{Journal, JournalConfig, OpenError, Replay};
 use crate::keys::{KeyProvider, KeyService, Keyring, KeyringError, LocalKeys};
 use crate::node::Node;
 use crate::store::folder::Folder;
@@ -164,16 +165,20 @@ pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running,
         local_keys,
         node: Arc::clone(&node),
     };
-    spawn_tasks(&node, Recovery::new(replay, keys, store, policy), certificate);
+    let name = node.config.node.as_str().to_owned();
+    let settler = Settler::new(store, keys, node.audit.clone(), name, policy);
+    spawn_recovery(&node, replay, settler);
+    spawn_tasks(&node, certificate);
     tokio::spawn(serve_ops(ops, Arc::clone(&node)));
     tokio::spawn(serve_public(public, acceptor, node, http::handle));
     Ok(running)
 }
 
-fn spawn_tasks(node: &Arc<Node>, recovery: Recovery, certificate: Arc<Certificate>) {
+/// Works off the journal; then looks for recordings of nodes that do not come back.
+fn spawn_recovery(node: &Arc<Node>, replay: Replay, settler: Settler) {
     let recovering = Arc::clone(node);
     tokio::spawn(async move {
-        let report = recovery.run().await;
+        let report = Recovery::new(replay, settler.clone()).run().await;
         recovering.recovered.store(true, Ordering::Release);
         tracing::info!(
             recovered = report.recovered,
@@ -181,7 +186,17 @@ fn spawn_tasks(node: &Arc<Node>, recovery: Recovery, certificate: Arc<Certificat
             nothing_to_do = report.nothing_to_do,
             "journal of earlier processes is worked off"
         );
+        let options = &recovering.config.repair;
+        if options.enabled {
+            let schedule = Schedule { after: options.after, interval: options.interval };
+            let repair = Repair::new(settler, Arc::clone(&recovering.store), schedule);
+            let tenants = || recovering.tenants.load().iter().map(|tenant| tenant.id.clone()).collect();
+            repair.run(tenants, |recording| recovering.uploader.is_live(recording)).await;
+        }
     });
+}
+
+fn spawn_tasks(node: &Arc<Node>, certificate: Arc<Certificate>) {
     let keys = Arc::clone(&node.keys);
     tokio::spawn(async move {
         loop {

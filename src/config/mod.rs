@@ -47,7 +47,7 @@ pub use net::{InvalidName, NodeName, PublicUrl, WebOrigin};
 pub use recording::{Journal, KeysConfig, Segments, StoreKind, Upload};
 pub use route::{Dtmf, Record, Route, RouteMode, RouteProvider};
 pub use secret::Secret;
-pub use serving::{Drain, Ingest, Log, LogFormat, Playback};
+pub use serving::{Drain, Ingest, Log, LogFormat, Playback, Repair};
 pub use tenant::{HipaaMode, Limits, NoKeyPolicy, Retention, Tenant, TenantPlayback, TenantStatus};
 pub use twilio::Twilio;
 
@@ -83,6 +83,8 @@ pub struct Config {
     pub upload: Upload,
     /// The times of grants.
     pub playback: Playback,
+    /// When recordings of other nodes are finished by this one.
+    pub repair: Repair,
     /// How the node stops.
     pub drain: Drain,
     /// What is logged, and how.
@@ -174,6 +176,7 @@ impl Config {
         let keys = KeysConfig::check(raw.keys, &top, &data_dir);
         let journal = Journal::check(raw.journal, &top, &data_dir);
         let ingest = Ingest::check(raw.ingest, &top);
+        let repair = Repair::check(raw.repair, &top);
         let drain = Drain::check(raw.drain, &top);
         let log = Log::check(raw.log, &top);
         let tenants = check_tenants(raw.tenants, &top, references, playback.max_ttl, faults);
@@ -193,6 +196,7 @@ impl Config {
             ingest,
             upload,
             playback,
+            repair,
             drain,
             log,
             tenants,

@@ -54,10 +54,11 @@ section!(
         ingest: Table,
         upload: Table,
         playback: Table,
+        repair: Table,
         drain: Table,
         log: Table,
         tenants: Table,
-    } later ["admin", "repair", "require_client_cert"]
+    } later ["admin", "require_client_cert"]
 );
 section!(Listen { public: String, ops: String } later ["admin", "require_client_cert"]);
 section!(Tls { self_signed: bool, cert_file: String, key_file: String } later ["require_client_cert"]);
@@ -107,6 +108,7 @@ section!(
         cut_after_exp_secs: i64,
     } later []
 );
+section!(Repair { enabled: bool, after_secs: i64, interval_secs: i64 } later []);
 section!(Drain { max_secs: i64 } later []);
 section!(Log { format: String, level: String } later []);
 section!(Tenants { dir: String } later []);
@@ -168,6 +170,7 @@ pub(super) fn node_sections() -> Vec<(&'static str, Vec<&'static str>)> {
         ("ingest", all_names::<Ingest>()),
         ("upload", all_names::<Upload>()),
         ("playback", all_names::<Playback>()),
+        ("repair", all_names::<Repair>()),
         ("drain", all_names::<Drain>()),
         ("log", all_names::<Log>()),
         ("tenants", all_names::<Tenants>()),

@@ -25,6 +25,8 @@ const DEFAULT_TTL_SECS: Bounds = Bounds::new(300, 1..=86_400);
 const MAX_TTL_SECS: Bounds = Bounds::new(900, 1..=86_400);
 const CLOCK_SKEW_SECS: Bounds = Bounds::new(30, 0..=300);
 const CUT_AFTER_EXP_SECS: Bounds = Bounds::new(60, 0..=300);
+const REPAIR_AFTER_SECS: Bounds = Bounds::new(3_600, 1..=604_800);
+const REPAIR_INTERVAL_SECS: Bounds = Bounds::new(300, 1..=86_400);
 const DRAIN_MAX_SECS: Bounds = Bounds::new(14_400, 1..=86_400);
 
 /// The limits of the providers' connections.
@@ -116,6 +118,28 @@ impl Playback {
             scope.fault("default_ttl_secs", problem);
         }
         playback
+    }
+}
+
+/// When recordings of other nodes are finished by this one.
+#[derive(Debug, Clone)]
+pub struct Repair {
+    /// Whether it is done at all.
+    pub enabled: bool,
+    /// The age of a recording's newest object from which on its node counts as lost.
+    pub after: Duration,
+    /// From one look at the store to the next.
+    pub interval: Duration,
+}
+
+impl Repair {
+    pub(super) fn check(table: Option<Table>, top: &Scope<'_>) -> Self {
+        let (scope, raw): (_, raw::Repair) = top.section("repair", table);
+        Self {
+            enabled: raw.enabled.unwrap_or(true),
+            after: scope.secs("after_secs", raw.after_secs, &REPAIR_AFTER_SECS),
+            interval: scope.secs("interval_secs", raw.interval_secs, &REPAIR_INTERVAL_SECS),
+        }
     }
 }
 

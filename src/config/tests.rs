@@ -251,12 +251,11 @@ fn all_faults_of_all_files_come_at_once() {
 #[test]
 fn what_comes_later_is_refused_by_name() {
     let node = format!(
-        "{NODE}require_client_cert = true\n[admin]\n[repair]\nafter_secs = 1\n\
+        "{NODE}require_client_cert = true\n[admin]\n\
          [keys]\nprovider = \"aws-kms\"\nkek = \"arn\"\n[listen]\nadmin = \"127.0.0.1:9443\"\n"
     );
     let faults = faults_of(&node, &[], &Shelf::default());
-    let expected =
-        ["admin", "keys.kek", "keys.provider", "listen.admin", "repair", "tls.require_client_cert"];
+    let expected = ["admin", "keys.kek", "keys.provider", "listen.admin", "tls.require_client_cert"];
     assert_eq!(names(&faults), expected);
     assert!(faults.values().all(|problem| problem.contains("not supported by this version")), "{faults:?}");
 

@@ -8,15 +8,14 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::clock;
-use crate::control::recordings::{RecordingError, stored_segments};
+use crate::control::repair::{Outcome, SettleError, Settler};
 use crate::domain::cmr::whole_frames_prefix;
-use crate::domain::ids::{RecordingId, TenantId, WriterId};
-use crate::domain::recovery::{Rebuild, RebuildError};
+use crate::domain::ids::{RecordingId, TenantId};
 use crate::journal::{Replay, ReplayedRecording, ReplayedSegment};
-use crate::keys::{KeyError, KeyService, OpenedKey, fill_random};
+use crate::keys::{KeyError, OpenedKey};
 use crate::observe::metrics;
-use crate::store::{ObjectName, PutOutcome, Store, StoreError, Tags, layout};
-use crate::upload::{CompactError, RetentionTags, Retry, RetryPolicy, compact};
+use crate::store::{ByteRange, ObjectName, PutOutcome, StoreError, layout};
+use crate::upload::{CompactError, FinalObject, RecordingObjects, RetentionTags, Retry};
 
 /// What the journal keeps about a recording that began. No personal data.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,14 +50,12 @@ enum RecoverError {
     Key(#[from] KeyError),
     #[error("store")]
     Store(#[from] StoreError),
-    #[error("stored segments")]
-    Listing(#[from] RecordingError),
+    #[error("final object")]
+    Final(#[from] CompactError),
     #[error("segment {0} in the store is another one")]
     Conflict(ObjectName),
-    #[error("segments")]
-    Rebuild(#[from] RebuildError),
-    #[error("compaction")]
-    Compact(#[from] CompactError),
+    #[error("finishing")]
+    Settle(#[from] SettleError),
 }
 
 impl RecoverError {
@@ -66,31 +63,29 @@ impl RecoverError {
         match self {
             Self::Store(error)
             | Self::Key(KeyError::Store(error))
-            | Self::Compact(CompactError::Store(error)) => error.is_retryable(),
-            Self::Listing(RecordingError::Unavailable(_)) | Self::Key(KeyError::TimedOut) => true,
-            Self::NoNote
-            | Self::Journal(_)
-            | Self::Key(_)
-            | Self::Listing(_)
-            | Self::Conflict(_)
-            | Self::Rebuild(_)
-            | Self::Compact(_) => false,
+            | Self::Final(CompactError::Store(error)) => is_passing(error),
+            Self::Settle(error) => error.is_retryable(),
+            Self::Key(KeyError::TimedOut) => true,
+            Self::NoNote | Self::Journal(_) | Self::Key(_) | Self::Final(_) | Self::Conflict(_) => false,
         }
     }
+}
+
+/// A name that was listed and is gone was compacted by another node meanwhile.
+fn is_passing(error: &StoreError) -> bool {
+    error.is_retryable() || matches!(error, StoreError::NotFound)
 }
 
 /// Finishes what earlier processes left.
 pub struct Recovery {
     replay: Arc<Replay>,
-    keys: Arc<KeyService>,
-    store: Arc<dyn Store>,
-    policy: RetryPolicy,
+    settler: Settler,
 }
 
 impl Recovery {
     /// Recovers what `replay` found.
-    pub fn new(replay: Replay, keys: Arc<KeyService>, store: Arc<dyn Store>, policy: RetryPolicy) -> Self {
-        Self { replay: Arc::new(replay), keys, store, policy }
+    pub fn new(replay: Replay, settler: Settler) -> Self {
+        Self { replay: Arc::new(replay), settler }
     }
 
     /// Recovers one recording after the other. While the store does not answer it waits and tries again.
@@ -118,7 +113,7 @@ impl Recovery {
     }
 
     async fn recover_patiently(&self, recording: &ReplayedRecording) -> Result<bool, RecoverError> {
-        let mut retry = Retry::new(self.policy);
+        let mut retry = Retry::new(self.settler.policy());
         loop {
             match self.recover(recording).await {
                 Err(error) if error.is_retryable() => {
@@ -139,51 +134,48 @@ impl Recovery {
         let note = replayed.body.as_deref().ok_or(RecoverError::NoNote)?;
         let note: OpenedNote = serde_json::from_slice(note).map_err(|_| RecoverError::NoNote)?;
         let tenant: TenantId = note.tenant.parse().map_err(|_| RecoverError::NoNote)?;
-        let key = match self.keys.open(&tenant, replayed.recording).await {
+        let key = match self.settler.open_key(&tenant, replayed.recording).await {
             // Its key was destroyed on purpose: nothing of it can be opened any more.
             Err(KeyError::NoEnvelope) => return Ok(false),
             key => key?,
         };
         let retention = RetentionTags { tenant: key.ids.tenant, days: note.retention_days };
-        match compact(
-            &*self.store,
-            key.ids.tenant,
-            replayed.recording,
-            &retention.tags(clock::wall()),
-            self.policy,
-        )
-        .await
-        {
-            // Everything but the last step was done before the crash.
-            Ok(()) => return Ok(true),
-            Err(CompactError::NoManifest) => {}
-            Err(error) => return Err(error.into()),
-        }
+        let objects = self.settler.objects(&tenant, replayed.recording);
+        let finals = finals(&objects).await?;
         for segment in &replayed.segments {
-            self.put_segment(&key, retention, segment).await?;
+            self.put_segment(&objects, &key, retention, &finals, segment).await?;
         }
-        self.finish(&key, retention).await
+        let settlement = self.settler.settle(&tenant, replayed.recording).await?;
+        if settlement.set_aside > 0 {
+            let segments = settlement.set_aside;
+            tracing::warn!(recording = %replayed.recording, segments, "segments behind a missing one are not played");
+        }
+        Ok(settlement.outcome != Outcome::Nothing)
     }
 
     /// Puts what the journal has of a segment that the store does not have.
     async fn put_segment(
         &self,
+        objects: &RecordingObjects<'_>,
         key: &OpenedKey,
         retention: RetentionTags,
+        finals: &[FinalObject],
         segment: &ReplayedSegment,
     ) -> Result<(), RecoverError> {
         if segment.stored {
             return Ok(());
         }
         let bytes = self.read_segment(segment).await?;
-        if bytes.is_empty() {
+        if bytes.is_empty() || is_in(objects, finals, segment, &bytes).await? {
             return Ok(());
         }
         let name = layout::segment(key.ids.tenant, key.ids.recording, segment.writer, segment.seq);
-        match self.store.put_new(&name, bytes.clone(), &retention.tags(clock::wall())).await? {
+        match objects.requests.put(&name, bytes.clone(), &retention.tags(clock::wall())).await? {
             PutOutcome::Created => Ok(()),
             // Stored before the crash, perhaps with frames that the journal had not written yet.
-            PutOutcome::AlreadyExists if self.store.get(&name, None).await?.bytes.starts_with(&bytes) => {
+            PutOutcome::AlreadyExists
+                if objects.requests.get(&name, None).await?.bytes.starts_with(&bytes) =>
+            {
                 Ok(())
             }
             PutOutcome::AlreadyExists => Err(RecoverError::Conflict(name)),
@@ -200,32 +192,6 @@ impl Recovery {
         Ok(bytes)
     }
 
-    /// Makes the manifest from all segments in the store, and the final object; `false` if there is no segment.
-    async fn finish(&self, key: &OpenedKey, retention: RetentionTags) -> Result<bool, RecoverError> {
-        let segments = stored_segments(&*self.store, &key.ids).await?;
-        if segments.is_empty() {
-            return Ok(false);
-        }
-        let mut rebuild = Rebuild::new(&key.dek, key.ids);
-        for (writer, seq, name) in segments {
-            rebuild.add(writer, seq, &self.store.get(&name, None).await?.bytes)?;
-        }
-        let (mut writer, mut salt) = (WriterId([0; 16]), [0; 32]);
-        fill_random(&mut writer.0)?;
-        fill_random(&mut salt)?;
-        let rebuilt = rebuild.finish(writer, &salt, clock::wall())?;
-        let (tenant, recording) = (key.ids.tenant, key.ids.recording);
-        let ended = crate::domain::time::UnixMillis(rebuilt.end.ended_ms);
-        let expiry = layout::expiry(&clock::utc_date(retention.expires(ended)), tenant, recording);
-        // A taken name is an entry that an earlier attempt made.
-        self.store.put_new(&expiry, Bytes::new(), &Tags::new()).await?;
-        let name = layout::manifest(tenant, recording, 0);
-        // A taken name is a manifest of the same segments that an earlier attempt made.
-        self.store.put_new(&name, Bytes::from(rebuilt.manifest), &retention.tags(ended)).await?;
-        compact(&*self.store, tenant, recording, &retention.tags(ended), self.policy).await?;
-        Ok(true)
-    }
-
     async fn release(&self, recording: RecordingId) {
         let replay = Arc::clone(&self.replay);
         let released = tokio::task::spawn_blocking(move || replay.release(recording)).await;
@@ -234,6 +200,33 @@ impl Recovery {
             tracing::warn!(%recording, error, "journal keeps a recovered recording; it is compared again at the next start");
         }
     }
+}
+
+/// Reads what the final objects of a recording hold: another node may have made one of what was stored.
+async fn finals(objects: &RecordingObjects<'_>) -> Result<Vec<FinalObject>, RecoverError> {
+    let mut finals = Vec::new();
+    for (revision, info) in objects.finals().await? {
+        finals.push(objects.read_final(revision, &info.name).await?);
+    }
+    Ok(finals)
+}
+
+/// Whether a final object has a segment, at least as far as the journal has it.
+async fn is_in(
+    objects: &RecordingObjects<'_>,
+    finals: &[FinalObject],
+    segment: &ReplayedSegment,
+    bytes: &Bytes,
+) -> Result<bool, RecoverError> {
+    for object in finals.iter().rev() {
+        let Some((row, position)) = object.rows.get(&(segment.writer, segment.seq)) else { continue };
+        let span = ByteRange::Span(*position..*position + u64::from(row.byte_len));
+        let stored = objects.requests.get(&object.name, Some(span)).await?.bytes;
+        if stored.starts_with(bytes) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn warn_of_waiting(recording: RecordingId, error: &RecoverError) {

@@ -134,11 +134,17 @@ impl<'k> Rebuild<'k> {
         Ok(())
     }
 
-    /// Seals the manifest. `salt` and `writer` must be fresh random bytes.
+    /// Seals the manifest as `revision`. `salt` and `writer` must be fresh random bytes.
     ///
     /// # Errors
     /// [`RebuildError::Hole`], [`RebuildError::Nothing`], [`RebuildError::Seal`].
-    pub fn finish(self, writer: WriterId, salt: &Salt, now: UnixMillis) -> Result<Rebuilt, RebuildError> {
+    pub fn finish(
+        self,
+        revision: u32,
+        writer: WriterId,
+        salt: &Salt,
+        now: UnixMillis,
+    ) -> Result<Rebuilt, RebuildError> {
         let segments = self.in_order()?;
         let metadata_bytes = self.metadata.clone().ok_or(RebuildError::Nothing)?;
         let metadata: RecordingMetadata = from_cbor(&metadata_bytes).map_err(|_| RebuildError::Nothing)?;
@@ -148,7 +154,7 @@ impl<'k> Rebuild<'k> {
         let manifest = ManifestWriter {
             ids: self.ids,
             writer,
-            revision: 0,
+            revision,
             created_ms: now.0,
             rows: &rows,
             spans: &spans,

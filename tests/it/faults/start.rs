@@ -72,7 +72,7 @@ fn a_clock_that_goes_back_harms_no_recording() {
     for (row, bytes) in call.segments.iter().rev() {
         rebuild.add(row.writer, row.seq, bytes).unwrap();
     }
-    let rebuilt = rebuild.finish(WriterId([9; 16]), &[8; 32], UnixMillis(1)).unwrap();
+    let rebuilt = rebuild.finish(0, WriterId([9; 16]), &[8; 32], UnixMillis(1)).unwrap();
     let manifest = Manifest::open(&rebuilt.manifest, &call.dek, &call.ids).unwrap();
     let timeline = Timeline::new(&manifest.rows, &manifest.spans);
     let whole = 0..timeline.samples();
