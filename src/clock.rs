@@ -37,3 +37,22 @@ pub fn utc_date(moment: UnixMillis) -> String {
     text.truncate(10);
     text
 }
+
+/// Returns the moment at which a UTC date, `2026-11-23`, is over; `None` if it is none.
+pub fn end_of_utc_date(date: &str) -> Option<UnixMillis> {
+    let begin: jiff::Timestamp = format!("{date}T00:00:00Z").parse().ok()?;
+    Some(UnixMillis(u64::try_from(begin.as_millisecond()).ok()?).plus(Duration::from_secs(24 * 3600)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_date_ends_where_the_next_begins() {
+        let end = end_of_utc_date("2026-12-31").unwrap();
+        assert_eq!(rfc3339(end), "2027-01-01T00:00:00Z");
+        assert_eq!(utc_date(UnixMillis(end.0 - 1)), "2026-12-31");
+        assert_eq!([end_of_utc_date("2026-13-01"), end_of_utc_date("x")], [None, None]);
+    }
+}

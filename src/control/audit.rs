@@ -18,7 +18,7 @@ use crate::domain::ids::{RecordingId, TenantId, TenantTag};
 use crate::domain::sign::encode_hex;
 use crate::keys::{KeyError, KeyService, Minted, fill_random};
 use crate::observe::metrics;
-use crate::store::{ObjectName, PutOutcome, Store, StoreError, Tags, layout};
+use crate::store::{ObjectClass, ObjectName, PutOutcome, Store, StoreError, Tags, layout};
 
 /// Records that may wait: a second of a thousand listeners.
 const QUEUE: usize = 1024;
@@ -214,8 +214,8 @@ impl ChainWriter {
             .seal(chain.key.dek.expose(), &salt, &context, &text)
             .map_err(|_| AuditError::Unavailable)?;
         let name = layout::audit(ids.tenant, &clock::utc_date(now), ids.recording, chain.next_object);
-        let no_tags = Tags::new();
-        let put = self.store.put_new(&name, Bytes::from(sealed), &no_tags);
+        let tags = Tags::of(ids.tenant, ObjectClass::Audit);
+        let put = self.store.put_new(&name, Bytes::from(sealed), &tags);
         let outcome = tokio::time::timeout(PUT_TIMEOUT, put).await.map_err(|_| AuditError::Unavailable)??;
         if outcome == PutOutcome::AlreadyExists {
             return Err(AuditError::Unavailable);

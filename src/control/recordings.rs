@@ -135,6 +135,31 @@ impl StoredRecording {
         }
     }
 
+    /// Opens a tenant's recording if it has a manifest; no segment is read.
+    ///
+    /// # Errors
+    /// [`RecordingError`].
+    pub async fn open_finished(
+        store: &Arc<dyn Store>,
+        keys: &KeyService,
+        tenant: &TenantId,
+        recording: RecordingId,
+    ) -> Result<Option<Self>, RecordingError> {
+        let key = keys.open(tenant, recording).await?;
+        let mut looks = 0;
+        loop {
+            looks += 1;
+            match find_manifest(&**store, &key.ids).await {
+                // As above.
+                Err(RecordingError::NotFound) if looks < LOOKS => {}
+                found => {
+                    let opened = found?.map(|found| Self::finished(Arc::clone(store), key, found));
+                    return opened.transpose();
+                }
+            }
+        }
+    }
+
     async fn look(store: &Arc<dyn Store>, key: &OpenedKey) -> Result<Self, RecordingError> {
         match find_manifest(&**store, &key.ids).await? {
             Some(found) => Self::finished(Arc::clone(store), key.clone(), found),

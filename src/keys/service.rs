@@ -12,8 +12,8 @@ use bytes::Bytes;
 
 use crate::clock;
 use crate::domain::cmr::{Dek, Expected};
-use crate::domain::ids::{RecordingId, TenantId};
-use crate::store::{ObjectName, PutOutcome, Store, StoreError, Tags};
+use crate::domain::ids::{RecordingId, TenantId, TenantTag};
+use crate::store::{ObjectClass, ObjectName, PutOutcome, Store, StoreError, Tags};
 
 use super::envelope::{Envelope, envelope_name, envelope_prefix};
 use super::{KeyError, KeyProvider, fill_random};
@@ -135,6 +135,26 @@ impl KeyService {
         Ok(opened)
     }
 
+    /// Whether a recording has an envelope in the store; what this process knows by heart does not count.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn has_envelope(&self, tenant: TenantTag, recording: RecordingId) -> Result<bool, StoreError> {
+        let revisions = self.store.list_after(&envelope_prefix(tenant, recording), None, 1).await?;
+        Ok(!revisions.is_empty())
+    }
+
+    /// Destroys the DEK of a recording: all revisions and versions of its envelope, and the copy in this process. From
+    /// then on nobody can open the recording.
+    ///
+    /// # Errors
+    /// [`StoreError`]; the envelope may be gone all the same, and calling again is safe.
+    pub async fn shred(&self, tenant: TenantTag, recording: RecordingId) -> Result<(), StoreError> {
+        let purged = self.store.purge(&envelope_prefix(tenant, recording)).await;
+        self.cache().remove(&recording);
+        purged.map(drop)
+    }
+
     /// Erases the envelopes of all pooled DEKs: at shutdown.
     pub async fn erase_pool(&self) {
         let pooled: Vec<_> = self.pool().drain().flat_map(|(_, minted)| minted).collect();
@@ -180,7 +200,8 @@ impl KeyService {
     async fn put_envelope(&self, ids: &Expected, envelope: &Envelope) -> Result<(), KeyError> {
         let json = serde_json::to_vec(envelope).map_err(|_| KeyError::BadEnvelope("not JSON"))?;
         let name: ObjectName = envelope_name(ids.tenant, ids.recording, 0);
-        match self.store.put_new(&name, Bytes::from(json), &Tags::new()).await? {
+        let tags = Tags::of(ids.tenant, ObjectClass::Envelope);
+        match self.store.put_new(&name, Bytes::from(json), &tags).await? {
             PutOutcome::Created => Ok(()),
             PutOutcome::AlreadyExists => Err(KeyError::BadEnvelope("exists before its recording")),
         }

@@ -74,6 +74,11 @@ pub fn order(tenant: TenantTag, recording: RecordingId, revision: u32) -> Object
     name(format!("h/{tenant}/{recording}/{revision:04}.json"))
 }
 
+/// Reads the revision out of the name of a retention order.
+pub fn order_revision(name: &ObjectName) -> Option<u32> {
+    name.as_str().rsplit_once('/')?.1.strip_suffix(".json")?.parse().ok()
+}
+
 /// The receipt of a recording's deletion.
 pub fn receipt(tenant: TenantTag, recording: RecordingId) -> ObjectName {
     name(format!("d/{tenant}/{recording}.json"))
@@ -82,6 +87,19 @@ pub fn receipt(tenant: TenantTag, recording: RecordingId) -> ObjectName {
 /// The entry of a recording in the expiry index; `date` is `yyyy-mm-dd`.
 pub fn expiry(date: &str, tenant: TenantTag, recording: RecordingId) -> ObjectName {
     name(format!("e/{date}/{tenant}/{recording}"))
+}
+
+/// The prefix of the expiry index; its entries are in the order of their dates.
+pub const EXPIRY_PREFIX: &str = "e/";
+
+/// Reads date, tenant and recording out of the name of an entry of the expiry index.
+pub fn expiry_of(name: &ObjectName) -> Option<(&str, TenantTag, RecordingId)> {
+    let mut parts = name.as_str().strip_prefix(EXPIRY_PREFIX)?.split('/');
+    let (date, tenant, recording) = (parts.next()?, parts.next()?, parts.next()?);
+    match parts.next() {
+        None => Some((date, tenant.parse().ok()?, recording.parse().ok()?)),
+        Some(_) => None,
+    }
 }
 
 /// One object of audit records; `date` is `yyyy-mm-dd`.

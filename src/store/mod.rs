@@ -38,7 +38,7 @@ pub use error::StoreError;
 pub use name::{InvalidName, ObjectName};
 pub use operation::Operation;
 pub use range::ByteRange;
-pub use tags::{InvalidTag, Tags};
+pub use tags::{InvalidTag, ObjectClass, Tags};
 
 /// The least size of every part of an upload but its last, in bytes: 8 MiB.
 ///

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::domain::ids::TenantTag;
+
 /// Why a tag cannot be added.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidTag {
@@ -35,6 +37,21 @@ impl Tags {
     /// Returns no tags.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Returns the two tags that every object has: whose it is, and what.
+    ///
+    /// # Panics
+    /// Never: short keys and values of digits, dashes and letters are valid tags.
+    pub fn of(tenant: TenantTag, class: ObjectClass) -> Self {
+        let mut tags = Self::new();
+        for (key, value) in
+            [("callseal-tenant", tenant.to_string()), ("callseal-class", class.name().to_owned())]
+        {
+            tags.insert(key, value)
+                .expect("short keys and values of digits, dashes and letters are valid tags");
+        }
+        tags
     }
 
     /// Adds a tag or replaces the value of one.
@@ -69,6 +86,37 @@ impl Tags {
     /// Tells whether there are none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+}
+
+/// What an object is, as its tag says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ObjectClass {
+    /// A recording or part of one.
+    CallAudio,
+    /// A wrapped key.
+    Envelope,
+    /// An entry of the expiry index.
+    Expiry,
+    /// Audit records.
+    Audit,
+    /// A retention order.
+    Order,
+    /// The receipt of a deletion.
+    Receipt,
+}
+
+impl ObjectClass {
+    /// Returns the word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::CallAudio => "call-audio",
+            Self::Envelope => "envelope",
+            Self::Expiry => "expiry",
+            Self::Audit => "audit",
+            Self::Order => "order",
+            Self::Receipt => "receipt",
+        }
     }
 }
 

@@ -17,6 +17,7 @@ use crate::store::{
 use super::objects::{FinalObject, RecordingObjects, SegmentId};
 use super::requests::Requests;
 use super::retry::RetryPolicy;
+use super::tags::{newest_order, tag_hold};
 
 /// Why a recording could not be compacted.
 #[derive(Debug, thiserror::Error)]
@@ -75,7 +76,12 @@ pub async fn compact(
         },
         written => written?,
     };
-    clean(&objects, &written, &[]).await.map(drop)
+    clean(&objects, &written, &[]).await?;
+    // Whoever held the recording meanwhile could not tag an object that did not exist yet.
+    match newest_order(store, tenant, recording).await? {
+        Some((_, order)) if order.hold => Ok(tag_hold(store, tenant, recording, true).await?),
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// A final object that is complete in the store, and what is known about it.

@@ -21,5 +21,5 @@ pub use objects::{FinalObject, Listed, RecordingObjects, SegmentId, final_manife
 pub use put::{PutError, put_verified};
 pub use requests::Requests;
 pub use retry::{Retry, RetryPolicy};
-pub use tags::RetentionTags;
+pub use tags::{RetentionTags, newest_order, tag_hold};
 pub use uploader::{Lane, UploadContext, Uploader};

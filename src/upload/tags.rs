@@ -1,12 +1,20 @@
-//! The retention tags on every object of a recording: a copy, for the operator, of what its manifest seals.
+//! The retention tags on every object of a recording: a copy, for the operator and for rules of the bucket, of what its
+//! manifest and its retention order say.
 
 use crate::clock;
-use crate::domain::ids::TenantTag;
+use crate::domain::ids::{RecordingId, TenantTag};
+use crate::domain::retention::Order;
 use crate::domain::time::UnixMillis;
-use crate::store::Tags;
+use crate::store::{ObjectClass, ObjectName, Store, StoreError, Tags, layout};
 
 /// A day in milliseconds.
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+/// The tag that rules of the bucket look at before they delete.
+const HOLD_TAG: &str = "callseal-hold";
+/// Objects listed at a time.
+const PAGE: usize = 1000;
+/// How often an order that is listed and then missing is looked for again.
+const ORDER_TRIES: u32 = 3;
 
 /// What retention says of a recording.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,13 +36,11 @@ impl RetentionTags {
     /// # Panics
     /// Never: six short keys with digits, dashes and letters are valid tags.
     pub fn tags(&self, at: UnixMillis) -> Tags {
-        let mut tags = Tags::new();
+        let mut tags = Tags::of(self.tenant, ObjectClass::CallAudio);
         for (key, value) in [
-            ("callseal-tenant", self.tenant.to_string()),
-            ("callseal-class", "call-audio".to_owned()),
             ("callseal-retention-days", self.days.to_string()),
             ("callseal-expires", clock::utc_date(self.expires(at))),
-            ("callseal-hold", "false".to_owned()),
+            (HOLD_TAG, "false".to_owned()),
             ("callseal-hipaa", "false".to_owned()),
         ] {
             tags.insert(key, value)
@@ -42,4 +48,68 @@ impl RetentionTags {
         }
         tags
     }
+}
+
+/// Reads the newest retention order of a recording with its revision; `None` if nobody ever gave one.
+///
+/// # Errors
+/// [`StoreError::Corrupt`] for an order that this version does not understand: it may be a hold.
+pub async fn newest_order(
+    store: &dyn Store,
+    tenant: TenantTag,
+    recording: RecordingId,
+) -> Result<Option<(u32, Order)>, StoreError> {
+    let not_understood = StoreError::Corrupt { what: "retention order is not understood" };
+    for _ in 0..ORDER_TRIES {
+        let orders = store.list_after(&layout::orders_prefix(tenant, recording), None, PAGE).await?;
+        let Some(newest) = orders.last() else { return Ok(None) };
+        match store.get(&newest.name, None).await {
+            // The deletion that it began has been finished meanwhile, and then the next listing finds none.
+            Err(StoreError::NotFound) => {}
+            fetched => {
+                let order = Order::parse(&fetched?.bytes);
+                return layout::order_revision(&newest.name).zip(order).map(Some).ok_or(not_understood);
+            }
+        }
+    }
+    Err(not_understood)
+}
+
+/// Writes on every object of a recording whether it is held; does nothing where the store has no tags.
+///
+/// # Errors
+/// [`StoreError`]; some objects may have the tag then, and calling again is safe.
+pub async fn tag_hold(
+    store: &dyn Store,
+    tenant: TenantTag,
+    recording: RecordingId,
+    held: bool,
+) -> Result<(), StoreError> {
+    if !store.profile().tags {
+        return Ok(());
+    }
+    let (prefix, mut after) = (layout::recording_prefix(tenant, recording), None);
+    loop {
+        let page = store.list_after(&prefix, after.as_ref(), PAGE).await?;
+        let Some(last) = page.last() else { return Ok(()) };
+        after = Some(last.name.clone());
+        for object in page {
+            match tag_one(store, &object.name, held).await {
+                // Compacted meanwhile; its successor is listed, or tagged by whoever compacts.
+                Ok(()) | Err(StoreError::NotFound) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+async fn tag_one(store: &dyn Store, name: &ObjectName, held: bool) -> Result<(), StoreError> {
+    let value = if held { "true" } else { "false" };
+    let mut tags = store.tags(name).await?;
+    if tags.value(HOLD_TAG) == Some(value) {
+        return Ok(());
+    }
+    tags.insert(HOLD_TAG, value)
+        .map_err(|_| StoreError::Corrupt { what: "object has more tags than it was given" })?;
+    store.set_tags(name, &tags).await
 }

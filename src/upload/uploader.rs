@@ -18,7 +18,7 @@ use crate::domain::recording::Life;
 use crate::domain::time::UnixMillis;
 use crate::journal::{Journal, ReadBackError, Record};
 use crate::observe::metrics;
-use crate::store::{ObjectName, Store, StoreError, Tags, layout};
+use crate::store::{ObjectClass, ObjectName, Store, StoreError, Tags, layout};
 
 use super::backlog::{Backlog, Waiting};
 use super::breaker::LONGEST_RETRY_AFTER;
@@ -360,7 +360,8 @@ impl LaneTask {
         let tags = retention.tags(ended);
         let date = clock::utc_date(retention.expires(ended));
         let expiry = layout::expiry(&date, retention.tenant, recording);
-        self.put(&expiry, Body::Bytes(&Bytes::new()), &Tags::new()).await?;
+        let expiry_tags = Tags::of(retention.tenant, ObjectClass::Expiry);
+        self.put(&expiry, Body::Bytes(&Bytes::new()), &expiry_tags).await?;
         self.put(name, Body::Bytes(&manifest), &tags).await?;
         let mut retry = Retry::new(self.shared.policy);
         while let Err(error) = self.compact(&tags).await {
