@@ -1,8 +1,12 @@
 //! What is done about recordings beside recording and playing them: audit, recovery, repair, listing.
+//! What is done about recordings beside recording and playing them: audit, recovery, listing, retention.
 //!
 //! Knows tenants and object names. Must not know frame layouts or sockets.
 
 pub mod audit;
+mod deletion;
 pub mod recordings;
 pub mod recovery;
 pub mod repair;
+pub mod retention;
+pub mod sweep;

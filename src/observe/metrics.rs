@@ -71,6 +71,21 @@ pub const INTEGRITY_FAILURES: &str = "integrity_failures_total";
 pub const AUDIT_RECORDS: &str = "audit_records_total";
 /// Counter: audit records that could not be made durable; the action did not happen.
 pub const AUDIT_FAILURES: &str = "audit_failures_total";
+/// Counter, label `reason`: recordings deleted.
+pub const RETENTION_DELETED: &str = "retention_deleted_total";
+/// Counter, label `reason`: sweeps that deleted nothing (clock, store, too_much_due), and recordings that could not be
+/// deleted (recording). Normal is 0.
+pub const RETENTION_FAILURES: &str = "retention_failures_total";
+/// Histogram: seconds from the moment a recording had to be gone to its being gone.
+pub const RETENTION_LAG: &str = "retention_purge_lag_seconds";
+/// Gauge: recordings due for more than one sweep interval, neither held nor deleted. Normal is 0.
+pub const RETENTION_OVERDUE: &str = "retention_overdue_recordings";
+/// Gauge: recordings whose date has come and that are held.
+pub const RETENTION_HELD: &str = "retention_held_recordings";
+/// Gauge: when the last sweep was finished, Unix seconds.
+pub const RETENTION_SWEPT: &str = "retention_last_sweep_seconds";
+/// Gauge: 1 while sweeps stop because too much is due at once.
+pub const RETENTION_STOPPED: &str = "retention_stopped";
 /// Gauge: resident memory of the process.
 pub const PROCESS_MEMORY: &str = "process_resident_memory_bytes";
 /// Gauge: open files of the process.
@@ -218,6 +233,28 @@ pub const ALL: &[Metric] = &[
         Unit::Count,
         "Audit records not made durable; the action did not happen.",
     ),
+    metric(RETENTION_DELETED, Kind::Counter, Unit::Count, "Recordings deleted, by reason."),
+    metric(
+        RETENTION_FAILURES,
+        Kind::Counter,
+        Unit::Count,
+        "Sweeps stopped and recordings not deleted, by reason. Normal is 0.",
+    ),
+    metric(
+        RETENTION_LAG,
+        Kind::Histogram,
+        Unit::Seconds,
+        "From a recording's last moment to its being gone.",
+    ),
+    metric(
+        RETENTION_OVERDUE,
+        Kind::Gauge,
+        Unit::Count,
+        "Recordings due for more than one sweep interval, neither held nor deleted. Normal is 0.",
+    ),
+    metric(RETENTION_HELD, Kind::Gauge, Unit::Count, "Recordings whose date has come and that are held."),
+    metric(RETENTION_SWEPT, Kind::Gauge, Unit::Seconds, "When the last sweep was finished, Unix time."),
+    metric(RETENTION_STOPPED, Kind::Gauge, Unit::Count, "1 while sweeps stop because too much is due."),
     metric(
         store::metered::REQUESTS,
         Kind::Counter,
@@ -237,6 +274,10 @@ const SECONDS: &[f64] = &[
     10.0, 30.0, 60.0,
 ];
 
+/// Bounds of the time that a deletion is late: one minute to 30 days.
+const LAG_SECONDS: &[f64] =
+    &[60.0, 600.0, 3600.0, 7200.0, 21_600.0, 86_400.0, 172_800.0, 604_800.0, 2_592_000.0];
+
 /// Why metrics cannot be set up.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot set up metrics: {0}")]
@@ -250,6 +291,8 @@ pub fn install() -> Result<PrometheusHandle, MetricsError> {
     let failed = |error: &dyn std::error::Error| MetricsError(error.to_string());
     let handle = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS)
+        .map_err(|error| failed(&error))?
+        .set_buckets_for_metric(Matcher::Full(RETENTION_LAG.to_owned()), LAG_SECONDS)
         .map_err(|error| failed(&error))?
         .install_recorder()
         .map_err(|error| failed(&error))?;
@@ -268,6 +311,9 @@ fn describe_all() {
     // Losses are shown as zero from the start, so that an alert never meets an absent series.
     for reason in ["overload", "lost_before_us"] {
         metrics::counter!(AUDIO_LOST, "reason" => reason).absolute(0);
+    }
+    for reason in ["clock", "too_much_due", "store", "recording"] {
+        metrics::counter!(RETENTION_FAILURES, "reason" => reason).absolute(0);
     }
     for name in [
         INTEGRITY_FAILURES,

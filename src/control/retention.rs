@@ -1,0 +1,279 @@
+//! Orders of people about one recording: hold it, release it, delete it before its time.
+//!
+//! An order is in the audit log before it has any effect. Nothing is deleted here: the sweeper does that, and it reads the
+//! orders. See `domain::retention` for what orders mean.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::clock;
+use crate::control::audit::{AuditError, AuditEvent, AuditLog};
+use crate::domain::ids::{RecordingId, TenantId, TenantTag};
+use crate::domain::retention::{Change, Order, Receipt, Refusal};
+use crate::domain::time::UnixMillis;
+use crate::keys::KeyService;
+use crate::store::{ObjectClass, PutOutcome, Store, StoreError, Tags, layout};
+use crate::upload::{newest_order, tag_hold};
+
+/// How often an order is given again when somebody else gave one at the same moment.
+const TRIES: u32 = 8;
+/// Revisions have four digits, so that they sort.
+const MAX_REVISION: u32 = 9999;
+
+/// Who orders it, and why.
+#[derive(Debug, Clone)]
+pub struct OrderedBy {
+    /// A person's name.
+    pub actor: String,
+    /// In their words.
+    pub reason: String,
+}
+
+/// What became of an order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placed {
+    /// What holds now.
+    pub order: Order,
+    /// Whether it is another than before.
+    pub changed: bool,
+}
+
+/// Why an order was not given.
+#[derive(Debug, thiserror::Error)]
+pub enum RetentionError {
+    /// There is none of that id for this tenant.
+    #[error("no such recording")]
+    NotFound,
+    /// It was deleted.
+    #[error("recording was deleted at {}", clock::rfc3339(UnixMillis(.0.deleted_at_ms)))]
+    Deleted(Box<Receipt>),
+    /// The rules do not allow it.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// Others give orders at the same time, again and again, or there were too many.
+    #[error("too many orders about this recording")]
+    Contended,
+    /// There is no audit record, so there is no order.
+    #[error("audit log")]
+    Audit(#[from] AuditError),
+    /// The store; trying again is safe.
+    #[error("store")]
+    Store(#[from] StoreError),
+}
+
+/// Gives orders about recordings.
+pub struct Orders {
+    store: Arc<dyn Store>,
+    keys: Arc<KeyService>,
+    audit: AuditLog,
+}
+
+impl Orders {
+    /// Keeps orders in `store`.
+    pub fn new(store: Arc<dyn Store>, keys: Arc<KeyService>, audit: AuditLog) -> Self {
+        Self { store, keys, audit }
+    }
+
+    /// Holds a recording: nothing deletes it until it is released.
+    ///
+    /// # Errors
+    /// [`RetentionError`]; after [`RetentionError::Store`] it may be held or not, and calling again is safe.
+    pub async fn hold(
+        &self,
+        tenant: &TenantId,
+        recording: RecordingId,
+        by: &OrderedBy,
+    ) -> Result<Placed, RetentionError> {
+        self.place(tenant, recording, Change::Hold, by).await
+    }
+
+    /// Releases a recording: its date counts again.
+    ///
+    /// # Errors
+    /// As [`Orders::hold`].
+    pub async fn release(
+        &self,
+        tenant: &TenantId,
+        recording: RecordingId,
+        by: &OrderedBy,
+    ) -> Result<Placed, RetentionError> {
+        self.place(tenant, recording, Change::Release, by).await
+    }
+
+    /// Lets a recording expire now; the next sweep deletes it. A call that still runs is deleted when it has ended.
+    ///
+    /// # Errors
+    /// [`Refusal::Held`]; else as [`Orders::hold`].
+    pub async fn delete(
+        &self,
+        tenant: &TenantId,
+        recording: RecordingId,
+        by: &OrderedBy,
+    ) -> Result<Placed, RetentionError> {
+        let now = self.store.now().await?;
+        self.place(tenant, recording, Change::ExpireAt(now), by).await
+    }
+
+    /// Tells what an order would do, and does nothing.
+    ///
+    /// # Errors
+    /// As the order itself.
+    pub async fn preview(
+        &self,
+        tenant: &TenantId,
+        recording: RecordingId,
+        change: Change,
+    ) -> Result<Placed, RetentionError> {
+        self.check_present(tenant.tag(), recording).await?;
+        let (_, order) = self.newest(tenant.tag(), recording).await?;
+        let next = order.changed(change)?;
+        Ok(Placed { changed: next.is_some(), order: next.unwrap_or(order) })
+    }
+
+    async fn place(
+        &self,
+        tenant: &TenantId,
+        recording: RecordingId,
+        change: Change,
+        by: &OrderedBy,
+    ) -> Result<Placed, RetentionError> {
+        let tag = tenant.tag();
+        let preview = self.preview(tenant, recording, change).await;
+        if let Err(RetentionError::Refused(refusal)) = &preview {
+            self.audit.record(tenant, event(recording, change, by, refusal.code())).await?;
+        }
+        preview?;
+        self.audit.record(tenant, event(recording, change, by, "allowed")).await?;
+        if let Change::ExpireAt(at) = change {
+            // Before the order: an order that no entry leads to would be forgotten until the sealed date, and an entry
+            // without an order does no harm.
+            put_expiry(&*self.store, tag, recording, at).await?;
+        }
+        let placed = self.put(tag, recording, change).await?;
+        // An order given while the last steps of a deletion ran binds nobody.
+        self.check_present(tag, recording).await?;
+        tag_hold(&*self.store, tag, recording, placed.order.hold).await?;
+        tracing::info!(%recording, change = action(change), changed = placed.changed, "retention order");
+        Ok(placed)
+    }
+
+    async fn put(
+        &self,
+        tag: TenantTag,
+        recording: RecordingId,
+        change: Change,
+    ) -> Result<Placed, RetentionError> {
+        for _ in 0..TRIES {
+            let (revision, order) = self.newest(tag, recording).await?;
+            let Some(next) = order.changed(change)? else {
+                return Ok(Placed { order, changed: false });
+            };
+            if put_order(&*self.store, tag, recording, revision, &next).await? {
+                return Ok(Placed { order: next, changed: true });
+            }
+        }
+        Err(RetentionError::Contended)
+    }
+
+    /// Returns the number of the next revision and what holds now.
+    async fn newest(&self, tag: TenantTag, recording: RecordingId) -> Result<(u32, Order), StoreError> {
+        next_order(&*self.store, tag, recording).await
+    }
+
+    async fn check_present(&self, tag: TenantTag, recording: RecordingId) -> Result<(), RetentionError> {
+        if let Some(receipt) = receipt(&*self.store, tag, recording).await? {
+            return Err(RetentionError::Deleted(Box::new(receipt)));
+        }
+        match self.keys.has_envelope(tag, recording).await? {
+            true => Ok(()),
+            // Its deletion may be half-way.
+            false => match self.newest(tag, recording).await? {
+                (_, order) if order.deletion.is_some() => Err(Refusal::Deleting.into()),
+                _ => Err(RetentionError::NotFound),
+            },
+        }
+    }
+}
+
+/// Reads the number of the next revision of a recording's order, and the order that holds now.
+pub(super) async fn next_order(
+    store: &dyn Store,
+    tag: TenantTag,
+    recording: RecordingId,
+) -> Result<(u32, Order), StoreError> {
+    let newest = newest_order(store, tag, recording).await?;
+    Ok(newest.map_or((0, Order::NONE), |(revision, order)| (revision.saturating_add(1), order)))
+}
+
+/// Puts a revision of an order; answers whether it is the one that counts, and not somebody else's.
+pub(super) async fn put_order(
+    store: &dyn Store,
+    tag: TenantTag,
+    recording: RecordingId,
+    revision: u32,
+    order: &Order,
+) -> Result<bool, StoreError> {
+    if revision > MAX_REVISION {
+        return Err(StoreError::Refused { rule: "a recording has at most 10000 retention orders" });
+    }
+    let json = Bytes::from(serde_json::to_vec(order).unwrap_or_default());
+    let name = layout::order(tag, recording, revision);
+    let put = store.put_new(&name, json.clone(), &Tags::of(tag, ObjectClass::Order)).await?;
+    if put == PutOutcome::AlreadyExists || store.profile().create_once {
+        return Ok(put == PutOutcome::Created);
+    }
+    // Somebody may have written over it.
+    Ok(store.get(&name, None).await?.bytes == json)
+}
+
+/// Puts the entry of the expiry index that leads to a recording on the date of `at`.
+pub(super) async fn put_expiry(
+    store: &dyn Store,
+    tag: TenantTag,
+    recording: RecordingId,
+    at: UnixMillis,
+) -> Result<(), StoreError> {
+    let name = layout::expiry(&clock::utc_date(at), tag, recording);
+    store.put_new(&name, Bytes::new(), &Tags::of(tag, ObjectClass::Expiry)).await?;
+    Ok(())
+}
+
+/// Reads the receipt of a recording's deletion; `None` if it was not deleted.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn receipt(
+    store: &dyn Store,
+    tag: TenantTag,
+    recording: RecordingId,
+) -> Result<Option<Receipt>, StoreError> {
+    match store.get(&layout::receipt(tag, recording), None).await {
+        Err(StoreError::NotFound) => Ok(None),
+        fetched => serde_json::from_slice(&fetched?.bytes)
+            .map(Some)
+            .map_err(|_| StoreError::Corrupt { what: "deletion receipt is not readable" }),
+    }
+}
+
+fn action(change: Change) -> &'static str {
+    match change {
+        Change::Hold => "hold",
+        Change::Release => "release",
+        Change::ExpireAt(_) => "delete",
+    }
+}
+
+fn event(recording: RecordingId, change: Change, by: &OrderedBy, result: &str) -> AuditEvent {
+    AuditEvent {
+        actor: by.actor.clone(),
+        role: "operator".to_owned(),
+        source: None,
+        action: action(change).to_owned(),
+        subject: recording.to_string(),
+        reason: Some(by.reason.clone()),
+        result: result.to_owned(),
+        request: String::new(),
+        detail: None,
+    }
+}

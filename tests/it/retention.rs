@@ -1,0 +1,6 @@
+//! What is deleted and when, what is not, and what is left of it.
+
+mod interrupted;
+mod model;
+mod rules;
+mod world;
