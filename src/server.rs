@@ -16,13 +16,14 @@ use crate::config::{Config, KeysConfig, StoreKind, Tls, process_environment};
 use crate::control::audit::AuditLog;
 use crate::control::recovery::Recovery;
 use crate::control::repair::{Repair, Schedule, Settler};
+use crate::control::sweep::{SweepOptions, SweepReport, Sweeper};
 use crate::domain::ids::TenantId;
 use crate::drain::{Drain, Phase};
 use crate::http::{self, serve_ops};
 use crate::ingest::tls::{Certificate, SelfSigned, TlsError, server_config};
 use crate::ingest::{StreamLimits, serve_public};
 use crate::journal::{Journal, JournalConfig, OpenError, Replay};
-use crate::keys::{KeyProvider, KeyService, Keyring, KeyringError, LocalKeys};
+use crate::keys::{KeyProvider, KeyService, Keyring, KeyringError, LocalKeys, fill_random};
 use crate::node::Node;
 use crate::store::folder::Folder;
 use crate::store::metered::Metered;
@@ -35,6 +36,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 const UPLOAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// The journal's last sync.
 const JOURNAL_TIMEOUT: Duration = Duration::from_secs(5);
+/// The first sweep after a start comes no later than this: long after the node has taken its first calls.
+const FIRST_SWEEP: Duration = Duration::from_secs(300);
 /// How often unused keys are looked at.
 const KEY_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -213,6 +216,48 @@ fn spawn_tasks(node: &Arc<Node>, certificate: Arc<Certificate>) {
         }
     });
     tokio::spawn(certificate.watch());
+    if node.config.retention.sweep {
+        tokio::spawn(sweep_on(Arc::clone(node)));
+    }
+}
+
+/// Deletes what is due, again and again, until the node drains.
+async fn sweep_on(node: Arc<Node>) {
+    let (store, keys) = (Arc::clone(&node.store), Arc::clone(&node.keys));
+    let sweeper = Sweeper::new(store, keys, node.audit.clone(), sweep_options(&node.config));
+    let interval = node.config.retention.interval;
+    let mut wait = jitter(interval.min(FIRST_SWEEP));
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = node.drain.reached(Phase::Draining) => return,
+        }
+        let tenants: Vec<TenantId> = node.tenants.load().iter().map(|tenant| tenant.id.clone()).collect();
+        // What stops it is logged and counted by the sweeper.
+        if let Ok(SweepReport { due, deleted, held, failed, overdue, .. }) = sweeper.run(&tenants).await {
+            tracing::debug!(due, deleted, held, failed, overdue, "expired recordings were swept");
+        }
+        wait = jitter(interval);
+    }
+}
+
+/// Returns how the configuration wants expired recordings to be deleted.
+pub fn sweep_options(config: &Config) -> SweepOptions {
+    let retention = &config.retention;
+    SweepOptions {
+        interval: retention.interval,
+        grace: retention.grace,
+        max_deletions: retention.max_deletions,
+        max_share_percent: retention.max_share_percent,
+    }
+}
+
+/// Spreads what nodes do at the same time: between half of `longest` and all of it.
+fn jitter(longest: Duration) -> Duration {
+    let mut random = [0x55; 2];
+    // A predictable number, should the system have no random bytes, does no harm.
+    let _filled = fill_random(&mut random).is_ok();
+    longest / 2 + (longest / 2).mul_f64(f64::from(u16::from_be_bytes(random)) / f64::from(u16::MAX))
 }
 
 fn open_certificate(config: &Config) -> Result<Arc<Certificate>, StartError> {

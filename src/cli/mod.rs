@@ -8,7 +8,9 @@ mod grant;
 mod keys;
 mod output;
 mod recordings;
+mod retention;
 mod serve;
+mod sweep;
 mod target;
 
 use std::path::PathBuf;
@@ -55,6 +57,8 @@ enum Command {
     Open(recordings::OpenArgs),
     /// Verify a recording and say how much that proves; works without a running server
     Verify(recordings::VerifyArgs),
+    /// Delete the recordings whose time is over; `serve` does it by itself
+    Sweep(sweep::SweepArgs),
     /// Audit records of a tenant
     #[command(subcommand)]
     Audit(audit::AuditCommand),
@@ -102,6 +106,7 @@ pub fn run() -> ExitCode {
         Command::Recordings(command) => recordings::run(&command),
         Command::Open(args) => recordings::open(&args),
         Command::Verify(args) => recordings::verify(&args),
+        Command::Sweep(args) => sweep::run(&args),
         Command::Audit(command) => audit::run(&command),
     };
     match outcome {

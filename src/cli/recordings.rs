@@ -12,15 +12,19 @@ use serde_json::json;
 use crate::clock;
 use crate::control::audit;
 use crate::control::recordings::{StoredRecording, list};
+use crate::control::retention::receipt;
 use crate::domain::cmr::{Grade, RecordingVerifier};
 use crate::domain::ids::RecordingId;
 use crate::domain::playback::timeline::Canvas;
 use crate::domain::playback::wav::WavLayout;
+use crate::domain::retention::Receipt;
 use crate::domain::sign::encode_hex;
 use crate::domain::time::UnixMillis;
 use crate::store::{ObjectName, Tags, layout};
+use crate::upload::newest_order;
 
 use super::grant::{FormatArg, TrackArg};
+use super::retention::{self, DeleteArgs, OrderArgs, What};
 use super::target::{Opened, RecordingArg, TenantArg};
 use super::{CommandResult, Failure, output, runtime};
 
@@ -51,6 +55,12 @@ pub(super) enum RecordingsCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Keep a recording whatever its date, until it is released
+    Hold(OrderArgs),
+    /// Let the date of a held recording count again
+    Release(OrderArgs),
+    /// Delete a recording before its date; the next sweep does it, and a held one is refused
+    Delete(DeleteArgs),
 }
 
 #[derive(Debug, Args)]
@@ -78,14 +88,15 @@ pub(super) struct VerifyArgs {
 }
 
 pub(super) fn run(command: &RecordingsCommand) -> CommandResult {
-    runtime()?.block_on(async {
-        match command {
-            RecordingsCommand::List { target, after, limit, json } => {
-                print_list(target, *after, usize::from(*limit), *json).await
-            }
-            RecordingsCommand::Show { target, json } => show(target, *json).await,
+    match command {
+        RecordingsCommand::List { target, after, limit, json } => {
+            runtime()?.block_on(print_list(target, *after, usize::from(*limit), *json))
         }
-    })
+        RecordingsCommand::Show { target, json } => runtime()?.block_on(show(target, *json)),
+        RecordingsCommand::Hold(args) => retention::place(args, What::Hold),
+        RecordingsCommand::Release(args) => retention::place(args, What::Release),
+        RecordingsCommand::Delete(args) => retention::delete(args),
+    }
 }
 
 async fn print_list(
@@ -115,6 +126,11 @@ async fn print_list(
 
 async fn show(target: &RecordingArg, as_json: bool) -> CommandResult {
     let opened = target.tenant.open().await?;
+    let (tag, recording) = (target.tenant.tenant.tag(), target.recording);
+    if let Some(receipt) = receipt(&*opened.store, tag, recording).await? {
+        output::line(&deleted(&receipt).to_string());
+        return Ok(());
+    }
     let stored = open_recording(&opened, target).await?;
     let objects = objects(&opened, target).await?;
     let mut shown = json!({
@@ -141,12 +157,33 @@ async fn show(target: &RecordingArg, as_json: bool) -> CommandResult {
         shown.insert("counts".into(), json!(end.counts));
         shown.insert("root".into(), json!(encode_hex(&finished.root)));
     }
+    if let (Some((_, order)), Some(shown)) =
+        (newest_order(&*opened.store, tag, recording).await?, shown.as_object_mut())
+    {
+        shown.insert("hold".into(), json!(order.hold));
+        shown.insert(
+            "ordered_expiry".into(),
+            json!(order.expires_ms.map(|at| clock::rfc3339(UnixMillis(at)))),
+        );
+    }
     if as_json {
         output::line(&shown.to_string());
     } else {
         output::line(&serde_json::to_string_pretty(&shown)?);
     }
     Ok(())
+}
+
+/// What a receipt says of a recording that is no more.
+fn deleted(receipt: &Receipt) -> serde_json::Value {
+    json!({
+        "recording": receipt.recording,
+        "state": "deleted",
+        "reason": receipt.reason.name(),
+        "deleted": clock::rfc3339(UnixMillis(receipt.deleted_at_ms)),
+        "final": clock::rfc3339(UnixMillis(receipt.final_at_ms)),
+        "objects": receipt.objects,
+    })
 }
 
 pub(super) fn open(args: &OpenArgs) -> CommandResult {
@@ -249,7 +286,10 @@ async fn objects(opened: &Opened, target: &RecordingArg) -> anyhow::Result<Vec<(
     let prefix = layout::recording_prefix(target.tenant.tenant.tag(), target.recording);
     let mut objects = Vec::new();
     for object in opened.store.list_after(&prefix, None, 1000).await? {
-        let tags = opened.store.tags(&object.name).await?;
+        let tags = match opened.store.profile().tags {
+            true => opened.store.tags(&object.name).await?,
+            false => Tags::new(),
+        };
         objects.push((object.name, object.size, tags));
     }
     Ok(objects)

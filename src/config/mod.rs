@@ -20,6 +20,7 @@ mod route;
 mod scope;
 mod secret;
 mod serving;
+mod sweep;
 mod tenant;
 #[cfg(test)]
 mod tests;
@@ -48,6 +49,7 @@ pub use recording::{Journal, KeysConfig, Segments, StoreKind, Upload};
 pub use route::{Dtmf, Record, Route, RouteMode, RouteProvider};
 pub use secret::Secret;
 pub use serving::{Drain, Ingest, Log, LogFormat, Playback, Repair};
+pub use sweep::Sweep;
 pub use tenant::{HipaaMode, Limits, NoKeyPolicy, Retention, Tenant, TenantPlayback, TenantStatus};
 pub use twilio::Twilio;
 
@@ -85,6 +87,8 @@ pub struct Config {
     pub playback: Playback,
     /// When recordings of other nodes are finished by this one.
     pub repair: Repair,
+    /// How expired recordings are deleted.
+    pub retention: Sweep,
     /// How the node stops.
     pub drain: Drain,
     /// What is logged, and how.
@@ -177,6 +181,7 @@ impl Config {
         let journal = Journal::check(raw.journal, &top, &data_dir);
         let ingest = Ingest::check(raw.ingest, &top);
         let repair = Repair::check(raw.repair, &top);
+        let retention = Sweep::check(raw.retention, &top);
         let drain = Drain::check(raw.drain, &top);
         let log = Log::check(raw.log, &top);
         let tenants = check_tenants(raw.tenants, &top, references, playback.max_ttl, faults);
@@ -197,6 +202,7 @@ impl Config {
             upload,
             playback,
             repair,
+            retention,
             drain,
             log,
             tenants,

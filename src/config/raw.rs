@@ -55,6 +55,7 @@ section!(
         upload: Table,
         playback: Table,
         repair: Table,
+        retention: Table,
         drain: Table,
         log: Table,
         tenants: Table,
@@ -109,6 +110,16 @@ section!(
     } later []
 );
 section!(Repair { enabled: bool, after_secs: i64, interval_secs: i64 } later []);
+section!(
+    /// How the node sweeps; a tenant's table of the same name says how long things are kept.
+    Sweep {
+        sweep: bool,
+        interval_secs: i64,
+        grace_days: i64,
+        max_deletions_per_run: i64,
+        max_share_percent: i64,
+    } later []
+);
 section!(Drain { max_secs: i64 } later []);
 section!(Log { format: String, level: String } later []);
 section!(Tenants { dir: String } later []);
@@ -171,6 +182,7 @@ pub(super) fn node_sections() -> Vec<(&'static str, Vec<&'static str>)> {
         ("upload", all_names::<Upload>()),
         ("playback", all_names::<Playback>()),
         ("repair", all_names::<Repair>()),
+        ("retention", all_names::<Sweep>()),
         ("drain", all_names::<Drain>()),
         ("log", all_names::<Log>()),
         ("tenants", all_names::<Tenants>()),

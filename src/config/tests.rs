@@ -150,6 +150,7 @@ fn the_commented_files_have_every_option() {
     assert_has_options::<raw::Ingest>(&node, "ingest");
     assert_has_options::<raw::Upload>(&node, "upload");
     assert_has_options::<raw::Playback>(&node, "playback");
+    assert_has_options::<raw::Sweep>(&node, "retention");
     assert_has_options::<raw::Drain>(&node, "drain");
     assert_has_options::<raw::Log>(&node, "log");
     assert_has_options::<raw::Tenants>(&node, "tenants");

@@ -1,0 +1,84 @@
+//! `callseal sweep`.
+
+use std::sync::Arc;
+
+use anyhow::bail;
+use clap::Args;
+use serde_json::json;
+
+use crate::control::audit::AuditLog;
+use crate::control::sweep::{SweepOptions, SweepReport, Sweeper};
+use crate::domain::ids::TenantId;
+use crate::server::{open_keys, open_store, sweep_options};
+
+use super::{CommandResult, ConfigArg, output, runtime, serve};
+
+#[derive(Debug, Args)]
+pub(super) struct SweepArgs {
+    #[command(flatten)]
+    config: ConfigArg,
+    /// Say what would be deleted, and delete nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// As one JSON object
+    #[arg(long)]
+    json: bool,
+    /// Go on although more than retention.max_share_percent of all recordings are due, up to this share
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..=100))]
+    allow_share: Option<u8>,
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+}
+
+pub(super) fn run(args: &SweepArgs) -> CommandResult {
+    let config = args.config.load()?;
+    serve::install_logs(&config)?;
+    runtime()?.block_on(async {
+        let store = open_store(&config).await?;
+        let keys = open_keys(&config, &store)?;
+        let audit = AuditLog::start(config.node.as_str().to_owned(), Arc::clone(&keys), Arc::clone(&store));
+        let options = sweep_options(&config);
+        let max_share_percent = args.allow_share.unwrap_or(options.max_share_percent);
+        let sweeper = Sweeper::new(store, keys, audit, SweepOptions { max_share_percent, ..options });
+        let tenants: Vec<TenantId> = config.tenants.iter().map(|tenant| tenant.id.clone()).collect();
+        let survey = sweeper.survey(&tenants).await?;
+        let due = survey.report().due;
+        if let Some(too_much) = survey.too_much_due() {
+            print(args, survey.report());
+            return Err(too_much.into());
+        }
+        if args.dry_run {
+            print(args, survey.report());
+            return Ok(());
+        }
+        let question = format!("{due} recordings will be destroyed for good.");
+        if due > 0 && !args.yes && !output::confirm(&question)? {
+            return Ok(());
+        }
+        let report = sweeper.run(&tenants).await?;
+        print(args, report);
+        if report.failed > 0 || report.overdue > 0 {
+            bail_of(report)?;
+        }
+        Ok(())
+    })
+}
+
+fn bail_of(report: SweepReport) -> anyhow::Result<()> {
+    bail!("{} recordings could not be deleted, {} are overdue", report.failed, report.overdue)
+}
+
+fn print(args: &SweepArgs, report: SweepReport) {
+    let SweepReport { due, deleted, held, tidied, waiting, failed, overdue } = report;
+    let dry_run = args.dry_run;
+    output::line(&if args.json {
+        json!({"dry_run": dry_run, "due": due, "deleted": deleted, "held": held, "tidied": tidied,
+            "waiting": waiting, "failed": failed, "overdue": overdue})
+        .to_string()
+    } else {
+        format!(
+            "due {due}, deleted {deleted}, held {held}, waiting {waiting}, failed {failed}, overdue {overdue}"
+        )
+    });
+}
