@@ -103,6 +103,30 @@ fn load_keyring(config: &Config) -> Result<Keyring, StartError> {
     }
 }
 
+/// The signals that a node obeys. Until they are caught, each of them ends the process at once.
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    /// Catches SIGTERM, SIGINT and SIGHUP. To be done before anybody is told that the node runs.
+    ///
+    /// # Errors
+    /// [`StartError::System`].
+    pub fn catch() -> Result<Self, StartError> {
+        let catch = |kind: SignalKind, what: &str| -> Result<Signal, StartError> {
+            signal(kind).map_err(|source| StartError::System { what: format!("catch {what}"), source })
+        };
+        Ok(Self {
+            terminate: catch(SignalKind::terminate(), "SIGTERM")?,
+            interrupt: catch(SignalKind::interrupt(), "SIGINT")?,
+            hangup: catch(SignalKind::hangup(), "SIGHUP")?,
+        })
+    }
+}
+
 /// A node that takes calls.
 pub struct Running {
     node: Arc<Node>,
@@ -303,23 +327,14 @@ impl Running {
     ///
     /// SIGTERM drains: no new calls, running ones go on for at most `drain.max_secs`. SIGINT, or a second SIGTERM, closes
     /// running calls. SIGHUP reads tenants, secrets and the certificate again; a broken file changes nothing.
-    ///
-    /// # Errors
-    /// [`StartError::System`] when signals cannot be caught.
-    pub async fn run(self, config_file: PathBuf) -> Result<(), StartError> {
-        let catch = |kind: SignalKind, what: &str| -> Result<Signal, StartError> {
-            signal(kind).map_err(|source| StartError::System { what: format!("catch {what}"), source })
-        };
-        let mut terminate = catch(SignalKind::terminate(), "SIGTERM")?;
-        let mut interrupt = catch(SignalKind::interrupt(), "SIGINT")?;
-        let mut hangup = catch(SignalKind::hangup(), "SIGHUP")?;
+    pub async fn run(self, config_file: PathBuf, signals: Signals) {
+        let Signals { mut terminate, mut interrupt, mut hangup } = signals;
         loop {
             tokio::select! {
                 _ = terminate.recv() => break,
                 () = self.node.drain.reached(Phase::Draining) => break,
                 _ = interrupt.recv() => {
-                    self.stop(Duration::ZERO).await;
-                    return Ok(());
+                    return self.stop(Duration::ZERO).await;
                 }
                 _ = hangup.recv() => self.reload(&config_file),
             }
@@ -336,8 +351,8 @@ impl Running {
         };
         let longest = self.node.config.drain.max;
         tokio::select! {
-            () = self.stop(longest) => Ok(()),
-            () = hurry => Ok(()),
+            () = self.stop(longest) => {}
+            () = hurry => {}
         }
     }
 

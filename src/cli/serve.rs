@@ -3,7 +3,7 @@
 use crate::config::{Config, LogFormat};
 use crate::observe::logs::{self, LogStyle};
 use crate::observe::metrics;
-use crate::server;
+use crate::server::{self, Signals};
 
 use super::{CommandResult, ConfigArg, output, runtime};
 
@@ -15,8 +15,9 @@ pub(super) fn run(args: &ConfigArg) -> CommandResult {
     let config_file = args.config.clone();
     runtime()?.block_on(async move {
         let running = server::start(config, metrics).await?;
+        let signals = Signals::catch()?;
         tracing::info!(public = %running.public(), ops = %running.ops(), "taking calls");
-        running.run(config_file).await?;
+        running.run(config_file, signals).await;
         Ok(())
     })
 }
