@@ -276,7 +276,7 @@ impl Sweeper {
         let now = survey.now;
         let mut judged = stream::iter(entries)
             .map(|name| async move {
-                let Some((date, tag, recording)) = layout::expiry_of(&name) else { return None };
+                let (date, tag, recording) = layout::expiry_of(&name)?;
                 let case = by_tag.get(&tag).map(|tenant| Case {
                     tenant: (*tenant).clone(),
                     recording,
@@ -291,7 +291,10 @@ impl Sweeper {
             .buffer_unordered(CONCURRENCY);
         while let Some(one) = judged.next().await {
             match one {
-                None => survey.report.failed += 1,
+                None => {
+                    survey.report.failed += 1;
+                    tracing::error!("the expiry index has an entry whose name is not one");
+                }
                 Some((is_past, recording, case, outcome)) => {
                     self.count(survey, is_past, recording, case, outcome);
                 }
@@ -312,7 +315,12 @@ impl Sweeper {
             (Ok(Verdict::Fate(fate @ (Fate::Delete { .. } | Fate::Finish))), Some(case)) => {
                 let is_overdue = match fate {
                     Fate::Delete { since: Some(since), .. } => since.plus(self.options.interval) < survey.now,
-                    _ => is_past,
+                    Fate::Delete { since: None, .. }
+                    | Fate::Finish
+                    | Fate::Hold
+                    | Fate::Keep { .. }
+                    | Fate::Wait
+                    | Fate::Stuck => is_past,
                 };
                 let key = (case.tenant.tag(), recording);
                 match survey.due.get_mut(&key) {
@@ -333,9 +341,10 @@ impl Sweeper {
             (Err(error), _) => {
                 report.failed += 1;
                 report.overdue += u64::from(is_past);
-                match error {
-                    DeletionError::UnknownTenant(_) => survey.of_strangers += 1,
-                    error => complain(recording, &error),
+                if let DeletionError::UnknownTenant(_) = error {
+                    survey.of_strangers += 1;
+                } else {
+                    complain(recording, &error);
                 }
             }
         }

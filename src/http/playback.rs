@@ -17,6 +17,7 @@ use crate::domain::ids::{RecordingId, TenantId};
 use crate::domain::playback::grant::{Grant, GrantCheck, GrantFault, GrantLimits, SignedGrant};
 use crate::domain::playback::range::{ByteRange, if_range_matches};
 use crate::domain::playback::wav::{Encoding, WavLayout};
+use crate::domain::retention::Order;
 use crate::domain::sign::encode_hex;
 use crate::domain::time::UnixMillis;
 use crate::node::Node;
@@ -25,6 +26,7 @@ use crate::observe::metrics;
 use super::play_body::{PlayRequest, play};
 use crate::answer::{Answer, empty, problem, set};
 use crate::ingest::Peer;
+use crate::upload::newest_order;
 
 /// Samples per second of every recording of this version.
 const SAMPLE_RATE: u32 = 8000;
@@ -116,9 +118,18 @@ struct Found {
 
 async fn find(grant: &Grant, node: &Node) -> Result<Found, Refused> {
     let store = Arc::clone(&node.store);
-    let opened = StoredRecording::open(store, &node.keys, &grant.tenant, grant.recording).await;
-    let opened = opened.map_err(|error| recording_refused(&error, grant.recording))?;
-    if opened.manifest().is_some_and(|finished| clock::wall().0 > finished.end.expires_ms) {
+    let (opened, order) = tokio::join!(
+        StoredRecording::open(store, &node.keys, &grant.tenant, grant.recording),
+        newest_order(&*node.store, grant.tenant.tag(), grant.recording),
+    );
+    let refused = |error: RecordingError| recording_refused(&error, grant.recording);
+    let opened = opened.map_err(refused)?;
+    let order = order.map_err(|error| refused(error.into()))?.map_or(Order::NONE, |(_, order)| order);
+    let expires = opened.manifest().map(|finished| order.effective(UnixMillis(finished.end.expires_ms)).0);
+    if order.deletion.is_some() {
+        return Err(Refused::not_found());
+    }
+    if !order.hold && expires.is_some_and(|expires| clock::wall() > expires) {
         return Err(Refused::new(StatusCode::GONE, "expired", "the recording is past its retention"));
     }
     let (encoding, layout) = wav_layout(grant, &opened)?;

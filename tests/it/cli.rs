@@ -37,7 +37,7 @@ async fn record(home: &Home, server: &Server) -> String {
 fn every_command_explains_itself() {
     const TARGET: [&str; 2] = ["--config", "--tenant"];
     const ONE: [&str; 3] = ["--config", "--tenant", "--recording"];
-    let commands: [(&[&str], &[&str]); 16] = [
+    let commands: [(&[&str], &[&str]); 20] = [
         (&[], &["demo", "serve", "check-config", "keys", "grant", "recordings", "open", "verify", "audit"]),
         (&["demo"], &["--fast", "--once", "--data", "--port"]),
         (&["serve"], &["--config"]),
@@ -49,6 +49,10 @@ fn every_command_explains_itself() {
         (&["recordings"], &["list", "show"]),
         (&["recordings", "list"], &["--config", "--tenant", "--after", "--limit", "--json"]),
         (&["recordings", "show"], &["--recording", "--json"]),
+        (&["recordings", "hold"], &["--recording", "--reason", "--actor", "--dry-run", "--json"]),
+        (&["recordings", "release"], &["--recording", "--reason", "--actor", "--dry-run", "--json"]),
+        (&["recordings", "delete"], &["--recording", "--reason", "--actor", "--dry-run", "--json", "--yes"]),
+        (&["sweep"], &["--config", "--dry-run", "--json", "--allow-share", "--yes"]),
         (&["open"], &["--recording", "--out", "--track", "--format"]),
         (&["verify"], &["--recording", "--json"]),
         (&["audit"], &["show", "verify"]),

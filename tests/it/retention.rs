@@ -1,5 +1,6 @@
 //! What is deleted and when, what is not, and what is left of it.
 
+mod commands;
 mod interrupted;
 mod model;
 mod rules;

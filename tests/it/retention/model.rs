@@ -9,12 +9,17 @@ use proptest::prelude::*;
 
 use super::world::{DAY, HOUR, Node, OPTIONS, World, by};
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ordered {
+    Hold,
+    Release,
+    Delete,
+}
+
 #[derive(Debug, Clone)]
 enum Action {
     Record { days: u32 },
-    Hold(usize),
-    Release(usize),
-    Delete(usize),
+    Order(usize, Ordered),
     Advance { hours: u64 },
     GoBack { hours: u64 },
     SweepSkewed,
@@ -24,12 +29,10 @@ enum Action {
 }
 
 fn action() -> impl Strategy<Value = Action> {
-    let index = 0..6_usize;
+    let ordered = prop_oneof![Just(Ordered::Hold), Just(Ordered::Release), Just(Ordered::Delete)];
     prop_oneof![
         4 => (1..5_u32).prop_map(|days| Action::Record { days }),
-        2 => index.clone().prop_map(Action::Hold),
-        2 => index.clone().prop_map(Action::Release),
-        2 => index.prop_map(Action::Delete),
+        6 => (0..6_usize, ordered).prop_map(|(index, ordered)| Action::Order(index, ordered)),
         4 => (1..60_u64).prop_map(|hours| Action::Advance { hours }),
         1 => (1..60_u64).prop_map(|hours| Action::GoBack { hours }),
         1 => Just(Action::SweepSkewed),
@@ -86,9 +89,7 @@ impl Run {
                     deleted: false,
                 });
             }
-            Action::Hold(index) | Action::Release(index) | Action::Delete(index) => {
-                self.order(*index, action, now).await;
-            }
+            Action::Order(index, ordered) => self.order(*index, *ordered, now).await,
             Action::Advance { hours } => self.world.clocks.advance(hours * HOUR),
             Action::GoBack { hours } => self.world.clocks.go_back(hours * HOUR),
             Action::SweepSkewed => {
@@ -119,30 +120,30 @@ impl Run {
         }
     }
 
-    async fn order(&mut self, index: usize, action: &Action, now: u64) {
+    async fn order(&mut self, index: usize, ordered: Ordered, now: u64) {
         let Some(known) = self.known.get_mut(index) else { return };
         let (orders, tenant, recording) = (&self.nodes[1].orders, &self.world.tenant, known.recording);
-        let placed = match action {
-            Action::Hold(_) => orders.hold(tenant, recording, &by()).await,
-            Action::Release(_) => orders.release(tenant, recording, &by()).await,
-            _ => orders.delete(tenant, recording, &by()).await,
+        let placed = match ordered {
+            Ordered::Hold => orders.hold(tenant, recording, &by()).await,
+            Ordered::Release => orders.release(tenant, recording, &by()).await,
+            Ordered::Delete => orders.delete(tenant, recording, &by()).await,
         };
         match placed {
             Ok(_) => {
                 assert!(!known.deleted);
-                match action {
-                    Action::Hold(_) => known.held = true,
-                    Action::Release(_) => known.held = false,
-                    _ => known.expires_ms = known.expires_ms.min(now),
+                match ordered {
+                    Ordered::Hold => known.held = true,
+                    Ordered::Release => known.held = false,
+                    Ordered::Delete => known.expires_ms = known.expires_ms.min(now),
                 }
                 // Whoever gives an order learns whether a deletion has begun.
                 known.may_be_begun = false;
             }
-            Err(RetentionError::Refused(_)) if known.held => assert!(matches!(action, Action::Delete(_))),
+            Err(RetentionError::Refused(_)) if known.held => assert_eq!(ordered, Ordered::Delete),
             Err(RetentionError::Refused(_) | RetentionError::NotFound | RetentionError::Deleted(_)) => {
-                assert!(known.deleted || known.may_be_begun, "{action:?} {known:?}");
+                assert!(known.deleted || known.may_be_begun, "{ordered:?} {known:?}");
             }
-            Err(error) => panic!("{action:?} {known:?}: {error:?}"),
+            Err(error) => panic!("{ordered:?} {known:?}: {error:?}"),
         }
     }
 
