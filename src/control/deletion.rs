@@ -21,7 +21,7 @@ use crate::control::retention::{next_order, put_order, receipt};
 use crate::domain::ids::{RecordingId, TenantId, TenantTag};
 use crate::domain::retention::{BUSY, Deletion, Fate, Order, Reason, Receipt, Stored, decide};
 use crate::domain::time::UnixMillis;
-use crate::keys::{KeyService, envelope_prefix};
+use crate::keys::{KeyError, KeyService, envelope_prefix};
 use crate::observe::metrics;
 use crate::store::{ObjectClass, ObjectName, Store, StoreError, Tags, layout};
 
@@ -158,6 +158,13 @@ impl Deletions {
             Ok(None) | Err(RecordingError::NotFound) => (Stored::Unfinished, None),
             Err(RecordingError::Integrity(error)) => {
                 tracing::error!(%recording, error = &*error as &dyn std::error::Error, "date of a recording is damaged");
+                (Stored::Damaged, None)
+            }
+            // Its KEK is lost: nobody will ever read its date.
+            Err(RecordingError::Unavailable(cause))
+                if matches!(cause.downcast_ref::<KeyError>(), Some(KeyError::NoKek)) =>
+            {
+                tracing::error!(%recording, "the key-encryption key of a recording is missing");
                 (Stored::Damaged, None)
             }
             Err(error @ RecordingError::Unavailable(_)) => return Err(error.into()),

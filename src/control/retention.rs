@@ -151,11 +151,23 @@ impl Orders {
             put_expiry(&*self.store, tag, recording, at).await?;
         }
         let placed = self.put(tag, recording, change).await?;
-        // An order given while the last steps of a deletion ran binds nobody.
-        self.check_present(tag, recording).await?;
+        self.check_still_present(tag, recording).await?;
         tag_hold(&*self.store, tag, recording, placed.order.hold).await?;
         tracing::info!(%recording, change = action(change), changed = placed.changed, "retention order");
         Ok(placed)
+    }
+
+    /// An order that was given while the last steps of a deletion ran binds nobody, and does not stay.
+    async fn check_still_present(
+        &self,
+        tag: TenantTag,
+        recording: RecordingId,
+    ) -> Result<(), RetentionError> {
+        let present = self.check_present(tag, recording).await;
+        if let Err(RetentionError::NotFound | RetentionError::Deleted(_)) = &present {
+            self.store.purge(&layout::orders_prefix(tag, recording)).await?;
+        }
+        present
     }
 
     async fn put(

@@ -363,22 +363,35 @@ impl Sweeper {
         let (tag, recording, store) = (case.tenant.tag(), case.recording, &*self.deletions.store);
         match verdict {
             Verdict::Leftover => self.deletions.clean(case).await?,
-            Verdict::Fate(Fate::Hold) => tag_hold(store, tag, recording, true).await?,
+            Verdict::Fate(Fate::Hold) => {
+                tag_hold(store, tag, recording, true).await?;
+                self.abort_old_uploads(tag, recording, now).await?;
+            }
             Verdict::Fate(Fate::Keep { until }) => {
-                put_expiry(store, tag, recording, *until).await?;
                 let right = clock::utc_date(*until);
+                if case.dates.contains(&right) {
+                    return Ok(());
+                }
+                put_expiry(store, tag, recording, *until).await?;
                 let is_stale = |date: &String| {
-                    *date != right
-                        && clock::end_of_utc_date(date).is_some_and(|end| end.plus(STALE_AFTER) < now)
+                    clock::end_of_utc_date(date).is_some_and(|end| end.plus(STALE_AFTER) < now)
                 };
                 self.deletions.forget(case, is_stale).await?;
             }
-            Verdict::Fate(Fate::Stuck) => {
-                let before = UnixMillis(now.0.saturating_sub(UPLOAD_AGE_MS));
-                store.abort_uploads(&layout::final_object(tag, recording), before).await?;
-            }
+            Verdict::Fate(Fate::Stuck) => self.abort_old_uploads(tag, recording, now).await?,
             Verdict::Fate(Fate::Wait | Fate::Delete { .. } | Fate::Finish) => {}
         }
+        Ok(())
+    }
+
+    async fn abort_old_uploads(
+        &self,
+        tag: TenantTag,
+        recording: RecordingId,
+        now: UnixMillis,
+    ) -> Result<(), StoreError> {
+        let before = UnixMillis(now.0.saturating_sub(UPLOAD_AGE_MS));
+        self.deletions.store.abort_uploads(&layout::final_object(tag, recording), before).await?;
         Ok(())
     }
 

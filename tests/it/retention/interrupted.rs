@@ -5,9 +5,12 @@ use callseal::domain::ids::{RecordingId, WriterId};
 use callseal::domain::retention::Reason;
 use callseal::store::faulty::Fault;
 use callseal::store::{Operation, Store, Tags, layout};
+use futures_util::{StreamExt, stream};
 
 use super::world::{DAY, Node, OPTIONS, World, by};
 
+/// Stores that are worked on at the same time, because most of the time is waiting for the disk.
+const AT_ONCE: usize = 8;
 const OPERATIONS: [Operation; 16] = [
     Operation::PutNew,
     Operation::Get,
@@ -87,45 +90,49 @@ async fn requests_of_a_sweep() -> u32 {
 async fn a_failure_at_any_request_is_made_good_by_the_next_sweep() {
     let requests = requests_of_a_sweep().await;
     assert!((15..80).contains(&requests), "{requests} requests");
-    for fault in [Fault::Break, Fault::LoseAnswer, Fault::Deny] {
-        for request in 1..=requests {
-            let when = format!("{fault:?} at request {request}");
-            let prepared = Prepared::new().await;
-            prepared.world.faults.fail_every(None, request, fault);
-            let node = prepared.node();
-            // Whether it says so or not, the next sweep must come to the same end.
-            let _interrupted = node.sweep().await.is_err();
-            prepared.world.faults.heal();
-            prepared.world.assert_whole(prepared.kept, &when).await;
-            let report = node.sweep().await.unwrap();
-            assert_eq!((report.failed, report.overdue), (0, 0), "{when}");
-            prepared.assert_done(&when).await;
-        }
-    }
+    let cases = [Fault::Break, Fault::LoseAnswer].map(|fault| (1..=requests).map(move |at| (fault, at)));
+    let cases = stream::iter(cases.into_iter().flatten());
+    cases.for_each_concurrent(AT_ONCE, |(fault, request)| fail_at(fault, request)).await;
+}
+
+async fn fail_at(fault: Fault, request: u32) {
+    let when = format!("{fault:?} at request {request}");
+    let prepared = Prepared::new().await;
+    prepared.world.faults.fail_every(None, request, fault);
+    let node = prepared.node();
+    // Whether it says so or not, the next sweep must come to the same end.
+    let _interrupted = node.sweep().await.is_err();
+    prepared.world.faults.heal();
+    prepared.world.assert_whole(prepared.kept, &when).await;
+    let report = node.sweep().await.unwrap();
+    assert_eq!((report.failed, report.overdue), (0, 0), "{when}");
+    prepared.assert_done(&when).await;
 }
 
 #[tokio::test]
 async fn a_death_at_any_request_is_made_good_by_another_node() {
     let requests = requests_of_a_sweep().await;
-    for request in 1..=requests {
-        let when = format!("died at request {request}");
-        let prepared = Prepared::new().await;
-        prepared.world.faults.fail_every(None, request, Fault::Hang);
-        let node = prepared.node();
-        let hangs = async {
-            while prepared.world.faults.hanging() == 0 {
-                tokio::task::yield_now().await;
-            }
-        };
-        tokio::select! {
-            swept = node.sweep() => drop(swept),
-            () = hangs => {}
+    stream::iter(1..=requests).for_each_concurrent(AT_ONCE, die_at).await;
+}
+
+async fn die_at(request: u32) {
+    let when = format!("died at request {request}");
+    let prepared = Prepared::new().await;
+    prepared.world.faults.fail_every(None, request, Fault::Hang);
+    let node = prepared.node();
+    let hangs = async {
+        while prepared.world.faults.hanging() == 0 {
+            tokio::task::yield_now().await;
         }
-        drop(node);
-        prepared.world.faults.heal();
-        prepared.node().sweep_well().await;
-        prepared.assert_done(&when).await;
+    };
+    tokio::select! {
+        swept = node.sweep() => drop(swept),
+        () = hangs => {}
     }
+    drop(node);
+    prepared.world.faults.heal();
+    prepared.node().sweep_well().await;
+    prepared.assert_done(&when).await;
 }
 
 #[tokio::test]

@@ -171,10 +171,10 @@ impl Run {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 20, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn what_must_be_gone_is_gone_and_everything_else_is_there(actions in vec(action(), 1..40)) {
+    fn what_must_be_gone_is_gone_and_everything_else_is_there(actions in vec(action(), 1..36)) {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         runtime.block_on(async {
             let mut run = Run::new().await;
