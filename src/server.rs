@@ -127,6 +127,15 @@ impl Signals {
     }
 }
 
+/// Returns how requests to the store are tried again.
+pub fn retry_policy(config: &Config) -> RetryPolicy {
+    RetryPolicy {
+        base: config.upload.retry_base,
+        max: config.upload.retry_max,
+        try_timeout: config.upload.try_timeout,
+    }
+}
+
 /// A node that takes calls.
 pub struct Running {
     node: Arc<Node>,
@@ -155,11 +164,7 @@ pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running,
     let opening = tokio::task::spawn_blocking(move || Journal::open(&journal_config)).await;
     let (journal, replay) = opening
         .map_err(|error| StartError::System { what: "journal".to_owned(), source: error.into() })??;
-    let policy = RetryPolicy {
-        base: config.upload.retry_base,
-        max: config.upload.retry_max,
-        try_timeout: config.upload.try_timeout,
-    };
+    let policy = retry_policy(&config);
     let uploader = Uploader::new(
         Arc::clone(&store),
         journal.clone(),

@@ -8,6 +8,7 @@ mod grant;
 mod keys;
 mod output;
 mod recordings;
+mod repair;
 mod retention;
 mod serve;
 mod sweep;
@@ -59,6 +60,8 @@ enum Command {
     Verify(recordings::VerifyArgs),
     /// Delete the recordings whose time is over; `serve` does it by itself
     Sweep(sweep::SweepArgs),
+    /// Finish recordings whose node never came back, from the store alone; works without a running server
+    Repair(repair::RepairArgs),
     /// Audit records of a tenant
     #[command(subcommand)]
     Audit(audit::AuditCommand),
@@ -107,6 +110,7 @@ pub fn run() -> ExitCode {
         Command::Open(args) => recordings::open(&args),
         Command::Verify(args) => recordings::verify(&args),
         Command::Sweep(args) => sweep::run(&args),
+        Command::Repair(args) => repair::run(&args),
         Command::Audit(command) => audit::run(&command),
     };
     match outcome {

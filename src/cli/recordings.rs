@@ -155,6 +155,7 @@ async fn show(target: &RecordingArg, as_json: bool) -> CommandResult {
         shown.insert("call".into(), json!(finished.metadata.call));
         shown.insert("gaps".into(), json!(end.gaps));
         shown.insert("counts".into(), json!(end.counts));
+        shown.insert("revision".into(), json!(finished.revision));
         shown.insert("root".into(), json!(encode_hex(&finished.root)));
     }
     if let (Some((_, order)), Some(shown)) =

@@ -1,8 +1,10 @@
 //! Faults of everything below a node: the store, the disk of the journal, the configuration, the clock.
 
+mod abandoned;
 mod calls;
 mod compaction;
 mod lane;
 mod node;
 mod sealed;
+mod settle;
 mod start;

@@ -18,6 +18,7 @@ mod load;
 mod metrics;
 mod playback;
 mod reader;
+mod repair;
 mod retention;
 mod secrets;
 mod shutdown;

@@ -57,17 +57,22 @@ impl Sealed {
         let mut random = [0; 10];
         fill_random(&mut random).unwrap();
         let recording = RecordingId::new(STARTED.0, &random);
-        let new_dek = || {
-            Dek::filled_by::<()>(|key| {
-                key.fill(7);
-                Ok(())
-            })
-            .unwrap()
-        };
-        let dek = new_dek();
+        let dek = copy_of(&[7; 32]);
         let ids = Expected { tenant: tenant.tag(), recording, key: dek.key_id(tenant.tag(), recording) };
+        Self::call_of(ids, &dek, chunks, chunk_bytes, max_bytes)
+    }
+
+    /// As [`Sealed::call`], for a recording whose key was minted.
+    pub(super) fn call_of(
+        ids: Expected,
+        dek: &Dek,
+        chunks: usize,
+        chunk_bytes: usize,
+        max_bytes: usize,
+    ) -> Self {
+        let dek = copy_of(dek.expose());
         let setup = SessionSetup {
-            dek: new_dek(),
+            dek: copy_of(dek.expose()),
             ids,
             limits: SegmentLimits { max_age: Duration::from_secs(5), max_bytes },
             dtmf: DtmfPolicy::Redact,
@@ -158,6 +163,15 @@ impl Sealed {
         assert_eq!(store.tags(&self.final_name()).await.unwrap(), self.retention().tags(STARTED));
         Manifest::open(&self.manifest, &self.dek, &self.ids).unwrap();
     }
+}
+
+/// A key of these bytes.
+fn copy_of(bytes: &[u8; 32]) -> Dek {
+    Dek::filled_by::<()>(|key| {
+        key.copy_from_slice(bytes);
+        Ok(())
+    })
+    .unwrap()
 }
 
 fn metadata() -> RecordingMetadata {
