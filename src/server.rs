@@ -27,6 +27,7 @@ use crate::keys::{KeyProvider, KeyService, Keyring, KeyringError, LocalKeys, fil
 use crate::node::Node;
 use crate::store::folder::Folder;
 use crate::store::metered::Metered;
+use crate::store::s3::S3Store;
 use crate::store::{Store, StoreError};
 use crate::upload::{RetryPolicy, Uploader};
 
@@ -80,8 +81,10 @@ pub enum StartError {
 /// # Errors
 /// [`StartError::Store`].
 pub async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
-    let StoreKind::Folder { path } = &config.store;
-    Ok(Arc::new(Metered::new(Folder::open(path).await?)))
+    match &config.store {
+        StoreKind::Folder { path } => Ok(Arc::new(Metered::new(Folder::open(path).await?))),
+        StoreKind::S3(options) => Ok(Arc::new(Metered::new(S3Store::open(options).await?))),
+    }
 }
 
 /// Opens the keys that the configuration names.

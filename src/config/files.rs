@@ -27,6 +27,14 @@ pub trait Files {
     /// The problem: missing, not a regular file, open to group or others, empty or over 4 KiB.
     fn read_secret(&self, path: &Path) -> Result<Secret, String>;
 
+    /// Reads a secret that somebody else makes, such as the key of a store, so that it is never made here.
+    ///
+    /// # Errors
+    /// As [`Files::read_secret`].
+    fn read_given_secret(&self, path: &Path) -> Result<Secret, String> {
+        self.read_secret(path)
+    }
+
     /// Checks that a file exists and can be opened for reading.
     ///
     /// # Errors
@@ -83,6 +91,10 @@ impl Files for Survey {
     fn read_secret(&self, path: &Path) -> Result<Secret, String> {
         self.0.borrow_mut().push(path.to_owned());
         // Long enough for every check; never leaves the survey.
+        Ok(Secret::new(vec![0; 32]))
+    }
+
+    fn read_given_secret(&self, _path: &Path) -> Result<Secret, String> {
         Ok(Secret::new(vec![0; 32]))
     }
 

@@ -20,6 +20,7 @@ mod route;
 mod scope;
 mod secret;
 mod serving;
+mod store;
 mod sweep;
 mod tenant;
 #[cfg(test)]
@@ -45,10 +46,13 @@ pub use faults::{Fault, Faults};
 pub use files::{Disk, Files, TenantFile};
 pub use listen::{Listen, Proxies, Tls};
 pub use net::{InvalidName, NodeName, PublicUrl, WebOrigin};
-pub use recording::{Journal, KeysConfig, Segments, StoreKind, Upload};
+pub use recording::{Journal, KeysConfig, Segments, Upload};
 pub use route::{Dtmf, Record, Route, RouteMode, RouteProvider};
 pub use secret::Secret;
+pub use secret::{Secret, SecretRef};
+pub use serving::{Drain, Ingest, Log, LogFormat, Playback};
 pub use serving::{Drain, Ingest, Log, LogFormat, Playback, Repair};
+pub use store::{S3, S3Checksum, S3Claims, S3Credentials, S3Encryption, StoreKind};
 pub use sweep::Sweep;
 pub use tenant::{HipaaMode, Limits, NoKeyPolicy, Retention, Tenant, TenantPlayback, TenantStatus};
 pub use twilio::Twilio;
@@ -176,7 +180,7 @@ impl Config {
         let playback = Playback::check(raw.playback, &top);
         let listen = Listen::check(raw.listen, &top);
         let proxies = Proxies::check(raw.trusted_proxies, raw.client_ip_header.as_deref(), &top);
-        let store = StoreKind::check(raw.store, &top, &data_dir);
+        let store = StoreKind::check(raw.store, &top, &data_dir, references);
         let keys = KeysConfig::check(raw.keys, &top, &data_dir);
         let journal = Journal::check(raw.journal, &top, &data_dir);
         let ingest = Ingest::check(raw.ingest, &top);
@@ -186,7 +190,7 @@ impl Config {
         let log = Log::check(raw.log, &top);
         let tenants = check_tenants(raw.tenants, &top, references, playback.max_ttl, faults);
         // Only here, after all faults have been found, may the check end early.
-        let (public_url, node, tls) = (public_url?, node?, tls?);
+        let (public_url, node, tls, store) = (public_url?, node?, tls?, store?);
         Some(Self {
             public_url,
             node,

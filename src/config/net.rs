@@ -122,7 +122,7 @@ impl FromStr for WebOrigin {
 }
 
 /// Returns the host of `host`, `host:port`, `[v6]` or `[v6]:port`; nothing when it is something else.
-fn host_of(authority: &str) -> Option<&str> {
+pub(super) fn host_of(authority: &str) -> Option<&str> {
     if let Some(rest) = authority.strip_prefix('[') {
         let (host, port) = rest.split_once(']')?;
         host.parse::<Ipv6Addr>().ok()?;

@@ -63,7 +63,32 @@ section!(
 );
 section!(Listen { public: String, ops: String } later ["admin", "require_client_cert"]);
 section!(Tls { self_signed: bool, cert_file: String, key_file: String } later ["require_client_cert"]);
-section!(Store { kind: String, path: String } later []);
+section!(
+    Store {
+        kind: String,
+        path: String,
+        endpoint: String,
+        region: String,
+        bucket: String,
+        prefix: String,
+        profile: String,
+        tags: bool,
+        create_once: bool,
+        versions: bool,
+        batch_delete: bool,
+        checksum: String,
+        sse: String,
+        kms_key_id: String,
+        path_style: bool,
+        ca_file: String,
+        credentials: String,
+        access_key_id: Value,
+        secret_access_key: Value,
+        session_token: Value,
+        connect_timeout_ms: i64,
+        attempt_timeout_ms: i64,
+    } later ["object_lock"]
+);
 section!(Keys { provider: String, keyring_file: String } later ["kek"]);
 section!(
     Journal {

@@ -1,4 +1,4 @@
-//! Where sealed audio goes: journal, segments, upload, store, and the keys around it.
+//! Where sealed audio goes: journal, segments, upload, and the keys around it.
 //!
 //! The reason for each number stands beside the option in `config/callseal.toml`.
 
@@ -26,25 +26,6 @@ const CATCH_UP_BYTES_PER_SEC: Bounds = Bounds::new(0, 0..=GIB * 100);
 const TRY_TIMEOUT_MS: Bounds = Bounds::new(10_000, 100..=300_000);
 const RETRY_BASE_MS: Bounds = Bounds::new(200, 1..=60_000);
 const RETRY_MAX_MS: Bounds = Bounds::new(30_000, 1..=3_600_000);
-
-/// Where objects are stored.
-#[derive(Debug, Clone)]
-pub enum StoreKind {
-    /// A directory of this machine.
-    Folder {
-        /// Made when missing.
-        path: PathBuf,
-    },
-}
-
-impl StoreKind {
-    pub(super) fn check(table: Option<Table>, top: &Scope<'_>, data_dir: &Path) -> Self {
-        let (scope, raw): (_, raw::Store) = top.section("store", table);
-        let kinds = Words { default: (), allowed: &[("folder", ())], later: &["s3"] };
-        scope.word("kind", raw.kind.as_deref(), &kinds);
-        Self::Folder { path: scope.path("path", raw.path, || data_dir.join("store")) }
-    }
-}
 
 /// Where tenants' KEKs are.
 #[derive(Debug, Clone)]

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use toml::Value;
 use zeroize::Zeroizing;
 
 use super::environment::Environment;
-use super::files::Files;
+use super::files::{Disk, Files};
 use super::scope::Scope;
 
 /// How long a secret may be, in bytes: far more than any token, far less than a file named by mistake.
@@ -51,6 +51,41 @@ impl Secret {
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secret(***)")
+    }
+}
+
+/// A secret that is read again while the node runs, because somebody else changes it.
+#[derive(Debug, Clone)]
+pub struct SecretRef(Source);
+
+#[derive(Debug, Clone)]
+enum Source {
+    /// Read each time.
+    File(PathBuf),
+    /// From the environment, which does not change while a process lives.
+    Fixed(Secret),
+}
+
+impl SecretRef {
+    /// Refers to a file of this machine.
+    pub fn file(path: impl Into<PathBuf>) -> Self {
+        Self(Source::File(path.into()))
+    }
+
+    /// Holds a secret that never changes.
+    pub fn fixed(secret: Secret) -> Self {
+        Self(Source::Fixed(secret))
+    }
+
+    /// Reads the secret as it is now. It may block for a moment.
+    ///
+    /// # Errors
+    /// The problem, as when the configuration is read: the file is missing, open to others, empty or too long.
+    pub fn read(&self) -> Result<Secret, String> {
+        match &self.0 {
+            Source::File(path) => Disk.read_secret(path),
+            Source::Fixed(secret) => Ok(secret.clone()),
+        }
     }
 }
 
@@ -118,20 +153,47 @@ impl References<'_> {
         secret.ok()
     }
 
+    /// Reads one reference to a secret that others make and change; it can be read now.
+    pub(super) fn given(&self, scope: &Scope<'_>, option: &str, entry: &Value) -> Option<SecretRef> {
+        let checked = self.place(entry).and_then(|place| match place {
+            Place::File(path) => self.files.read_given_secret(&path).map(|_| SecretRef(Source::File(path))),
+            Place::Variable(name) => self.variable(name).map(|secret| SecretRef(Source::Fixed(secret))),
+        });
+        if let Err(problem) = &checked {
+            scope.fault(option, problem);
+        }
+        checked.ok()
+    }
+
     fn look_up(&self, entry: &Value) -> Result<Secret, String> {
+        match self.place(entry)? {
+            Place::File(path) => self.files.read_secret(&path),
+            Place::Variable(name) => self.variable(name),
+        }
+    }
+
+    fn place<'e>(&self, entry: &'e Value) -> Result<Place<'e>, String> {
         let reference = entry.as_table().filter(|table| table.len() == 1);
         let (kind, target) = reference.and_then(|table| table.iter().next()).ok_or_else(not_a_reference)?;
         match (kind.as_str(), target.as_str()) {
-            ("file", Some(path)) if !path.is_empty() => self.files.read_secret(&self.dir.join(path)),
-            ("env", Some(name)) if is_variable_name(name) => {
-                let text = self.env.text(name)?;
-                let secret = Secret::from_text(Zeroizing::new(text.as_bytes().to_vec()));
-                secret.map_err(|problem| format!("{problem}, in the environment variable {name}"))
-            }
+            ("file", Some(path)) if !path.is_empty() => Ok(Place::File(self.dir.join(path))),
+            ("env", Some(name)) if is_variable_name(name) => Ok(Place::Variable(name)),
             ("env", Some(_)) => Err("env must name a variable; allowed: A-Z, 0-9 and '_'".to_owned()),
             _ => Err(not_a_reference()),
         }
     }
+
+    fn variable(&self, name: &str) -> Result<Secret, String> {
+        let text = self.env.text(name)?;
+        let secret = Secret::from_text(Zeroizing::new(text.as_bytes().to_vec()));
+        secret.map_err(|problem| format!("{problem}, in the environment variable {name}"))
+    }
+}
+
+/// Where a secret is.
+enum Place<'e> {
+    File(PathBuf),
+    Variable(&'e str),
 }
 
 fn not_a_reference() -> String {

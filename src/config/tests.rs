@@ -1,6 +1,7 @@
 //! The configuration is checked whole, reports everything at once, and shows no secret.
 
 mod secrets;
+mod store;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -184,6 +185,12 @@ fn the_examples_have_no_fault() {
     let example = include_str!("../../config/production.example.toml");
     let production = check(example, &[], &tenants).expect("production.example.toml has no fault");
     assert!(production.proxies.trusted[0].contains("173.245.49.1".parse().unwrap()));
+    assert!(matches!(production.store, StoreKind::S3(_)));
+    let example = include_str!("../../config/supabase.example.toml");
+    let supabase = check(example, &[], &tenants).expect("supabase.example.toml has no fault");
+    let StoreKind::S3(store) = supabase.store else { panic!("Supabase is an S3 store") };
+    assert_eq!(store.endpoint.unwrap(), "https://abcdefghijklmnopqrst.supabase.co/storage/v1/s3");
+    assert!(!store.claims.tags && !store.claims.create_once);
 }
 
 #[test]
@@ -201,7 +208,7 @@ fn all_faults_of_all_files_come_at_once() {
     let node = "public_url = \"https://media.example.com/\"\ncolour = \"red\"\nlisten = 5\n\
                 [segments]\nmax_age_ms = 99999\nmax_bytes = -1\nmax_agee = 1\n\
                 [ingest]\nmax_connections = \"many\"\nmax_json_depth = 1\n\
-                [store]\nkind = \"s3\"\n[journal]\nmax_bytes = 1\nsync_interval_ms = 10\n";
+                [store]\nkind = \"tape\"\n[journal]\nmax_bytes = 1\nsync_interval_ms = 10\n";
     let first = "id = \"acme\"\nstatus = \"asleep\"\n[[route]]\nmode = \"both\"\n";
     let second = "id = \"acme\"\n[hipaa]\nmode = \"on\"\n";
     let broken = "id = \"other\"\nstatus = \n";
@@ -235,7 +242,7 @@ fn all_faults_of_all_files_come_at_once() {
     assert_eq!(faults["segments.max_agee"], "is not an option; allowed here: max_age_ms, max_bytes");
     assert_eq!(faults["ingest.max_connections"], "the text \"many\" is given; allowed: a whole number");
     assert_eq!(faults["listen"], "5 is given; allowed: a table");
-    assert_eq!(faults["store.kind"], "\"s3\" is not supported by this version; allowed: \"folder\"");
+    assert_eq!(faults["store.kind"], "\"tape\" is not a choice; allowed: \"folder\", \"s3\"");
     assert_eq!(faults["journal.max_bytes"], "1 is given; allowed: 4194304 to 17592186044416");
     assert_eq!(
         faults["tenants/a.toml: route[0].mode"],
@@ -341,7 +348,7 @@ fn variables_override_the_file() {
     assert_eq!(config.segments.max_age, Duration::from_millis(1500));
     assert_eq!(config.node.as_str(), "7");
     assert_eq!(config.log.level, tracing::Level::WARN);
-    let StoreKind::Folder { path } = config.store;
+    let StoreKind::Folder { path } = config.store else { panic!("the store is a folder") };
     assert_eq!(path, Path::new("/srv/store"));
     assert_eq!(config.proxies.client_ip_header.expect("a proxy is trusted"), "cf-connecting-ip");
 }

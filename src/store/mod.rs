@@ -5,7 +5,7 @@
 //! series of numbered objects. A store sees ciphertext, object names and tags. It must not know plaintext, keys or
 //! providers.
 //!
-//! [`folder`] keeps objects in a directory. The wrappers [`metered`], [`slow`] and [`faulty`] go around any store and
+//! [`folder`] keeps objects in a directory, [`s3`] in a bucket. The wrappers [`metered`], [`slow`] and [`faulty`] go around any store and
 //! around each other; tests, demonstrations and load runs use them. [`conformance`] is the one suite every store passes.
 //!
 //! What a caller relies on, whatever the store:
@@ -31,6 +31,7 @@ pub mod metered;
 mod name;
 mod operation;
 mod range;
+pub mod s3;
 pub mod slow;
 mod tags;
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use memchr::memmem::Finder;
 
 use crate::config::{Config, StoreKind};
@@ -41,7 +41,7 @@ pub(super) fn search(config: &Config) -> anyhow::Result<Searched> {
     let audible = [DEMO_CALLER, DEMO_AGENT].map(|track| hits(&finders, track)).iter().sum::<u64>();
     ensure!(audible >= MIN_AUDIBLE, "the search would not find what it looks for");
     let mut searched = Searched { files: 0, bytes: 0, needles: needles.len(), hits: 0 };
-    let StoreKind::Folder { path } = &config.store;
+    let StoreKind::Folder { path } = &config.store else { bail!("the demonstration searches a folder") };
     for dir in [path, &config.journal.dir] {
         search_dir(dir, &finders, &mut searched)?;
     }
