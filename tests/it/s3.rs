@@ -1,0 +1,11 @@
+//! The S3 store against real servers: Ceph over plain HTTP and over TLS, and Garage, which lacks tags and create-once.
+//!
+//! `scripts/storage-servers` starts them; `TEST_S3_CEPH` and `TEST_S3_GARAGE` name the file `env` that it wrote.
+//! `scripts/test` does both. Without a server the tests say so and check nothing, but with `CI=true` a missing Ceph is a
+//! failure. Each test has a bucket of its own.
+
+mod conformance;
+mod deletion;
+mod lossy;
+mod servers;
+mod trouble;

@@ -1,0 +1,129 @@
+//! The servers that the tests run against, and buckets on them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::{BehaviorVersion, Builder, Credentials, Region};
+use bytes::Bytes;
+use callseal::config::{S3, S3Checksum, S3Claims, S3Credentials, S3Encryption, Secret, SecretRef};
+use callseal::store::s3::S3Store;
+use callseal::store::{ObjectName, PutOutcome, Store, Tags};
+
+/// What Ceph and AWS claim.
+pub(super) const ALL: S3Claims =
+    S3Claims { tags: true, create_once: true, versions: false, batch_delete: true };
+/// What Garage claims.
+pub(super) const NO_TAGS: S3Claims =
+    S3Claims { tags: false, create_once: false, versions: false, batch_delete: true };
+
+/// A running server, as `scripts/storage-servers` described it.
+pub(super) struct Server(BTreeMap<String, String>);
+
+/// Finds Ceph.
+///
+/// # Panics
+/// When it is missing and `CI` is `true`.
+pub(super) fn ceph() -> Option<Server> {
+    let found = Server::find("TEST_S3_CEPH");
+    let is_ci = variable("CI").is_some_and(|ci| ci == "true");
+    assert!(found.is_some() || !is_ci, "TEST_S3_CEPH is not set; scripts/test starts Ceph and sets it");
+    found
+}
+
+/// Finds Garage, which takes long to build and so may be missing anywhere.
+pub(super) fn garage() -> Option<Server> {
+    Server::find("TEST_S3_GARAGE")
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var_os(name).and_then(|value| value.into_string().ok()).filter(|value| !value.is_empty())
+}
+
+impl Server {
+    fn find(name: &str) -> Option<Self> {
+        let Some(path) = variable(name) else {
+            println!("SKIPPED, nothing was checked: {name} is not set; see scripts/storage-servers");
+            return None;
+        };
+        let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{name}={path}: {error}"));
+        let lines = text.lines().filter_map(|line| line.split_once('='));
+        Some(Self(lines.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()))
+    }
+
+    pub(super) fn value(&self, name: &str) -> &str {
+        self.0.get(name).unwrap_or_else(|| panic!("the server's file has no {name}"))
+    }
+
+    /// Makes a bucket that nobody else uses and describes how to reach it over plain HTTP.
+    pub(super) async fn bucket(&self, claims: S3Claims) -> S3 {
+        let mut random = [0; 8];
+        getrandom::fill(&mut random).unwrap();
+        let bucket = format!("t-{:016x}", u64::from_be_bytes(random));
+        self.client().create_bucket().bucket(&bucket).send().await.unwrap();
+        S3 {
+            endpoint: Some(self.value("S3_ENDPOINT").to_owned()),
+            region: self.value("S3_REGION").to_owned(),
+            bucket,
+            prefix: String::new(),
+            path_style: true,
+            ca_file: None,
+            credentials: keys(self.value("S3_ACCESS_KEY_ID"), self.value("S3_SECRET_ACCESS_KEY")),
+            claims,
+            checksum: S3Checksum::None,
+            encryption: S3Encryption::None,
+            connect_timeout: Duration::from_secs(3),
+            attempt_timeout: Duration::from_secs(30),
+        }
+    }
+
+    /// The same bucket over TLS.
+    pub(super) fn over_tls(&self, options: &S3) -> S3 {
+        S3 {
+            endpoint: Some(self.value("S3_TLS_ENDPOINT").to_owned()),
+            ca_file: Some(PathBuf::from(self.value("S3_CA_FILE"))),
+            ..options.clone()
+        }
+    }
+
+    /// A client without anything of ours around it.
+    pub(super) fn client(&self) -> Client {
+        let credentials = Credentials::new(
+            self.value("S3_ACCESS_KEY_ID"),
+            self.value("S3_SECRET_ACCESS_KEY"),
+            None,
+            None,
+            "tests",
+        );
+        let config = Builder::new()
+            .behavior_version(BehaviorVersion::v2026_01_12())
+            .http_client(aws_smithy_http_client::Builder::new().build_http())
+            .region(Region::new(self.value("S3_REGION").to_owned()))
+            .credentials_provider(credentials)
+            .endpoint_url(self.value("S3_ENDPOINT"))
+            .force_path_style(true)
+            .build();
+        Client::from_conf(config)
+    }
+}
+
+pub(super) fn keys(id: &str, secret: &str) -> S3Credentials {
+    let fixed = |text: &str| SecretRef::fixed(Secret::new(text.as_bytes().to_vec()));
+    S3Credentials::Static { access_key_id: fixed(id), secret_access_key: fixed(secret), session_token: None }
+}
+
+pub(super) async fn open(options: &S3) -> S3Store {
+    S3Store::open(options).await.unwrap()
+}
+
+pub(super) fn name(text: &str) -> ObjectName {
+    ObjectName::new(text).unwrap()
+}
+
+/// Puts a small object, which must be new.
+pub(super) async fn put(store: &dyn Store, text: &str) {
+    let body = Bytes::copy_from_slice(text.as_bytes());
+    assert_eq!(store.put_new(&name(text), body, &Tags::new()).await.unwrap(), PutOutcome::Created);
+}
