@@ -27,6 +27,7 @@ use crate::keys::{KeyProvider, KeyService, Keyring, KeyringError, LocalKeys, fil
 use crate::node::Node;
 use crate::store::folder::Folder;
 use crate::store::metered::Metered;
+use crate::store::probe;
 use crate::store::s3::S3Store;
 use crate::store::{Store, StoreError};
 use crate::upload::{RetryPolicy, Uploader};
@@ -39,6 +40,8 @@ const UPLOAD_TIMEOUT: Duration = Duration::from_secs(30);
 const JOURNAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// The first sweep after a start comes no later than this: long after the node has taken its first calls.
 const FIRST_SWEEP: Duration = Duration::from_secs(300);
+/// The probe of a bucket takes a second or two; one that takes much longer meets a store in trouble.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often unused keys are looked at.
 const KEY_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -59,6 +62,12 @@ pub enum StartError {
     /// The store.
     #[error("store")]
     Store(#[from] StoreError),
+    /// The store does not do what the configuration says of it.
+    #[error("the store does not do what the configuration claims: {broken}; see: callseal store probe")]
+    Claims {
+        /// What it does not do, and what to do about it.
+        broken: String,
+    },
     /// The journal.
     #[error("journal")]
     Journal(#[from] OpenError),
@@ -84,6 +93,28 @@ pub async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
     match &config.store {
         StoreKind::Folder { path } => Ok(Arc::new(Metered::new(Folder::open(path).await?))),
         StoreKind::S3(options) => Ok(Arc::new(Metered::new(S3Store::open(options).await?))),
+    }
+}
+
+/// Holds a bucket against what the configuration claims of it. A store that does not answer is not judged: calls are
+/// taken, and their recordings wait for it.
+async fn check_claims(config: &Config, store: &dyn Store) -> Result<(), StartError> {
+    let StoreKind::S3(_) = &config.store else { return Ok(()) };
+    match tokio::time::timeout(PROBE_TIMEOUT, probe::run(store)).await {
+        Ok(Ok(findings)) => match probe::broken_claims(&findings) {
+            None => Ok(()),
+            Some(broken) => Err(StartError::Claims { broken }),
+        },
+        Ok(Err(error)) if error.is_retryable() => {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(error, "the store does not answer; what it can do was not checked");
+            Ok(())
+        }
+        Ok(Err(error)) => Err(error.into()),
+        Err(_) => {
+            tracing::warn!("the store does not answer in time; what it can do was not checked");
+            Ok(())
+        }
     }
 }
 
@@ -156,6 +187,7 @@ pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running,
     let certificate = open_certificate(&config)?;
     let acceptor = TlsAcceptor::from(server_config(Arc::clone(&certificate))?);
     let store = open_store(&config).await?;
+    check_claims(&config, &*store).await?;
     let local_keys = Arc::new(LocalKeys::new(load_keyring(&config)?));
     let provider: Arc<dyn KeyProvider> = Arc::<LocalKeys>::clone(&local_keys);
     let keys = Arc::new(KeyService::new(provider, Arc::clone(&store)));

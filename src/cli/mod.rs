@@ -11,6 +11,7 @@ mod recordings;
 mod repair;
 mod retention;
 mod serve;
+mod store;
 mod sweep;
 mod target;
 
@@ -65,6 +66,9 @@ enum Command {
     /// Audit records of a tenant
     #[command(subcommand)]
     Audit(audit::AuditCommand),
+    /// The store itself
+    #[command(subcommand)]
+    Store(store::StoreCommand),
 }
 
 /// Where the configuration is.
@@ -112,6 +116,7 @@ pub fn run() -> ExitCode {
         Command::Sweep(args) => sweep::run(&args),
         Command::Repair(args) => repair::run(&args),
         Command::Audit(command) => audit::run(&command),
+        Command::Store(command) => store::run(&command),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -264,6 +264,12 @@ pub const ALL: &[Metric] = &[
     metric(store::metered::REQUEST_SECONDS, Kind::Histogram, Unit::Seconds, "Duration of store requests."),
     metric(store::metered::WRITTEN_BYTES, Kind::Counter, Unit::Bytes, "Bytes written to the store."),
     metric(store::metered::READ_BYTES, Kind::Counter, Unit::Bytes, "Bytes read from the store."),
+    metric(
+        store::probe::CAPABILITY,
+        Kind::Gauge,
+        Unit::Count,
+        "Whether the store was seen to do something, 1 or 0, by feature; set by the probe at start.",
+    ),
     metric(PROCESS_MEMORY, Kind::Gauge, Unit::Bytes, "Resident memory of the process."),
     metric(PROCESS_FILES, Kind::Gauge, Unit::Count, "Open files of the process."),
 ];

@@ -6,7 +6,8 @@
 //! providers.
 //!
 //! [`folder`] keeps objects in a directory, [`s3`] in a bucket. The wrappers [`metered`], [`slow`] and [`faulty`] go around any store and
-//! around each other; tests, demonstrations and load runs use them. [`conformance`] is the one suite every store passes.
+//! around each other; tests, demonstrations and load runs use them. [`conformance`] is the one suite every store passes, [`probe`] finds out
+//! what a store in use really does.
 //!
 //! What a caller relies on, whatever the store:
 //! - When `put_new` or `complete` says [`PutOutcome::Created`], bytes and tags are durable, and nobody can ever see
@@ -30,6 +31,7 @@ pub mod layout;
 pub mod metered;
 mod name;
 mod operation;
+pub mod probe;
 mod range;
 pub mod s3;
 pub mod slow;

@@ -37,8 +37,22 @@ async fn record(home: &Home, server: &Server) -> String {
 fn every_command_explains_itself() {
     const TARGET: [&str; 2] = ["--config", "--tenant"];
     const ONE: [&str; 3] = ["--config", "--tenant", "--recording"];
-    let commands: [(&[&str], &[&str]); 20] = [
-        (&[], &["demo", "serve", "check-config", "keys", "grant", "recordings", "open", "verify", "audit"]),
+    let commands: [(&[&str], &[&str]); 21] = [
+        (
+            &[],
+            &[
+                "demo",
+                "serve",
+                "check-config",
+                "keys",
+                "grant",
+                "recordings",
+                "open",
+                "verify",
+                "audit",
+                "store",
+            ],
+        ),
         (&["demo"], &["--fast", "--once", "--data", "--port"]),
         (&["serve"], &["--config"]),
         (&["check-config"], &["--config"]),
@@ -56,6 +70,7 @@ fn every_command_explains_itself() {
         (&["open"], &["--recording", "--out", "--track", "--format"]),
         (&["verify"], &["--recording", "--json"]),
         (&["audit"], &["show", "verify"]),
+        (&["store", "probe"], &["--config", "--json"]),
         (&["audit", "show"], &TARGET),
         (&["audit", "verify"], &TARGET),
     ];

@@ -7,5 +7,6 @@
 mod conformance;
 mod deletion;
 mod lossy;
+mod probe;
 mod servers;
 mod trouble;

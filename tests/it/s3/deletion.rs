@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use aws_sdk_s3::types::{BucketVersioningStatus, VersioningConfiguration};
 use bytes::Bytes;
 use callseal::config::S3Claims;
 use callseal::store::{ObjectName, Store, Tags};
@@ -46,10 +45,7 @@ async fn more_objects_than_one_request_takes_are_deleted() {
 async fn a_purge_destroys_versions_markers_and_unfinished_uploads() {
     let Some(ceph) = ceph() else { return };
     let options = ceph.bucket(S3Claims { versions: true, ..ALL }).await;
-    let on = VersioningConfiguration::builder().status(BucketVersioningStatus::Enabled).build();
-    let client = ceph.client();
-    let switch = client.put_bucket_versioning().bucket(&options.bucket).versioning_configuration(on);
-    switch.send().await.unwrap();
+    ceph.keep_versions(&options.bucket).await;
     let store = open(&options).await;
 
     for text in ["gone/a", "gone/b", "kept/c"] {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{BehaviorVersion, Builder, Credentials, Region};
+use aws_sdk_s3::types::{BucketVersioningStatus, VersioningConfiguration};
 use bytes::Bytes;
 use callseal::config::{S3, S3Checksum, S3Claims, S3Credentials, S3Encryption, Secret, SecretRef};
 use callseal::store::s3::S3Store;
@@ -86,6 +87,13 @@ impl Server {
             ca_file: Some(PathBuf::from(self.value("S3_CA_FILE"))),
             ..options.clone()
         }
+    }
+
+    /// Has a bucket keep what is deleted.
+    pub(super) async fn keep_versions(&self, bucket: &str) {
+        let on = VersioningConfiguration::builder().status(BucketVersioningStatus::Enabled).build();
+        let client = self.client();
+        client.put_bucket_versioning().bucket(bucket).versioning_configuration(on).send().await.unwrap();
     }
 
     /// A client without anything of ours around it.

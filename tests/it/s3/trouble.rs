@@ -2,21 +2,15 @@
 
 use std::error::Error;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 
 use bytes::Bytes;
 use callseal::config::{S3, S3Credentials, SecretRef};
 use callseal::store::s3::S3Store;
 use callseal::store::{PutOutcome, Store, StoreError, Tags};
 
-use super::servers::{ALL, ceph, keys, name, open, put};
+use crate::support::write_private;
 
-/// Writes a secret as the configuration wants it.
-fn write_private(path: &Path, text: &str) {
-    fs::write(path, text).unwrap();
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
-}
+use super::servers::{ALL, ceph, keys, name, open, put};
 
 /// Returns what the store said, for an error that needs an operator.
 fn denied(error: &StoreError) -> String {

@@ -1,0 +1,143 @@
+//! What the probe says of real stores, and what a node does about it.
+
+use std::net::TcpListener;
+use std::path::Path;
+
+use callseal::config::{S3, S3Claims};
+use callseal::simulate::speech::DEMO_CALLER;
+use callseal::simulate::{Track, TwilioCall};
+use callseal::store::probe::{self, Feature, Finding, Found};
+use serde_json::Value;
+
+use crate::support::{Setup, TENANT, write_private};
+
+use super::servers::{ALL, NO_TAGS, Server, ceph, garage, open};
+
+fn broken(findings: &[Finding]) -> Vec<Feature> {
+    findings.iter().filter(|finding| finding.is_broken_claim()).map(|finding| finding.feature).collect()
+}
+
+#[tokio::test]
+async fn ceph_keeps_what_is_claimed_of_it() {
+    let Some(ceph) = ceph() else { return };
+    let options = ceph.over_tls(&ceph.bucket(ALL).await);
+    let findings = probe::run(&open(&options).await).await.unwrap();
+    assert_eq!(broken(&findings), []);
+    let missing: Vec<_> = findings.iter().filter(|finding| finding.found != Found::Yes).collect();
+    assert!(matches!(missing[..], [Finding { feature: Feature::Versions, .. }]), "{missing:?}");
+    let left = ceph.client().list_objects_v2().bucket(&options.bucket).send().await.unwrap();
+    assert!(left.contents().is_empty(), "the probe leaves nothing");
+}
+
+/// RGW 16.2 ignores `If-None-Match` in a bucket with versions: every put is a version more.
+#[tokio::test]
+async fn versions_that_nobody_spoke_of_are_found() {
+    let Some(ceph) = ceph() else { return };
+    let options = ceph.bucket(ALL).await;
+    ceph.keep_versions(&options.bucket).await;
+    let found = broken(&probe::run(&open(&options).await).await.unwrap());
+    assert_eq!(found, [Feature::CreateOnce, Feature::CreateOnceRace, Feature::Versions]);
+    let told = S3 { claims: S3Claims { versions: true, create_once: false, ..ALL }, ..options };
+    assert_eq!(broken(&probe::run(&open(&told).await).await.unwrap()), []);
+}
+
+#[tokio::test]
+async fn garage_is_found_out_unless_nothing_is_claimed() {
+    let Some(garage) = garage() else { return };
+    let options = garage.bucket(ALL).await;
+    let expected = [Feature::TagsOnPut, Feature::TagsOnUpload, Feature::CreateOnce, Feature::CreateOnceRace];
+    assert_eq!(broken(&probe::run(&open(&options).await).await.unwrap()), expected);
+    let honest = S3 { claims: NO_TAGS, ..options };
+    assert_eq!(broken(&probe::run(&open(&honest).await).await.unwrap()), []);
+}
+
+/// A node whose store is a bucket; the directory holds its keys.
+fn node(server: &Server, options: &S3, dir: &Path) -> Setup {
+    let secret = |name: &str| {
+        let path = dir.join(name);
+        write_private(&path, server.value(name));
+        format!("{{ file = {:?} }}", path.display().to_string())
+    };
+    let text = |value: &str| format!("{value:?}");
+    Setup::new()
+        .option("store", "kind", "\"s3\"")
+        .option("store", "profile", "\"ceph\"")
+        .option("store", "endpoint", &text(options.endpoint.as_deref().unwrap()))
+        .option("store", "region", &text(&options.region))
+        .option("store", "bucket", &text(&options.bucket))
+        .option("store", "access_key_id", &secret("S3_ACCESS_KEY_ID"))
+        .option("store", "secret_access_key", &secret("S3_SECRET_ACCESS_KEY"))
+}
+
+#[tokio::test]
+async fn a_call_is_stored_in_a_bucket_and_opened_again() {
+    const SAMPLES: usize = 16_000;
+    let Some(ceph) = ceph() else { return };
+    let options = ceph.over_tls(&ceph.bucket(ALL).await);
+    let dir = tempfile::tempdir().unwrap();
+    let ca = format!("{:?}", options.ca_file.as_ref().unwrap().display().to_string());
+    let setup = node(&ceph, &options, dir.path()).option("store", "ca_file", &ca);
+    let (home, server) = setup.option("store", "prefix", "\"calls\"").serve();
+    let audio = &DEMO_CALLER[80_000..80_000 + SAMPLES];
+    let plan = server.plan("acme-dental/reception", 1, Track::whole(audio));
+    TwilioCall::connect(plan, &server.tls()).await.unwrap().run(|_| ()).await.unwrap();
+    server.wait_log("recording stored", 1).await;
+    let recording = home.recordings(TENANT).remove(0);
+    assert_eq!(home.open_ulaw(TENANT, &recording, "caller"), audio, "every sample came back");
+
+    let client = ceph.client();
+    let listed = client.list_objects_v2().bucket(&options.bucket).send().await.unwrap();
+    let keys: Vec<_> = listed.contents().iter().map(|object| object.key().unwrap()).collect();
+    assert!(keys.iter().all(|key| key.starts_with("calls/")), "{keys:?}");
+    let last = keys.iter().find(|key| key.ends_with("/final.cmr")).unwrap();
+    let tags = client.get_object_tagging().bucket(&options.bucket).key(*last).send().await.unwrap();
+    let days = tags.tag_set().iter().find(|tag| tag.key() == "callseal-retention-days").unwrap();
+    assert_eq!(days.value(), "365");
+    let metrics = server.metrics();
+    assert!(metrics.contains("store_capability{feature=\"create_once_race\"} 1"), "{metrics}");
+}
+
+#[tokio::test]
+async fn a_broken_claim_stops_the_start() {
+    let Some(ceph) = ceph() else { return };
+    let options = ceph.bucket(ALL).await;
+    ceph.keep_versions(&options.bucket).await;
+    let dir = tempfile::tempdir().unwrap();
+    let home = node(&ceph, &options, dir.path()).write();
+    let ran = home.run(&["serve"]);
+    assert_eq!(ran.code, Some(1), "{}", ran.err);
+    assert!(ran.err.contains("versions (set store.versions = true, or switch versions off)"), "{}", ran.err);
+    assert!(!ran.err.contains("taking calls"), "{}", ran.err);
+
+    let ran = home.run(&["store", "probe"]);
+    assert_eq!(ran.code, Some(1), "{}", ran.err);
+    assert!(
+        ran.out.lines().any(|line| line.starts_with("versions ") && line.contains(" no ")),
+        "{}",
+        ran.out
+    );
+    let setup = node(&ceph, &options, dir.path()).option("store", "versions", "true");
+    let home = setup.option("store", "create_once", "false").write();
+    let found: Value = serde_json::from_str(&home.run_ok(&["store", "probe", "--json"])).unwrap();
+    let found: Vec<_> = found.as_array().unwrap().iter().map(|finding| finding["found"].as_str()).collect();
+    assert_eq!(found.iter().filter(|found| **found == Some("yes")).count(), 8, "{found:?}");
+    assert_eq!(found.iter().filter(|found| **found == Some("not_asked")).count(), 2, "{found:?}");
+}
+
+#[tokio::test]
+async fn a_denial_stops_the_start_and_silence_does_not() {
+    let Some(ceph) = ceph() else { return };
+    let options = ceph.bucket(ALL).await;
+    let dir = tempfile::tempdir().unwrap();
+    let setup = node(&ceph, &options, dir.path()).option("store", "bucket", "\"never-made\"");
+    let ran = setup.write().run(&["serve"]);
+    assert!(ran.code == Some(1) && ran.err.contains("there is no such bucket"), "{}", ran.err);
+
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let setup =
+        node(&ceph, &options, dir.path()).option("store", "endpoint", &format!("\"http://{nobody}\""));
+    let (_home, mut server) = setup.serve();
+    let warning = "the store does not answer; what it can do was not checked";
+    server.allow(warning);
+    server.wait_log(warning, 1).await;
+}
