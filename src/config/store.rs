@@ -77,7 +77,7 @@ pub enum S3Credentials {
     Chain,
 }
 
-/// What a store is said to do; [`StoreKind::check`] fills it from a preset and its overrides.
+/// What a store is said to do; filled from a preset and its overrides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct S3Claims {
     /// Keeps tags.

@@ -77,7 +77,8 @@ async fn a_call_is_stored_in_a_bucket_and_opened_again() {
     let dir = tempfile::tempdir().unwrap();
     let ca = format!("{:?}", options.ca_file.as_ref().unwrap().display().to_string());
     let setup = node(&ceph, &options, dir.path()).option("store", "ca_file", &ca);
-    let (home, server) = setup.option("store", "prefix", "\"calls\"").serve();
+    let (home, server) =
+        setup.option("store", "prefix", "\"calls\"").option("log", "level", "\"trace\"").serve();
     let audio = &DEMO_CALLER[80_000..80_000 + SAMPLES];
     let plan = server.plan("acme-dental/reception", 1, Track::whole(audio));
     TwilioCall::connect(plan, &server.tls()).await.unwrap().run(|_| ()).await.unwrap();
@@ -95,6 +96,12 @@ async fn a_call_is_stored_in_a_bucket_and_opened_again() {
     assert_eq!(days.value(), "365");
     let metrics = server.metrics();
     assert!(metrics.contains("store_capability{feature=\"create_once_race\"} 1"), "{metrics}");
+    for line in server.log() {
+        for secret in [ceph.value("S3_SECRET_ACCESS_KEY"), "AWS4-HMAC", "Signature=", "x-amz-", "https://127"]
+        {
+            assert!(!line.text.contains(secret), "{secret} is logged: {}", line.text);
+        }
+    }
 }
 
 #[tokio::test]
