@@ -2,8 +2,9 @@
 //!
 //! `scripts/storage-servers` starts them; `TEST_S3_CEPH` and `TEST_S3_GARAGE` name the file `env` that it wrote.
 //! `scripts/test` does both. Without a server the tests say so and check nothing, but with `CI=true` a missing Ceph is a
-//! failure. Each test has a bucket of its own.
+//! failure. Answers that no real server can be made to give come from an invented one. Each test has a bucket of its own.
 
+mod answers;
 mod conformance;
 mod deletion;
 mod lossy;

@@ -64,7 +64,8 @@ pub(super) async fn client(options: &S3) -> Result<(Client, Rotating), StoreErro
         // The signature covers the body anyway; several stores refuse further checksums.
         .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
         .response_checksum_validation(ResponseChecksumValidation::WhenRequired);
-    config.set_endpoint_url(options.endpoint.clone());
+    // Without the slash the client glues the bucket to the last part of the endpoint's path.
+    config.set_endpoint_url(options.endpoint.as_ref().map(|url| format!("{url}/")));
     Ok((Client::from_conf(config.build()), credentials))
 }
 

@@ -117,7 +117,9 @@ impl Bucket {
             Ok(page) => page,
             Err(error) => {
                 let failed = self.failed(error);
-                if failed.is_unsupported() || failed.is_status(400) && !failed.is_denial() {
+                // Never where versions are known to be kept: what is not listed here would stay.
+                let is_unknown = failed.is_unsupported() || failed.is_status(400) && !failed.is_denial();
+                if is_unknown && !self.options.claims.versions {
                     let keys = self.some_keys(prefix).await?;
                     return Ok(keys.into_iter().map(Removal::of).collect());
                 }
