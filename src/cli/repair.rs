@@ -109,12 +109,9 @@ fn print(args: &RepairArgs, tenant: &TenantId, found: &Unsettled, now: UnixMilli
     }
     let age = age_secs.map_or("of unknown age".to_owned(), |secs| format!("{secs} s old"));
     let Unsettled { recording, objects, .. } = found;
-    let more = match details(done) {
-        Value::Object(more) => {
-            more.iter().fold(String::new(), |text, (name, value)| format!("{text}  {name}={value}"))
-        }
-        _ => String::new(),
-    };
+    let more = details(done);
+    let more = more.as_object().into_iter().flatten();
+    let more = more.fold(String::new(), |text, (name, value)| format!("{text}  {name}={value}"));
     output::line(&format!(
         "{tenant}  {recording}  {}, {objects} objects, {age}: {}{more}",
         found.state.name(),

@@ -82,6 +82,7 @@ pub struct StoredRecording {
     store: Arc<dyn Store>,
     key: OpenedKey,
     timeline: Timeline,
+    spans: Vec<RowSpan>,
     finished: Option<Finished>,
     /// The final object it was opened from.
     from_final: Option<ObjectName>,
@@ -183,6 +184,7 @@ impl StoredRecording {
             store,
             key,
             timeline: Timeline::new(&manifest.rows, &manifest.spans),
+            spans: manifest.spans,
             finished: Some(finished),
             from_final: found.final_object,
             replaced_by: Mutex::default(),
@@ -201,12 +203,17 @@ impl StoredRecording {
         let version = first_16(&last.sha256);
         let timeline = Timeline::new(&rows, &spans);
         let (finished, from_final, replaced_by) = (None, None, Mutex::default());
-        Ok(Self { store, key, timeline, finished, from_final, replaced_by, version })
+        Ok(Self { store, key, timeline, spans, finished, from_final, replaced_by, version })
     }
 
     /// Returns where the samples are.
     pub fn timeline(&self) -> &Timeline {
         &self.timeline
+    }
+
+    /// Returns where the audio of a row lies, by its time index or, while the call goes on, by its frames.
+    pub fn span(&self, index: usize) -> Option<&RowSpan> {
+        self.spans.get(index)
     }
 
     /// Returns what the manifest says; `None` while the call goes on.

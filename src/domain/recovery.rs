@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use crate::domain::cmr::{
     Dek, EndOfObject, EndState, Expected, Frame, GapReason, ManifestWriter, ObjectKind, ObjectReader,
-    ReadError, Row, RowSpan, Salt, SealError, TrackSpan, sha256,
+    ReadError, Row, RowSpan, Salt, SealError, extend_span, sha256,
 };
 use crate::domain::ids::{TrackId, WriterId};
 use crate::domain::provider::SAMPLES_PER_MS;
@@ -107,7 +107,7 @@ impl<'k> Rebuild<'k> {
                 Frame::Audio { track, pts, payload } => {
                     self.counts.frames += 1;
                     self.counts.audio_bytes += payload.len() as u64;
-                    extend(&mut span, track, pts, payload.len());
+                    extend_span(&mut span, track, pts, payload.len());
                 }
                 Frame::Gap { track, pts, samples, reason } => self.note_gap(track, pts, samples, reason),
                 Frame::Event { .. }
@@ -220,16 +220,5 @@ impl<'k> Rebuild<'k> {
         }
         self.counts.unlisted_gaps += 1;
         self.counts.unlisted_gap_samples += u64::from(samples);
-    }
-}
-
-fn extend(span: &mut RowSpan, track: TrackId, pts: u32, samples: usize) {
-    let end_pts = pts.saturating_add(u32::try_from(samples).unwrap_or(u32::MAX));
-    match span.iter_mut().find(|span| span.track == track) {
-        Some(span) => {
-            span.first_pts = span.first_pts.min(pts);
-            span.end_pts = span.end_pts.max(end_pts);
-        }
-        None => span.push(TrackSpan { track, first_pts: pts, end_pts }),
     }
 }

@@ -189,7 +189,7 @@ impl Writing<'_> {
                     self.check_final().await?;
                     return Ok(None);
                 }
-                Err(StoreError::NotFound) => self.from_older(&row, name).await?,
+                Err(StoreError::NotFound) => self.row_of_older(&row, name).await?,
                 segment => {
                     let segment = segment?.bytes;
                     check_digest(number, &row, &segment)?;
@@ -209,7 +209,7 @@ impl Writing<'_> {
     }
 
     /// Reads a row from the final object of another revision.
-    async fn from_older(&mut self, row: &Row, missing: ObjectName) -> Result<Bytes, CompactError> {
+    async fn row_of_older(&mut self, row: &Row, missing: ObjectName) -> Result<Bytes, CompactError> {
         let objects = self.objects;
         if self.older.is_none() {
             let mut older = Vec::new();

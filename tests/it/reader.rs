@@ -323,8 +323,12 @@ fn python(arguments: &[&OsStr]) -> Option<(bool, String)> {
 }
 
 fn opened_by_the_other(store: &Path, recorded: &Recorded) -> Option<Value> {
-    let (reader, dek, recording) =
-        (repository("tests/reader/cmr1.py"), hex(&recorded.dek), recorded.ids.recording.to_string());
+    described_by_the_other(store, &recorded.dek, recorded.ids.recording)
+}
+
+/// Opens a recording of [`TENANT`] with the independent reader; `None` when there is no Python for it.
+pub(crate) fn described_by_the_other(store: &Path, dek: &[u8], recording: RecordingId) -> Option<Value> {
+    let (reader, dek, recording) = (repository("tests/reader/cmr1.py"), hex(dek), recording.to_string());
     let arguments =
         ["open", "--json", "--tenant", TENANT, "--dek", &dek, "--recording", &recording, "--store"];
     let mut all = vec![reader.as_os_str()];

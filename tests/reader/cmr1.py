@@ -397,7 +397,7 @@ def read_manifest(blob, dek, expected):
 
 def locate(folder):
     """Returns (manifest bytes, revision by name, end of rows, segments by tail, fetch(row, offset), stored rows);
-    each of the first four is None where the layout does not say it."""
+    each of the first four is None where the layout does not say it. Of several revisions the highest counts."""
     def named(pattern, sub="."):
         found = [(re.fullmatch(pattern, p.name), p) for p in sorted((folder / sub).glob("*"))]
         return [(m, p) for m, p in found if m]
@@ -407,13 +407,14 @@ def locate(folder):
         require(path.is_file(), "DigestMismatch", f"missing {path.name}")
         return path.read_bytes()
 
-    if (folder / "final.cmr").is_file():
-        blob = (folder / "final.cmr").read_bytes()
+    finals = sorted((int(m[1] or 0), p) for m, p in named(r"final(?:-(\d{4,}))?\.cmr"))
+    if finals:
+        revision, blob = finals[-1][0], finals[-1][1].read_bytes()
         require(len(blob) >= 32 and blob[-32:-24] == b"CMRTAIL1", "NoTail", "no tail")
         offset, size, n_segments, zero, crc = struct.unpack(">QIIII", blob[-24:])
         require(zlib.crc32(blob[-32:-4]) == crc and zero == 0, "NoTail", "tail checksum or reserved bytes")
         require(offset + size + 32 == len(blob), "NoTail", "tail bounds")
-        return (blob[offset:offset + size], None, offset, n_segments,
+        return (blob[offset:offset + size], revision, offset, n_segments,
                 lambda row, at: blob[at:min(at + row.byte_len, offset)], [])
     manifests = sorted((int(m[1]), p) for m, p in named(r"m-(\d{4,})\.cmr"))
     segments = [Row(bytes.fromhex(m[1]), int(m[2])) for m, _ in named(r"([0-9a-f]{32})-(\d{8,})\.cmr", "s")]

@@ -216,11 +216,8 @@ impl Sealed {
 
 impl From<StoreError> for SettleError {
     fn from(error: StoreError) -> Self {
-        match error {
-            // Every name was listed a moment ago.
-            StoreError::NotFound => Self::Moved,
-            error => Self::Store(error),
-        }
+        // Every name was listed a moment ago.
+        if matches!(error, StoreError::NotFound) { Self::Moved } else { Self::Store(error) }
     }
 }
 
@@ -229,7 +226,7 @@ impl From<CompactError> for SettleError {
         match error {
             CompactError::Store(error) => error.into(),
             CompactError::Adopted | CompactError::NoManifest => Self::Moved,
-            error => Self::Compact(error),
+            CompactError::Read(_) | CompactError::Missing(_) | CompactError::Differs => Self::Compact(error),
         }
     }
 }

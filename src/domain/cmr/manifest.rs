@@ -44,6 +44,18 @@ pub struct TrackSpan {
 /// The tracks with audio of one row.
 pub type RowSpan = Vec<TrackSpan>;
 
+/// Widens the span of a row by one audio frame.
+pub fn extend_span(span: &mut RowSpan, track: TrackId, pts: u32, samples: usize) {
+    let end_pts = pts.saturating_add(u32::try_from(samples).unwrap_or(u32::MAX));
+    match span.iter_mut().find(|span| span.track == track) {
+        Some(span) => {
+            span.first_pts = span.first_pts.min(pts);
+            span.end_pts = span.end_pts.max(end_pts);
+        }
+        None => span.push(TrackSpan { track, first_pts: pts, end_pts }),
+    }
+}
+
 /// How the recording ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EndState {

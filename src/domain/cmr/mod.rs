@@ -27,7 +27,7 @@ pub use final_object::{TAIL_BYTES, Tail};
 pub use frame::{Frame, GapReason, MAX_FRAME_PAYLOAD_BYTES, OVERHEAD_BYTES, OVERHEAD_EXPLICIT_BYTES};
 pub use header::{Expected, HEADER_BYTES, MAX_HEADER_BYTES, ObjectHeader, ObjectKind};
 pub use keys::{Dek, KEY_BYTES, Salt};
-pub use manifest::{EndState, Manifest, ManifestWriter, Row, RowSpan, TrackSpan};
+pub use manifest::{EndState, Manifest, ManifestWriter, Row, RowSpan, TrackSpan, extend_span};
 pub use reader::{EndOfObject, ObjectReader, PREFIX_BYTES, whole_frames_prefix};
 pub use segment::{EndReason, FinishedSegment, SegmentIds, SegmentWriter, TrackTotals, TrailerTotals};
 pub use verify::{Grade, OpenedRow, RecordingVerifier, RowEvidence, check_digest, open_row, sha256};

@@ -8,7 +8,7 @@ use super::error::ReadError;
 use super::frame::Frame;
 use super::header::{Expected, ObjectKind};
 use super::keys::Dek;
-use super::manifest::Row;
+use super::manifest::{Row, RowSpan, extend_span};
 use super::reader::{EndOfObject, ObjectReader};
 use super::segment::TrailerTotals;
 
@@ -81,6 +81,26 @@ impl<'k> RecordingVerifier<'k> {
         self.remember(row, opened.commitment_half);
         self.next_row += 1;
         Ok(opened.evidence)
+    }
+
+    /// As [`Self::check_row`], and compares where its audio lies with what the manifest's time index lists.
+    ///
+    /// # Errors
+    /// Also [`ReadError::StateMismatch`].
+    pub fn check_listed_row(
+        &mut self,
+        row: &Row,
+        listed: &RowSpan,
+        segment: &[u8],
+    ) -> Result<RowEvidence, ReadError> {
+        let (number, mut held) = (self.next_row, RowSpan::new());
+        let evidence = self.check_row(row, segment, |frame| {
+            if let Frame::Audio { track, pts, payload } = frame {
+                extend_span(&mut held, *track, *pts, payload.len());
+            }
+        })?;
+        held.sort_by_key(|span| span.track);
+        if held == *listed { Ok(evidence) } else { Err(ReadError::StateMismatch(number)) }
     }
 
     fn check_chain(&self, number: u32, row: &Row, found: [u8; 16]) -> Result<(), ReadError> {

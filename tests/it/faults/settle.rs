@@ -25,6 +25,7 @@ use callseal::store::{
 use callseal::upload::RetryPolicy;
 
 use super::sealed::{CHUNK, Disk, Sealed};
+use crate::reader::described_by_the_other;
 use crate::support::{Home, Setup, TENANT};
 
 const ENDED: UnixMillis = UnixMillis(1_790_000_000_000);
@@ -198,6 +199,33 @@ async fn late_segments_become_a_later_revision_and_the_recorders_own_manifest_wi
     let stored = stage.assert_plays(all, "revision 2").await;
     assert_eq!(stored.manifest().unwrap().state, EndState::Complete);
     assert_eq!(stage.settle().await, Outcome::AlreadyFinal);
+    let store = stage.disk.path(&ObjectName::new("r").unwrap()).with_file_name("");
+    let ids = stage.call.ids;
+    let Some(other) = described_by_the_other(&store, stage.call.dek.expose(), ids.recording) else { return };
+    assert_eq!((&other["revision"], &other["state"]), (&2.into(), &"complete".into()));
+    assert_eq!(other["rows"].as_array().unwrap().len(), all);
+}
+
+#[tokio::test]
+async fn an_older_final_object_that_comes_back_changes_nothing_for_long() {
+    let stage = Stage::short().await;
+    stage.put(0..2).await;
+    stage.settle().await;
+    let (first, tags) = (stage.call.final_name(), stage.call.retention().tags(ENDED));
+    let bytes = stage.disk.folder.get(&first, None).await.unwrap().bytes;
+    stage.put(2..4).await;
+    let reading = stage.open().await;
+    stage.settle().await;
+    for index in 0..2 {
+        let segment = reading.segment(index).await.unwrap();
+        assert_eq!(segment, stage.call.segments[index].1, "whoever began to read the old one goes on");
+    }
+    // A process that was slow to make it is through at last.
+    stage.disk.folder.put_new(&first, bytes, &tags).await.unwrap();
+    stage.assert_plays(2, "the old one is whole").await;
+    assert_eq!(stage.settle().await, Outcome::Cleaned);
+    assert_eq!(stage.names().await, ["final-0001.cmr"]);
+    stage.assert_plays(4, "the new one again").await;
 }
 
 #[tokio::test]
