@@ -198,6 +198,7 @@ async fn recordings_are_listed_shown_and_opened() {
         "objects",
         "provider",
         "recording",
+        "revision",
         "root",
         "route",
         "seconds",
