@@ -60,7 +60,7 @@ impl Node {
     /// Returns why there is no room for the audio of new calls; `None` when there is.
     pub fn no_room(&self) -> Option<&'static str> {
         if self.journal.is_nearly_full() {
-            return Some("the journal is nearly full");
+            return Some("the journal has no room");
         }
         self.uploader.is_nearly_full().then_some("too many sealed bytes wait for the store")
     }

@@ -99,15 +99,16 @@ impl Ledger {
         }
     }
 
-    /// Lets go of all pieces of a segment but those in `file`, which has all of it durably.
-    pub(super) fn settle(&mut self, segment: SegmentId, file: u32) {
+    /// Lets go of all of a segment but what is in `file`, which has all of it durably. False if nothing of it is needed
+    /// there: it is stored, or another file has all of it durably.
+    pub(super) fn settle(&mut self, segment: SegmentId, file: u32) -> bool {
         let SegmentId { recording, writer, seq } = segment;
         let entry = self.recordings.get_mut(&recording);
-        let Some(files) = entry.and_then(|entry| entry.segments.get_mut(&(writer, seq))) else { return };
-        if files.contains(&file) {
-            let before = std::mem::replace(files, vec![file]);
-            self.release_files(before.into_iter().filter(|before| *before != file));
-        }
+        let files = entry.and_then(|entry| entry.segments.get_mut(&(writer, seq)));
+        let Some(files) = files.filter(|files| files.contains(&file)) else { return false };
+        let before = std::mem::replace(files, vec![file]);
+        self.release_files(before.into_iter().filter(|before| *before != file));
+        true
     }
 
     /// Lets all heads that live in a file be written again.
@@ -155,6 +156,11 @@ impl Ledger {
     pub(super) fn idle_files(&self, current: &[u32]) -> Vec<u32> {
         let idle = self.files.iter().filter(|(file, entry)| entry.segments == 0 && !current.contains(file));
         idle.map(|(file, _)| *file).collect()
+    }
+
+    /// Tells whether no segment needs a file.
+    pub(super) fn is_idle(&self, file: u32) -> bool {
+        self.files.get(&file).is_none_or(|entry| entry.segments == 0)
     }
 
     /// Tells whether heads keep a file: it is their home, or it may have a copy of an `Opened` one whose home failed.

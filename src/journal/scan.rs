@@ -13,7 +13,7 @@ use crate::domain::ids::{RecordingId, TenantTag, WriterId};
 const READ_BYTES: usize = 1 << 20;
 
 /// A whole record of a file. Sealed bytes stay in the file.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Found {
     Opened { recording: RecordingId, tenant_tag: TenantTag, body: Bytes },
     Sealed { recording: RecordingId, writer: WriterId, seq: u32, offset: u32, length: u32, at: u64 },

@@ -40,8 +40,8 @@ pub struct Place {
 pub trait Keeper: fmt::Debug + Send + Sync {
     /// The segment is durable at `place`, and stays there until it is stored or its recording finished.
     ///
-    /// Called on a thread of the journal and must not block. It may come more than once; the last place counts. After a
-    /// failure of the journal it may not come at all.
+    /// Called on a thread of the journal and must not block. A segment that was handed over more than once may come once
+    /// or more often; the last place counts. After a failure of the journal it may not come at all.
     fn kept(&self, place: Place);
 }
 

@@ -310,8 +310,9 @@ impl Writer {
     fn settle_durable(&mut self) {
         let Some(synced) = self.parts.syncer.synced() else { return };
         while let Some(Written { segment, place, keeper }) = self.pending.next_durable(synced) {
-            self.ledger.settle(segment, place.file);
-            keeper.kept(place);
+            if self.ledger.settle(segment, place.file) {
+                keeper.kept(place);
+            }
         }
     }
 
@@ -430,6 +431,8 @@ impl Writer {
 
     /// Removes the files that nothing needs any more, moving heads out of those that nothing else needs.
     fn remove_files(&mut self) {
+        // Whole segments come rarely: their file need not stay until the next.
+        self.wholes.take_if(|current| current.filled > 0 && self.ledger.is_idle(current.number));
         let current = [&self.frames, &self.wholes].map(|file| file.as_ref().map(|current| current.number));
         let current: Vec<u32> = current.into_iter().flatten().collect();
         let mut idle = self.ledger.idle_files(&current);

@@ -206,12 +206,12 @@ mod tests {
             door.report(Err(Some(&broken())));
         }
         assert!(door.is_open());
-        let (sender, mut entered) = tokio::sync::mpsc::unbounded_channel();
+        let (sender, mut entered) = tokio::sync::mpsc::channel(8);
         for number in 0..8 {
             let (door, sender) = (Arc::clone(&door), sender.clone());
             tokio::spawn(async move {
                 let _pass = door.enter(TENANT, Urgency::Live).await;
-                sender.send(number).unwrap();
+                sender.send(number).await.unwrap();
             });
         }
         settle().await;

@@ -127,6 +127,16 @@ impl Uploader {
         self.shared.backlog.is_nearly_full()
     }
 
+    /// Returns the bytes that wait in memory.
+    pub fn memory_bytes(&self) -> u64 {
+        self.shared.backlog.memory_bytes()
+    }
+
+    /// Returns the bytes that wait in the journal only.
+    pub fn spilled_bytes(&self) -> u64 {
+        self.shared.backlog.spilled_bytes()
+    }
+
     /// Waits until every lane has ended; answers how many have not.
     pub async fn drained(&self, limit: Duration) -> usize {
         let mut lanes = self.shared.lanes.subscribe();

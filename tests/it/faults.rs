@@ -1,6 +1,7 @@
 //! Faults of everything below a node: the store, the disk of the journal, the configuration, the clock.
 
 mod abandoned;
+mod backlog;
 mod calls;
 mod compaction;
 mod lane;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::scan::{Ending, Found, scan_buffered};
 use super::*;
 
 /// A small journal and what was appended to it.
@@ -130,6 +131,59 @@ fn a_bit_flipped_anywhere_never_gives_wrong_bytes() {
         }
         // Corrupt files are kept aside once nobody needs them; here they are written anew instead.
     }
+}
+
+/// A journal of 64 KiB, where each record ends in it, and what is found in it.
+fn large() -> (Vec<u8>, Vec<usize>, Vec<Found>) {
+    let mut file = Vec::new();
+    record::encode_begin(1, 0, &mut file);
+    let mut ends = vec![file.len()];
+    for n in 0_u32.. {
+        let length = 3_500 + usize::try_from(n % 13).unwrap() * 97;
+        let run: Vec<u8> = (0..length).map(|byte| byte.to_le_bytes()[0] ^ n.to_le_bytes()[0]).collect();
+        let record = if n % 5 == 0 { cut(R, n, 700) } else { sealed(R, n, 0, run) };
+        let before = file.len();
+        record.encode(&mut file);
+        if file.len() > 65_536 {
+            file.truncate(before);
+            break;
+        }
+        ends.push(file.len());
+    }
+    let mut found = Vec::new();
+    scan_buffered(&file[..], |record| found.push(record));
+    (file, ends, found)
+}
+
+/// Reads like a journal; answers how the bytes end, how many whole records there are, and what they say.
+fn read_all(bytes: &[u8]) -> (Ending, u64, Vec<Found>) {
+    let mut found = Vec::new();
+    let scanned = scan_buffered(bytes, |record| found.push(record));
+    (scanned.ending, scanned.records, found)
+}
+
+#[test]
+fn sixty_four_kibibytes_torn_or_wrong_at_any_byte_give_the_longest_valid_prefix() {
+    let (mut file, ends, all) = large();
+    assert!(file.len() > 60_000 && all.len() == ends.len() - 1);
+    for place in 0..file.len() {
+        let whole = ends.partition_point(|end| *end <= place);
+        let boundary = whole.checked_sub(1).map_or(0, |last| ends[last]);
+        let torn = if place == boundary { Ending::Clean } else { Ending::Torn };
+        // A reader knows nothing of what it has read, so that all of it need not be read again for every byte.
+        assert_eq!(read_all(&file[boundary..place]), (torn, 0, vec![]), "torn at byte {place}");
+        file[place] ^= 1 << (place % 8);
+        let (ending, records, _) = read_all(&file[boundary..]);
+        assert!(ending != Ending::Clean && records == 0, "wrong at byte {place}: {ending:?}");
+        if place % 64 == 0 {
+            // The first record of a file says nothing to a reader.
+            let before = all[..whole.saturating_sub(1)].to_vec();
+            assert_eq!(read_all(&file), (ending, whole as u64, before.clone()), "wrong at byte {place}");
+            assert_eq!(read_all(&file[..place]), (torn, whole as u64, before), "torn at byte {place}");
+        }
+        file[place] ^= 1 << (place % 8);
+    }
+    println!("{} bytes: torn at each, and one bit wrong in each", file.len());
 }
 
 #[test]

@@ -5,13 +5,19 @@ use std::collections::BTreeMap;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+use super::whole::{Noted, whole};
 use super::*;
 
 #[derive(Debug, Clone)]
 enum Action {
     Open(u8),
-    Seal { recording: u8, length: u16 },
+    Seal {
+        recording: u8,
+        length: u16,
+    },
     Cut(u8),
+    /// Hands the oldest segment that waits over again, whole.
+    Keep(u8),
     Store(u8),
     Finish(u8),
     Crash,
@@ -23,6 +29,7 @@ fn action() -> impl Strategy<Value = Action> {
         2 => recording.clone().prop_map(Action::Open),
         8 => (recording.clone(), 1..700_u16).prop_map(|(recording, length)| Action::Seal { recording, length }),
         3 => recording.clone().prop_map(Action::Cut),
+        3 => recording.clone().prop_map(Action::Keep),
         3 => recording.clone().prop_map(Action::Store),
         1 => recording.prop_map(Action::Finish),
         1 => Just(Action::Crash),
@@ -41,6 +48,7 @@ struct Segment {
     bytes: Vec<u8>,
     is_cut: bool,
     is_stored: bool,
+    kept: Option<Arc<Noted>>,
 }
 
 struct Model {
@@ -82,6 +90,13 @@ impl Model {
                 segment.is_cut = true;
                 vec![cut(id, to_u32(seq), to_u32(segment.bytes.len()))]
             }
+            Action::Keep(slot) => {
+                let Some((id, call)) = self.call(*slot) else { return vec![] };
+                let mut cut = call.segments.iter_mut().enumerate().filter(|(_, s)| s.is_cut && !s.is_stored);
+                let Some((seq, segment)) = cut.next() else { return vec![] };
+                let noted = segment.kept.get_or_insert_default();
+                vec![whole(id, to_u32(seq), segment.bytes.clone(), noted)]
+            }
             Action::Store(slot) => {
                 let Some((id, call)) = self.call(*slot) else { return vec![] };
                 let mut cut = call.segments.iter_mut().enumerate().filter(|(_, s)| s.is_cut && !s.is_stored);
@@ -102,6 +117,18 @@ impl Model {
     fn call(&mut self, slot: u8) -> Option<(RecordingId, &mut Call)> {
         let number = self.current[usize::from(slot)]?;
         Some((RecordingId([number; 16]), self.calls.get_mut(&number)?))
+    }
+
+    /// Checks that what was handed over whole can be read back, as long as it is needed.
+    fn check_kept(&self, journal: &Journal) {
+        for (number, call) in self.calls.iter().filter(|(_, call)| !call.is_finished) {
+            for (seq, segment) in call.segments.iter().enumerate().filter(|(_, segment)| !segment.is_stored) {
+                let Some(noted) = &segment.kept else { continue };
+                wait_for("the keeper to hear", || noted.place().is_some());
+                let id = SegmentId { recording: RecordingId([*number; 16]), writer: W, seq: to_u32(seq) };
+                assert_eq!(journal.read_segment(id, noted.place().unwrap()).unwrap(), segment.bytes);
+            }
+        }
     }
 
     /// Checks a replay of everything that was appended.
@@ -143,6 +170,7 @@ proptest! {
             append(&journal, model.act(action));
             if matches!(action, Action::Crash) {
                 journal.sync_now(LIMIT).unwrap();
+                model.check_kept(&journal);
                 let (_copy, _journal, replay) = crash(dir.path());
                 model.check(&replay);
             }

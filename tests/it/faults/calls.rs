@@ -1,13 +1,15 @@
 //! Whole calls while something below them fails: the call goes on, and the recording says what is missing.
 
-use std::fs;
 use std::time::Duration;
 
+use callseal::domain::ids::RecordingId;
+use callseal::journal::Record;
 use callseal::simulate::speech::{DEMO_AGENT, DEMO_CALLER, Speech};
 use callseal::simulate::{CallError, Direction, Pacing, Track, TwilioCall};
 use callseal::store::faulty::Fault;
 use serde_json::Value;
 
+use super::backlog::{heard, metric};
 use super::node::TestNode;
 use crate::support::{Home, Setup, TENANT, eventually};
 
@@ -76,7 +78,7 @@ async fn a_call_does_not_notice_a_full_disk_of_the_journal() {
         tokio::time::sleep(Duration::from_millis(200)).await;
         disk.set_full(true);
         eventually("the full disk", || (disk.refused() > 2).then_some(())).await;
-        assert_eq!(node.node.not_ready().await, Some("the journal cannot be written"));
+        assert_eq!(node.node.not_ready().await, Some("the journal has no room"));
         tokio::time::sleep(Duration::from_millis(300)).await;
         disk.set_full(false);
         tokio::time::sleep(Duration::from_millis(200)).await;
@@ -117,7 +119,7 @@ fn with_gaps(said: &[u8], gaps: &[Span]) -> Vec<u8> {
 }
 
 /// Sends the messages of both tracks from chunk `from` up to chunk `to`.
-async fn say(call: &mut TwilioCall, tracks: &[Track; 2], from: usize, to: usize) {
+pub(super) async fn say(call: &mut TwilioCall, tracks: &[Track; 2], from: usize, to: usize) {
     for chunk in from..to {
         for (direction, track) in [Direction::Inbound, Direction::Outbound].into_iter().zip(tracks) {
             let payload = track.base64(chunk).unwrap();
@@ -127,48 +129,53 @@ async fn say(call: &mut TwilioCall, tracks: &[Track; 2], from: usize, to: usize)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_used_up_budget_makes_gaps_that_are_counted_to_the_sample() {
-    let setup = setup()
-        .option("upload", "budget_bytes", "1048576")
-        .option("upload", "retry_base_ms", "20")
-        .option("upload", "retry_max_ms", "100");
-    let (home, mut server) = setup.serve();
-    server.allow("store did not take an object");
-    server.allow("refused");
-    // The recordings' folder cannot be made: a file is in its way.
-    let in_the_way = home.data().join("store/r");
-    fs::write(&in_the_way, "in the way").unwrap();
+async fn a_budget_that_nothing_takes_over_makes_gaps_that_are_counted_to_the_sample() {
+    let node = TestNode::start(setup().option("upload", "budget_bytes", "1048576")).await;
     let (whole, part) = (5_000, 4_500);
     let speech = [Speech::new(DEMO_CALLER.into()), Speech::new(DEMO_AGENT.into())];
     let tracks = speech.map(|speech| Track::looped(&speech, 0, whole));
-    let mut plan = server.plan("acme-dental/reception", 1, tracks[0].clone());
+    let mut plan = node.plan(1, tracks[0].clone());
     plan.agent = Some(tracks[1].clone());
     plan.pacing = Pacing::AsFastAsPossible;
-    let mut call = TwilioCall::connect(plan, &server.tls()).await.unwrap();
+    let another = node.plan(2, tracks[0].clone());
+    let mut call = TwilioCall::connect(plan, &node.tls).await.unwrap();
     call.greet().await.unwrap();
+    node.faults.fail_every(None, 1, Fault::Break);
+    node.journal_disk.set_full(true);
+    eventually("the full disk", || {
+        // Something must be written for it to be noticed; the opening of the call may have come too soon.
+        let recording = RecordingId([0; 16]);
+        node.node.journal.append(Record::Finished { recording }).unwrap();
+        (node.journal_disk.refused() > 0).then_some(())
+    })
+    .await;
     say(&mut call, &tracks, 0, part).await;
-    eventually("a full budget", || (server.metric("upload_waiting_bytes") >= 1_048_576.0).then_some(()))
-        .await;
-    let another = server.plan("acme-dental/reception", 2, tracks[0].clone());
-    let refused = TwilioCall::connect(another, &server.tls()).await.err();
+    heard(&node, part * 2).await;
+    assert!(node.node.uploader.memory_bytes() >= 1_048_576, "the budget is used up");
+    assert!(node.node.uploader.memory_bytes() < 1_048_576 + 2 * 8192, "and no more than that");
+    assert_eq!(node.node.uploader.spilled_bytes(), 0);
+    let refused = TwilioCall::connect(another, &node.tls).await.err();
     assert!(matches!(refused, Some(CallError::Refused { status: 503 })), "{refused:?}");
-    assert_eq!(server.ops_get("/readyz").status, 503);
-    assert!(
-        server.metric("upload_retries_total") > 0.0 && server.metric("upload_oldest_unstored_seconds") > 0.0
-    );
+    assert_eq!(node.node.not_ready().await, Some("the journal has no room"));
 
-    fs::remove_file(&in_the_way).unwrap();
-    eventually("an empty queue", || (server.metric("upload_waiting_bytes") == 0.0).then_some(())).await;
+    node.journal_disk.set_full(false);
+    node.faults.heal();
+    eventually("an empty queue", || {
+        (node.node.uploader.memory_bytes() + node.node.uploader.spilled_bytes() == 0).then_some(())
+    })
+    .await;
     say(&mut call, &tracks, part, whole).await;
     call.send_stop().await.unwrap();
     assert_eq!(call.close(1000, "").await, Some(1000), "the call was never cut off");
-    server.wait_log("recording stored", 1).await;
+    assert_eq!(node.node.uploader.drained(Duration::from_secs(20)).await, 0);
+    let counted = metric(&node, "audio_lost_bytes_total{reason=\"overload\"}");
+    let home = node.stop().await;
     let recording = home.recordings(TENANT).remove(0);
     let shown = home.show(TENANT, &recording);
     assert_eq!((&shown["state"], &shown["cause"]), (&"partial".into(), &"stop".into()));
     let gaps = [overload_gaps(&shown, 0), overload_gaps(&shown, 1)];
     for (name, (track, gaps)) in ["caller", "agent"].into_iter().zip(tracks.iter().zip(&gaps)) {
-        assert_eq!(gaps.len(), 1, "{name}: one gap while the store was away: {gaps:?}");
+        assert_eq!(gaps.len(), 1, "{name}: one gap while store and journal were away: {gaps:?}");
         let heard = home.open_ulaw(TENANT, &recording, name);
         assert!(heard == with_gaps(&track.audio(), gaps), "{name}: all that is not a gap is there");
     }
@@ -177,8 +184,6 @@ async fn a_used_up_budget_makes_gaps_that_are_counted_to_the_sample() {
     let dropped = shown["counts"]["dropped_frames"].as_u64().unwrap();
     assert_eq!(dropped * 160, lost as u64, "the manifest counts what was dropped");
     assert_eq!(shown["counts"]["audio_bytes"].as_u64().unwrap(), (whole * 320 - lost) as u64);
-    let counted = server.metric("audio_lost_bytes_total{reason=\"overload\"}");
     assert!((counted - lost as f64).abs() < 0.5, "{counted} are not {lost}");
     println!("budget of 1 MiB: {lost} of {} samples are gaps, each of them counted", whole * 320);
-    server.stop().await;
 }

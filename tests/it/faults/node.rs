@@ -197,6 +197,7 @@ impl TestNode {
         let journal_disk = JournalDisk::default();
         let mut journal = JournalConfig::new(home.data().join("journal"));
         journal.retry_pause = Duration::from_millis(20);
+        (journal.file_bytes, journal.max_bytes) = (config.journal.file_bytes, config.journal.max_bytes);
         let files = Arc::new(journal_disk.clone());
         let (journal, _replay) =
             Journal::open_with(&journal, files, Arc::new(JournalMetrics::new())).unwrap();

@@ -209,9 +209,15 @@ impl Disk {
         let policy = RetryPolicy {
             base: Duration::from_millis(1),
             max: Duration::from_millis(8),
-            try_timeout: Duration::from_millis(100),
+            // Longer than any put takes on a busy machine.
+            try_timeout: Duration::from_secs(1),
         };
         Uploader::new(store, self.journal.clone(), policy, 4, budget_bytes)
+    }
+
+    /// Where the files of the journal are.
+    pub(super) fn journal_dir(&self) -> std::path::PathBuf {
+        self.dir.path().join("journal")
     }
 
     /// Where the bytes of an object are.
