@@ -18,7 +18,7 @@ mod uploader;
 
 pub use compact::{CompactError, WrittenFinal, clean, compact, write_final};
 pub use objects::{FinalObject, Listed, RecordingObjects, SegmentId, final_manifest};
-pub use put::{PutError, put_verified};
+pub use put::PutError;
 pub use requests::Requests;
 pub use retry::{Retry, RetryPolicy};
 pub use tags::{RetentionTags, newest_order, tag_hold};

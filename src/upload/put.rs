@@ -1,14 +1,11 @@
-//! One object into the store, whatever it takes: tried again until it is there, and then compared.
+//! One try to put an object into the store, compared when its name is taken.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 
 use crate::keys::fill_random;
-use crate::observe::metrics;
 use crate::store::{ObjectName, PutOutcome, Store, StoreError, Tags};
-
-use super::retry::{Retry, RetryPolicy};
 
 /// Why an object will never get there.
 #[derive(Debug, thiserror::Error)]
@@ -16,33 +13,6 @@ pub enum PutError {
     /// Another object has its name.
     #[error("another object has the name {0}")]
     Taken(ObjectName),
-}
-
-/// Puts an object and tries again for as long as the process lives.
-///
-/// A name that is taken is compared: after a lost answer the object may be ours.
-///
-/// # Errors
-/// [`PutError::Taken`] when other bytes have the name.
-pub async fn put_verified(
-    store: &dyn Store,
-    name: &ObjectName,
-    body: &Bytes,
-    tags: &Tags,
-    policy: RetryPolicy,
-) -> Result<(), PutError> {
-    let mut retry = Retry::new(policy);
-    loop {
-        let error = match try_put(store, name, body, tags, policy.try_timeout).await {
-            Ok(true) => return Ok(()),
-            Ok(false) => return Err(PutError::Taken(name.clone())),
-            Err(error) => error,
-        };
-        let wait = retry.next_wait(random_u32());
-        ::metrics::counter!(metrics::UPLOAD_RETRIES).increment(1);
-        warn_of_retry(name, error.as_ref(), wait);
-        tokio::time::sleep(wait).await;
-    }
 }
 
 /// One try. `Ok(false)`: other bytes have the name. `Err(None)`: no answer in time.
