@@ -78,8 +78,11 @@ pub async fn compact(
     };
     clean(&objects, &written, &[]).await?;
     // Whoever held the recording meanwhile could not tag an object that did not exist yet.
-    match newest_order(store, tenant, recording).await? {
-        Some((_, order)) if order.hold => Ok(tag_hold(store, tenant, recording, true).await?),
+    let requests = objects.requests;
+    match requests.patiently(|| newest_order(store, tenant, recording)).await? {
+        Some((_, order)) if order.hold => {
+            Ok(requests.patiently(|| tag_hold(store, tenant, recording, true)).await?)
+        }
         Some(_) | None => Ok(()),
     }
 }

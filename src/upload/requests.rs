@@ -117,7 +117,8 @@ impl<'a> Requests<'a> {
         Patience::new(self.policy).limit(upload.abort()).await
     }
 
-    async fn patiently<T, F>(&self, mut request: impl FnMut() -> F) -> Result<T, StoreError>
+    /// Makes a request of the caller's; one that is several may be repeated as a whole.
+    pub(super) async fn patiently<T, F>(&self, mut request: impl FnMut() -> F) -> Result<T, StoreError>
     where
         F: Future<Output = Result<T, StoreError>>,
     {
