@@ -6,6 +6,7 @@ mod audit;
 mod demo;
 mod grant;
 mod keys;
+mod lifecycle;
 mod output;
 mod recordings;
 mod repair;
@@ -69,6 +70,9 @@ enum Command {
     /// The store itself
     #[command(subcommand)]
     Store(store::StoreCommand),
+    /// Rules of the bucket that delete what no sweep deleted: a late safety net
+    #[command(subcommand)]
+    Lifecycle(lifecycle::LifecycleCommand),
 }
 
 /// Where the configuration is.
@@ -117,6 +121,7 @@ pub fn run() -> ExitCode {
         Command::Repair(args) => repair::run(&args),
         Command::Audit(command) => audit::run(&command),
         Command::Store(command) => store::run(&command),
+        Command::Lifecycle(command) => lifecycle::run(&command),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use callseal::simulate::{Pacing, Track, TwilioCall};
 
-use crate::support::{Home, Server, Setup, TENANT, eventually, files_below};
+use crate::support::{Home, Server, Setup, TENANT, eventually};
 
 const PATH: &str = "acme-dental/reception";
 /// Samples in a millisecond.
@@ -16,12 +16,12 @@ const PACE: u32 = 4;
 const MAX_LOSS_MS: u64 = 60;
 
 /// Audio without silence that never repeats within a second.
-fn audio(track: u8) -> Vec<u8> {
+pub(crate) fn audio(track: u8) -> Vec<u8> {
     let step = u32::from(track) * 2 + 3;
-    (0..160_000u32).map(|i| u8::try_from(i.wrapping_mul(step) / 7 % 251).unwrap()).collect()
+    (0..640_000u32).map(|i| u8::try_from(i.wrapping_mul(step) / 7 % 251).unwrap()).collect()
 }
 
-fn setup() -> Setup {
+pub(crate) fn setup() -> Setup {
     Setup::new().option("segments", "max_bytes", "8192").option("segments", "max_age_ms", "1000")
 }
 
@@ -38,7 +38,7 @@ fn neighbour(of: &Home, change: impl FnOnce(Setup) -> Setup) -> Home {
 
 /// Places a call at `server` and, once `segments` are stored and `meanwhile` has been done, kills it. Answers the
 /// recording and how many milliseconds of audio had been sent.
-async fn call_and_kill(
+pub(crate) async fn call_and_kill(
     home: &Home,
     server: &mut Server,
     segments: usize,
@@ -50,9 +50,12 @@ async fn call_and_kill(
     let sent_ms = Arc::new(AtomicU64::new(0));
     let (call, progress) = (TwilioCall::connect(plan, &server.tls()).await.unwrap(), Arc::clone(&sent_ms));
     let running = tokio::spawn(call.run(move |now| progress.store(now.sent_ms, Ordering::SeqCst)));
-    let stored = || files_below(&home.data().join("store/r")).len();
-    eventually("segments", || (stored() >= segments).then_some(())).await;
-    let recording = home.recordings(TENANT).remove(0);
+    let recording = eventually("segments", || {
+        let recording = home.recordings(TENANT).pop()?;
+        let objects = home.show(TENANT, &recording)["objects"].as_array().map_or(0, Vec::len);
+        (objects >= segments).then_some(recording)
+    })
+    .await;
     meanwhile(&recording).await;
     let sent = sent_ms.load(Ordering::SeqCst);
     server.kill();
@@ -70,12 +73,12 @@ fn heard(home: &Home, recording: &str, name: &str, track: u8) -> usize {
     heard.len()
 }
 
-fn both(home: &Home, recording: &str) -> [usize; 2] {
+pub(crate) fn both(home: &Home, recording: &str) -> [usize; 2] {
     [("caller", 0), ("agent", 1)].map(|(name, track)| heard(home, recording, name, track))
 }
 
 /// Plays a recording at a node; answers the samples of the caller.
-async fn play(home: &Home, server: &Server, recording: &str) -> Vec<u8> {
+pub(crate) async fn play(home: &Home, server: &Server, recording: &str) -> Vec<u8> {
     let link = home.grant(TENANT, recording, &["--track", "caller", "--format", "ulaw"]);
     let answer = server.https().get(&link, &[]).await.unwrap();
     assert_eq!(answer.status, 200);

@@ -7,7 +7,9 @@
 mod answers;
 mod conformance;
 mod deletion;
+mod lifecycle;
 mod lossy;
+mod nodes;
 mod probe;
-mod servers;
+pub(crate) mod servers;
 mod trouble;

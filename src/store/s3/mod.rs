@@ -32,12 +32,15 @@ mod client;
 mod clock;
 mod credentials;
 mod error;
+mod lifecycle;
 mod listing;
 mod objects;
 mod read;
 mod removal;
 mod tagging;
 mod upload;
+
+pub use lifecycle::{BucketRules, LifecycleError, Rule};
 
 use credentials::Rotating;
 use error::Failed;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use aws_sdk_s3::Client;
@@ -13,21 +13,23 @@ use callseal::config::{S3, S3Checksum, S3Claims, S3Credentials, S3Encryption, Se
 use callseal::store::s3::S3Store;
 use callseal::store::{ObjectName, PutOutcome, Store, Tags};
 
+use crate::support::write_private;
+
 /// What Ceph and AWS claim.
-pub(super) const ALL: S3Claims =
+pub(crate) const ALL: S3Claims =
     S3Claims { tags: true, create_once: true, versions: false, batch_delete: true };
 /// What Garage claims.
-pub(super) const NO_TAGS: S3Claims =
+pub(crate) const NO_TAGS: S3Claims =
     S3Claims { tags: false, create_once: false, versions: false, batch_delete: true };
 
 /// A running server, as `scripts/storage-servers` described it.
-pub(super) struct Server(BTreeMap<String, String>);
+pub(crate) struct Server(BTreeMap<String, String>);
 
 /// Finds Ceph.
 ///
 /// # Panics
 /// When it is missing and `CI` is `true`.
-pub(super) fn ceph() -> Option<Server> {
+pub(crate) fn ceph() -> Option<Server> {
     let found = Server::find("TEST_S3_CEPH");
     let is_ci = variable("CI").is_some_and(|ci| ci == "true");
     assert!(found.is_some() || !is_ci, "TEST_S3_CEPH is not set; scripts/test starts Ceph and sets it");
@@ -35,7 +37,7 @@ pub(super) fn ceph() -> Option<Server> {
 }
 
 /// Finds Garage, which takes long to build and so may be missing anywhere.
-pub(super) fn garage() -> Option<Server> {
+pub(crate) fn garage() -> Option<Server> {
     Server::find("TEST_S3_GARAGE")
 }
 
@@ -54,12 +56,12 @@ impl Server {
         Some(Self(lines.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()))
     }
 
-    pub(super) fn value(&self, name: &str) -> &str {
+    pub(crate) fn value(&self, name: &str) -> &str {
         self.0.get(name).unwrap_or_else(|| panic!("the server's file has no {name}"))
     }
 
     /// Makes a bucket that nobody else uses and describes how to reach it over plain HTTP.
-    pub(super) async fn bucket(&self, claims: S3Claims) -> S3 {
+    pub(crate) async fn bucket(&self, claims: S3Claims) -> S3 {
         let mut random = [0; 8];
         getrandom::fill(&mut random).unwrap();
         let bucket = format!("t-{:016x}", u64::from_be_bytes(random));
@@ -81,7 +83,7 @@ impl Server {
     }
 
     /// The same bucket over TLS.
-    pub(super) fn over_tls(&self, options: &S3) -> S3 {
+    pub(crate) fn over_tls(&self, options: &S3) -> S3 {
         S3 {
             endpoint: Some(self.value("S3_TLS_ENDPOINT").to_owned()),
             ca_file: Some(PathBuf::from(self.value("S3_CA_FILE"))),
@@ -90,14 +92,14 @@ impl Server {
     }
 
     /// Has a bucket keep what is deleted.
-    pub(super) async fn keep_versions(&self, bucket: &str) {
+    pub(crate) async fn keep_versions(&self, bucket: &str) {
         let on = VersioningConfiguration::builder().status(BucketVersioningStatus::Enabled).build();
         let client = self.client();
         client.put_bucket_versioning().bucket(bucket).versioning_configuration(on).send().await.unwrap();
     }
 
     /// A client without anything of ours around it.
-    pub(super) fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         let credentials = Credentials::new(
             self.value("S3_ACCESS_KEY_ID"),
             self.value("S3_SECRET_ACCESS_KEY"),
@@ -117,21 +119,40 @@ impl Server {
     }
 }
 
-pub(super) fn keys(id: &str, secret: &str) -> S3Credentials {
+pub(crate) fn keys(id: &str, secret: &str) -> S3Credentials {
     let fixed = |text: &str| SecretRef::fixed(Secret::new(text.as_bytes().to_vec()));
     S3Credentials::Static { access_key_id: fixed(id), secret_access_key: fixed(secret), session_token: None }
 }
 
-pub(super) async fn open(options: &S3) -> S3Store {
+pub(crate) async fn open(options: &S3) -> S3Store {
     S3Store::open(options).await.unwrap()
 }
 
-pub(super) fn name(text: &str) -> ObjectName {
+pub(crate) fn name(text: &str) -> ObjectName {
     ObjectName::new(text).unwrap()
 }
 
 /// Puts a small object, which must be new.
-pub(super) async fn put(store: &dyn Store, text: &str) {
+pub(crate) async fn put(store: &dyn Store, text: &str) {
     let body = Bytes::copy_from_slice(text.as_bytes());
     assert_eq!(store.put_new(&name(text), body, &Tags::new()).await.unwrap(), PutOutcome::Created);
+}
+
+/// Writes the options of a node's `[store]`, with the credentials in files below `dir`.
+pub(crate) fn table(dir: &Path, server: &Server, options: &S3) -> Vec<(&'static str, String)> {
+    let secret = |file: &str, variable: &str| {
+        let path = dir.join(file);
+        write_private(&path, server.value(variable));
+        format!("{{ file = {:?} }}", path.display().to_string())
+    };
+    let claims = &options.claims;
+    vec![
+        ("kind", "\"s3\"".to_owned()),
+        ("profile", format!("{:?}", if claims.tags { "ceph" } else { "garage" })),
+        ("endpoint", format!("{:?}", options.endpoint.as_deref().unwrap())),
+        ("region", format!("{:?}", options.region)),
+        ("bucket", format!("{:?}", options.bucket)),
+        ("access_key_id", secret("access-key-id", "S3_ACCESS_KEY_ID")),
+        ("secret_access_key", secret("secret-access-key", "S3_SECRET_ACCESS_KEY")),
+    ]
 }
