@@ -155,6 +155,9 @@ impl Deletions {
             Ok(None) | Err(RecordingError::NotFound) if !self.keys.has_envelope(tag, recording).await? => {
                 (Stored::Gone, None)
             }
+            Ok(None) | Err(RecordingError::NotFound) if self.is_emptied(case, now).await? => {
+                (Stored::Emptied, None)
+            }
             Ok(None) | Err(RecordingError::NotFound) => (Stored::Unfinished, None),
             Err(RecordingError::Integrity(error)) => {
                 tracing::error!(%recording, error = &*error as &dyn std::error::Error, "date of a recording is damaged");
@@ -169,11 +172,21 @@ impl Deletions {
             }
             Err(error @ RecordingError::Unavailable(_)) => return Err(error.into()),
         };
-        let is_there = stored != Stored::Gone;
+        let is_there = !matches!(stored, Stored::Gone | Stored::Emptied);
         if is_there && may_be_busy && !self.is_settled(tag, recording).await? {
             return Ok((Stored::Busy, sealed));
         }
         Ok((stored, sealed))
+    }
+
+    /// Whether a recording has no object any more, and all its dates are so long past that nobody has any to come.
+    async fn is_emptied(&self, case: &Case, now: UnixMillis) -> Result<bool, StoreError> {
+        let is_past = |date: &String| clock::end_of_utc_date(date).is_some_and(|end| end.plus(BUSY) <= now);
+        if !case.dates.iter().all(is_past) {
+            return Ok(false);
+        }
+        let prefix = layout::recording_prefix(case.tenant.tag(), case.recording);
+        Ok(self.store.list_after(&prefix, None, 1).await?.is_empty())
     }
 
     /// Whether nothing is left to be done for a recording: it has final objects and nothing else.
@@ -219,9 +232,20 @@ impl Deletions {
         };
         let found = case.dates.iter().filter(|date| Some(*date) != last);
         let others: Vec<ObjectName> = others.iter().chain(found).map(entry).collect();
-        store.delete_all(&others).await?;
+        self.remove(&others).await?;
         store.purge(&layout::orders_prefix(tag, recording)).await?;
-        store.delete_all(&last.map(entry).into_iter().collect::<Vec<_>>()).await?;
+        self.remove(&last.map(entry).into_iter().collect::<Vec<_>>()).await?;
+        Ok(())
+    }
+
+    /// Removes entries of the expiry index, with their versions where there are any.
+    async fn remove(&self, entries: &[ObjectName]) -> Result<(), StoreError> {
+        if !self.store.profile().versions {
+            return self.store.delete_all(entries).await;
+        }
+        for entry in entries {
+            self.store.purge(entry.as_str()).await?;
+        }
         Ok(())
     }
 
@@ -262,7 +286,7 @@ impl Deletions {
     ) -> Result<(), StoreError> {
         let entry = |date: &String| layout::expiry(date, case.tenant.tag(), case.recording);
         let wrong: Vec<_> = case.dates.iter().filter(|date| is_wrong(date)).map(entry).collect();
-        self.store.delete_all(&wrong).await
+        self.remove(&wrong).await
     }
 }
 

@@ -202,6 +202,8 @@ pub enum Stored {
     Unfinished,
     /// It has a manifest that does not open.
     Damaged,
+    /// It has an envelope and nothing else, long after the date of its entry: a rule of the bucket took the rest.
+    Emptied,
     /// It has no envelope: whatever else there is, nobody can open it.
     Gone,
 }
@@ -241,8 +243,10 @@ pub fn decide(stored: Stored, order: &Order, now: UnixMillis) -> Fate {
     }
     let ordered = order.expires_ms.map(UnixMillis);
     match stored {
-        Stored::Gone if ordered.is_some() => Fate::Delete { reason: Reason::Requested, since: ordered },
-        Stored::Gone => Fate::Delete { reason: Reason::Expired, since: None },
+        Stored::Gone | Stored::Emptied if ordered.is_some() => {
+            Fate::Delete { reason: Reason::Requested, since: ordered }
+        }
+        Stored::Gone | Stored::Emptied => Fate::Delete { reason: Reason::Expired, since: None },
         Stored::Busy => Fate::Wait,
         Stored::Unfinished | Stored::Damaged => match ordered {
             Some(since) if since <= now => Fate::Delete { reason: Reason::Requested, since: Some(since) },

@@ -4,4 +4,5 @@ mod commands;
 mod interrupted;
 mod model;
 mod rules;
+mod stores;
 mod world;

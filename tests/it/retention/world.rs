@@ -88,7 +88,7 @@ impl Clocks {
 
 /// Shows another time, and perhaps no tags.
 struct Clocked {
-    inner: Faulty<Folder>,
+    inner: Faulty<Arc<dyn Store>>,
     clocks: Clocks,
 }
 
@@ -149,7 +149,8 @@ impl Store for Clocked {
 
     fn profile(&self) -> StoreProfile {
         let has_no_tags = self.clocks.has_no_tags.load(Ordering::SeqCst);
-        StoreProfile { tags: !has_no_tags, ..self.inner.profile() }
+        let inner = self.inner.profile();
+        StoreProfile { tags: inner.tags && !has_no_tags, ..inner }
     }
 
     async fn now(&self) -> Result<UnixMillis, StoreError> {
@@ -211,10 +212,20 @@ pub(super) fn by() -> OrderedBy {
 impl World {
     pub(super) async fn new() -> Self {
         let dir = TempDir::new().unwrap();
-        let folder = Faulty::new(Folder::open(dir.path().join("store")).await.unwrap());
-        let (faults, clocks) = (folder.faults(), Clocks::default());
+        let folder = Folder::open(dir.path().join("store")).await.unwrap();
+        Self::with(dir, Arc::new(folder))
+    }
+
+    /// The world of another store than a folder.
+    pub(super) fn of(store: Arc<dyn Store>) -> Self {
+        Self::with(TempDir::new().unwrap(), store)
+    }
+
+    fn with(dir: TempDir, inner: Arc<dyn Store>) -> Self {
+        let inner = Faulty::new(inner);
+        let (faults, clocks) = (inner.faults(), Clocks::default());
         clocks.advance(clock::wall().0);
-        let store: Arc<dyn Store> = Arc::new(Clocked { inner: folder, clocks: clocks.clone() });
+        let store: Arc<dyn Store> = Arc::new(Clocked { inner, clocks: clocks.clone() });
         let tenant: TenantId = TENANT.parse().unwrap();
         let ring = dir.path().join("keyring.json");
         Keyring::init(&ring, std::slice::from_ref(&tenant), "2026-01-01T00:00:00Z", system_random).unwrap();

@@ -28,6 +28,8 @@ pub(crate) use report::Report;
 
 /// How often memory and backlog are looked at.
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
+/// A server that asked its store nothing for so long has nothing more to ask.
+const QUIET: Duration = Duration::from_secs(2);
 /// Calls under way before anything is measured or broken.
 const SETTLE: Duration = Duration::from_millis(500);
 /// An oldest unstored segment younger than this means that nothing is behind: two segments of five seconds.
@@ -114,8 +116,8 @@ impl Scene<'_> {
             }
         }
         let outcome = calls.end().await?;
-        let passed = self.chaos.map(Chaos::passed).zip(passed_before).map(|(now, before)| now.since(before));
         let (ledger, kill_losses_ms) = recordings.compare(&outcome, self.plan.patience).await?;
+        let passed = self.all_passed().await.zip(passed_before).map(|(now, before)| now.since(before));
         Ok(Run {
             ledger,
             dropped_calls: outcome.dropped(self.plan.fault == Fault::Kill),
@@ -128,6 +130,21 @@ impl Scene<'_> {
             passed,
             call_secs: outcome.call_secs(),
         })
+    }
+
+    /// What the store was asked in all, once the server asks it no more: after the calls it merges their segments.
+    async fn all_passed(&self) -> Option<Passed> {
+        let chaos = self.chaos?;
+        let began = clock::monotonic();
+        let mut passed = chaos.passed();
+        loop {
+            tokio::time::sleep(QUIET).await;
+            let now = chaos.passed();
+            if now.requests == passed.requests || clock::since(began) > self.plan.patience {
+                return Some(now);
+            }
+            passed = now;
+        }
     }
 
     fn weather_begins(&self) {
