@@ -55,7 +55,7 @@ pub struct Tenant {
 pub enum TenantStatus {
     /// Take calls, play recordings.
     Active,
-    /// Take no calls, play nothing, keep everything.
+    /// Take no calls, play nothing; recordings are kept until their date, as promised, and then deleted.
     Suspended,
     /// Take no calls; recordings can be played until they are deleted.
     Closing,

@@ -336,7 +336,8 @@ async fn status_callbacks_are_believed_when_they_are_signed() {
         assert_eq!(elsewhere.status, 403, "signed for another URL");
         check_common_headers(&elsewhere);
     }
-    assert_eq!(server.logged("Twilio reports a stream error").len(), 2);
+    server.wait_log("Twilio reports a stream error", 2).await;
+    assert_eq!(server.logged("Twilio reports a stream error").len(), 2, "and no more");
 }
 
 #[tokio::test]
