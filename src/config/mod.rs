@@ -50,7 +50,7 @@ pub use recording::{Journal, KeysConfig, Segments, Upload};
 pub use route::{Dtmf, Record, Route, RouteMode, RouteProvider};
 pub use secret::{Secret, SecretRef};
 pub use serving::{Drain, Ingest, Log, LogFormat, Playback, Repair};
-pub use store::{S3, S3Checksum, S3Claims, S3Credentials, S3Encryption, StoreKind};
+pub use store::{S3, S3Checksum, S3Claims, S3Credentials, S3Encryption, S3ObjectLock, StoreKind};
 pub use sweep::Sweep;
 pub use tenant::{HipaaMode, Limits, NoKeyPolicy, Retention, Tenant, TenantPlayback, TenantStatus};
 pub use twilio::Twilio;

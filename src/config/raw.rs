@@ -87,7 +87,8 @@ section!(
         session_token: Value,
         connect_timeout_ms: i64,
         attempt_timeout_ms: i64,
-    } later ["object_lock"]
+        object_lock: String,
+    } later []
 );
 section!(Keys { provider: String, keyring_file: String } later ["kek"]);
 section!(

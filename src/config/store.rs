@@ -55,6 +55,8 @@ pub struct S3 {
     pub checksum: S3Checksum,
     /// How the store encrypts our ciphertext once more.
     pub encryption: S3Encryption,
+    /// Whether finished recordings are locked until their date.
+    pub object_lock: S3ObjectLock,
     /// From dialling to a connection.
     pub connect_timeout: Duration,
     /// One attempt of one request, from sending to the end of its answer.
@@ -113,6 +115,17 @@ pub enum S3Encryption {
         /// The key; none means the account's default.
         key_id: Option<String>,
     },
+}
+
+/// How firmly a store keeps finished recordings until their date.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum S3ObjectLock {
+    /// Not at all.
+    None,
+    /// Nobody may destroy them but who has a right of its own for that, which callseal never uses.
+    Governance,
+    /// Nobody may, the owner of the bucket included.
+    Compliance,
 }
 
 /// What is known of a kind of store.
@@ -193,6 +206,7 @@ impl S3 {
         };
         let checksum = scope.word("checksum", raw.checksum.as_deref(), &checksums);
         let encryption = check_encryption(scope, raw.sse.as_deref(), raw.kms_key_id);
+        let object_lock = check_object_lock(scope, raw.object_lock.as_deref(), &claims);
         let connect_timeout = scope.millis("connect_timeout_ms", raw.connect_timeout_ms, &CONNECT_TIMEOUT_MS);
         let attempt_timeout = scope.millis("attempt_timeout_ms", raw.attempt_timeout_ms, &ATTEMPT_TIMEOUT_MS);
         Some(Self {
@@ -206,6 +220,7 @@ impl S3 {
             claims,
             checksum,
             encryption,
+            object_lock,
             connect_timeout,
             attempt_timeout,
         })
@@ -213,7 +228,7 @@ impl S3 {
 }
 
 /// Which options of a bucket are given.
-fn given_of_s3(raw: &raw::Store) -> [(&'static str, bool); 20] {
+fn given_of_s3(raw: &raw::Store) -> [(&'static str, bool); 21] {
     [
         ("endpoint", raw.endpoint.is_some()),
         ("region", raw.region.is_some()),
@@ -235,6 +250,7 @@ fn given_of_s3(raw: &raw::Store) -> [(&'static str, bool); 20] {
         ("session_token", raw.session_token.is_some()),
         ("connect_timeout_ms", raw.connect_timeout_ms.is_some()),
         ("attempt_timeout_ms", raw.attempt_timeout_ms.is_some()),
+        ("object_lock", raw.object_lock.is_some()),
     ]
 }
 
@@ -367,4 +383,24 @@ fn check_encryption(scope: &Scope<'_>, given: Option<&str>, key_id: Option<Strin
         1 => S3Encryption::Aes256,
         _ => S3Encryption::AwsKms { key_id },
     }
+}
+
+fn check_object_lock(scope: &Scope<'_>, given: Option<&str>, claims: &S3Claims) -> S3ObjectLock {
+    let kinds = Words {
+        default: S3ObjectLock::None,
+        allowed: &[
+            ("none", S3ObjectLock::None),
+            ("governance", S3ObjectLock::Governance),
+            ("compliance", S3ObjectLock::Compliance),
+        ],
+        later: &[],
+    };
+    let lock = scope.word("object_lock", given, &kinds);
+    if lock != S3ObjectLock::None && !claims.versions {
+        scope.fault(
+            "object_lock",
+            "is given; allowed: only with store.versions = true, as buckets with locks have versions",
+        );
+    }
+    lock
 }

@@ -42,6 +42,7 @@ impl From<StoreError> for RecordingError {
             | StoreError::Full { .. }
             | StoreError::Refused { .. }
             | StoreError::Unsupported { .. }
+            | StoreError::Locked { .. }
             | StoreError::Io { .. } => Self::Unavailable(Box::new(error)),
         }
     }

@@ -3,6 +3,9 @@
 use std::io;
 use std::time::Duration;
 
+use crate::clock;
+use crate::domain::time::UnixMillis;
+
 /// Why a store did not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -57,6 +60,12 @@ pub enum StoreError {
         /// What it lacks.
         feature: &'static str,
     },
+    /// The store keeps the object until a moment, whoever asks; see [`Store::lock`](super::Store::lock).
+    #[error("store keeps the object until {}", clock::utc_date(*.until))]
+    Locked {
+        /// The last moment of what is kept longest, by the store's clock.
+        until: UnixMillis,
+    },
     /// The request failed on the way; it may have been carried out.
     #[error("cannot {action}")]
     Io {
@@ -80,11 +89,12 @@ impl StoreError {
             | Self::Denied { .. }
             | Self::Corrupt { .. }
             | Self::Refused { .. }
-            | Self::Unsupported { .. } => false,
+            | Self::Unsupported { .. }
+            | Self::Locked { .. } => false,
         }
     }
 
-    /// Names the kind for metrics: one of nine fixed words.
+    /// Names the kind for metrics: one of ten fixed words.
     pub fn label(&self) -> &'static str {
         match self {
             Self::NotFound => "not_found",
@@ -95,6 +105,7 @@ impl StoreError {
             Self::Corrupt { .. } => "corrupt",
             Self::Refused { .. } => "refused",
             Self::Unsupported { .. } => "unsupported",
+            Self::Locked { .. } => "locked",
             Self::Io { .. } => "io",
         }
     }

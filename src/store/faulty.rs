@@ -249,6 +249,10 @@ impl<S: Store> Store for Faulty<S> {
         self.faults.apply(Operation::SetTags, self.inner.set_tags(name, tags)).await
     }
 
+    async fn lock(&self, name: &ObjectName, until: UnixMillis) -> Result<(), StoreError> {
+        self.faults.apply(Operation::Lock, self.inner.lock(name, until)).await
+    }
+
     async fn begin_upload(&self, name: &ObjectName, tags: &Tags) -> Result<Box<dyn Upload>, StoreError> {
         let inner = self.faults.apply(Operation::BeginUpload, self.inner.begin_upload(name, tags)).await?;
         Ok(Box::new(FaultyUpload { inner, faults: self.faults(), has_part: false }))

@@ -130,6 +130,10 @@ impl Store for Folder {
         .await
     }
 
+    async fn lock(&self, _name: &ObjectName, _until: UnixMillis) -> Result<(), StoreError> {
+        Err(StoreError::Unsupported { feature: "object lock" })
+    }
+
     async fn begin_upload(&self, name: &ObjectName, tags: &Tags) -> Result<Box<dyn Upload>, StoreError> {
         let parts = self.blocking("begin upload", |root| Ok(root.temporary()?)).await?;
         Ok(Box::new(upload::FolderUpload::new(self.clone(), name.clone(), tags.clone(), parts)))
@@ -140,7 +144,7 @@ impl Store for Folder {
     }
 
     fn profile(&self) -> StoreProfile {
-        StoreProfile { tags: true, create_once: true, versions: false }
+        StoreProfile { tags: true, create_once: true, versions: false, object_lock: false }
     }
 
     async fn now(&self) -> Result<UnixMillis, StoreError> {

@@ -77,6 +77,10 @@ impl<S: Store> Store for Metered<S> {
         measured(Operation::SetTags, self.inner.set_tags(name, tags)).await
     }
 
+    async fn lock(&self, name: &ObjectName, until: UnixMillis) -> Result<(), StoreError> {
+        measured(Operation::Lock, self.inner.lock(name, until)).await
+    }
+
     async fn begin_upload(&self, name: &ObjectName, tags: &Tags) -> Result<Box<dyn Upload>, StoreError> {
         let inner = measured(Operation::BeginUpload, self.inner.begin_upload(name, tags)).await?;
         Ok(Box::new(MeteredUpload { inner }))

@@ -105,6 +105,13 @@ pub trait Store: Send + Sync {
     /// [`StoreError::NotFound`].
     async fn set_tags(&self, name: &ObjectName, tags: &Tags) -> Result<(), StoreError>;
 
+    /// Has the store refuse to destroy an object before a moment, to everybody (S3: object lock). A moment that is over is
+    /// success and locks nothing; a lock is never made shorter.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`], and [`StoreError::Unsupported`] unless [`StoreProfile::object_lock`].
+    async fn lock(&self, name: &ObjectName, until: UnixMillis) -> Result<(), StoreError>;
+
     /// Starts to create an object that is too large for one [`Store::put_new`]; nobody sees it before it is complete.
     ///
     /// # Errors
@@ -137,7 +144,7 @@ pub trait Store: Send + Sync {
     ///
     /// # Errors
     /// [`StoreError`]; part of it may be gone then, and calling again is safe. [`StoreError::Refused`] for an empty
-    /// prefix.
+    /// prefix, [`StoreError::Locked`] when something must stay for now.
     async fn purge(&self, prefix: &str) -> Result<u64, StoreError>;
 
     /// Aborts the unfinished uploads of a name that began before `before` by the store's clock; answers how many.
@@ -158,6 +165,8 @@ pub struct StoreProfile {
     pub create_once: bool,
     /// A deleted object leaves versions behind until [`Store::purge`] destroys them.
     pub versions: bool,
+    /// Objects can be locked, see [`Store::lock`], and finished recordings are.
+    pub object_lock: bool,
 }
 
 /// An object that is being created in parts.
@@ -247,6 +256,10 @@ impl<S: Store + ?Sized> Store for Arc<S> {
 
     async fn set_tags(&self, name: &ObjectName, tags: &Tags) -> Result<(), StoreError> {
         (**self).set_tags(name, tags).await
+    }
+
+    async fn lock(&self, name: &ObjectName, until: UnixMillis) -> Result<(), StoreError> {
+        (**self).lock(name, until).await
     }
 
     async fn begin_upload(&self, name: &ObjectName, tags: &Tags) -> Result<Box<dyn Upload>, StoreError> {

@@ -17,6 +17,8 @@ pub enum Operation {
     Tags,
     /// `set_tags`
     SetTags,
+    /// `lock`
+    Lock,
     /// `begin_upload`
     BeginUpload,
     /// `put_part`
@@ -48,6 +50,7 @@ impl Operation {
             Self::Delete => "delete",
             Self::Tags => "tags",
             Self::SetTags => "set_tags",
+            Self::Lock => "lock",
             Self::BeginUpload => "begin_upload",
             Self::PutPart => "put_part",
             Self::Complete => "complete",

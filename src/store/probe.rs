@@ -28,6 +28,11 @@ pub const CAPABILITY: &str = "store_capability";
 const MAX_SKEW: Duration = Duration::from_secs(5 * 60);
 /// Writers that race for one name: where create-once is not atomic, twelve nearly always show it.
 const WRITERS: u8 = 12;
+/// How long the probe's own object is locked. Locks end at whole seconds.
+const LOCK_MS: u64 = 4_000;
+/// How often and how long the probe waits for the end of its lock, on stores that are slow to notice.
+const CLEAN_UPS: u32 = 40;
+const CLEAN_UP_WAIT: Duration = Duration::from_millis(500);
 
 /// Something that a store does or does not do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -51,6 +56,8 @@ pub enum Feature {
     AbortUpload,
     /// Deleted objects stay as versions.
     Versions,
+    /// A locked object cannot be destroyed.
+    ObjectLock,
     /// The clocks of the store and of this machine agree.
     Clock,
 }
@@ -82,7 +89,7 @@ pub struct Finding {
 
 impl Feature {
     /// All of them, in the order of the table.
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::RoundTrip,
         Self::Ranges,
         Self::ListAfter,
@@ -92,6 +99,7 @@ impl Feature {
         Self::CreateOnceRace,
         Self::AbortUpload,
         Self::Versions,
+        Self::ObjectLock,
         Self::Clock,
     ];
 
@@ -107,6 +115,7 @@ impl Feature {
             Self::CreateOnceRace => "create_once_race",
             Self::AbortUpload => "abort_upload",
             Self::Versions => "versions",
+            Self::ObjectLock => "object_lock",
             Self::Clock => "clock",
         }
     }
@@ -119,6 +128,7 @@ impl Feature {
             Self::CreateOnce | Self::CreateOnceRace => "looks before each put; only one node may write",
             Self::AbortUpload => "leaves parts behind: have the bucket remove old uploads",
             Self::Versions => "purges without versions",
+            Self::ObjectLock => "locks nothing",
             Self::Clock => "nothing: set the clocks",
         }
     }
@@ -132,6 +142,9 @@ impl Feature {
                 "set store.create_once = false and let one node write alone"
             }
             Self::AbortUpload => "use another store, or tell its vendor",
+            Self::ObjectLock => {
+                "set store.object_lock = \"none\", or use a bucket that was made with object lock"
+            }
             Self::Versions => "set store.versions = true, or switch versions off",
             Self::Clock => "set the clocks of this machine and the store",
         }
@@ -160,6 +173,7 @@ impl Finding {
             | Feature::CreateOnce
             | Feature::CreateOnceRace
             | Feature::AbortUpload
+            | Feature::ObjectLock
             | Feature::Clock => self.found == Found::No && self.claimed,
         }
     }
@@ -177,7 +191,7 @@ pub async fn run(store: &dyn Store) -> Result<Vec<Finding>, StoreError> {
     let probe = Probe { store, prefix: &prefix };
     let looked = probe.look().await;
     // Also after a failure, as far as that is possible; what stays behind is a few bytes below "probe/".
-    let cleaned = store.purge(&prefix).await;
+    let cleaned = probe.clean_up().await;
     let findings = looked?;
     cleaned?;
     for finding in &findings {
@@ -201,6 +215,7 @@ impl Probe<'_> {
                 Feature::TagsOnPut | Feature::TagsOnUpload => profile.tags,
                 Feature::CreateOnce | Feature::CreateOnceRace => profile.create_once,
                 Feature::Versions => profile.versions,
+                Feature::ObjectLock => profile.object_lock,
                 Feature::RoundTrip
                 | Feature::Ranges
                 | Feature::ListAfter
@@ -238,6 +253,7 @@ impl Probe<'_> {
             Feature::CreateOnceRace => self.create_once_race().await,
             Feature::AbortUpload => self.abort_upload().await,
             Feature::Versions => self.versions().await,
+            Feature::ObjectLock => self.object_lock().await,
             Feature::Clock => self.clock().await,
         }
     }
@@ -326,6 +342,25 @@ impl Probe<'_> {
         let name = self.put("versions/one", b"x").await?;
         self.store.delete(&name).await?;
         Ok(self.store.purge(name.as_str()).await? > 0)
+    }
+
+    /// Locks an object for some seconds, which the probe waits for at its end.
+    async fn object_lock(&self) -> Result<bool, StoreError> {
+        let name = self.put("lock", b"x").await?;
+        let until = UnixMillis(self.store.now().await?.0 + LOCK_MS);
+        self.store.lock(&name, until).await?;
+        Ok(matches!(self.store.purge(name.as_str()).await, Err(StoreError::Locked { .. })))
+    }
+
+    /// Removes what was made, once no lock is left.
+    async fn clean_up(&self) -> Result<(), StoreError> {
+        for _ in 0..CLEAN_UPS {
+            match self.store.purge(self.prefix).await {
+                Err(StoreError::Locked { .. }) => tokio::time::sleep(CLEAN_UP_WAIT).await,
+                purged => return purged.map(drop),
+            }
+        }
+        self.store.purge(self.prefix).await.map(drop)
     }
 
     async fn clock(&self) -> Result<bool, StoreError> {

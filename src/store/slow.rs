@@ -70,6 +70,11 @@ impl<S: Store> Store for Slow<S> {
         self.inner.set_tags(name, tags).await
     }
 
+    async fn lock(&self, name: &ObjectName, until: UnixMillis) -> Result<(), StoreError> {
+        self.wait().await;
+        self.inner.lock(name, until).await
+    }
+
     async fn begin_upload(&self, name: &ObjectName, tags: &Tags) -> Result<Box<dyn Upload>, StoreError> {
         self.wait().await;
         let inner = self.inner.begin_upload(name, tags).await?;

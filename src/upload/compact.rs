@@ -17,7 +17,7 @@ use crate::store::{
 use super::objects::{FinalObject, RecordingObjects, SegmentId};
 use super::requests::Requests;
 use super::retry::RetryPolicy;
-use super::tags::{newest_order, tag_hold};
+use super::tags::{locked_until, newest_order, tag_hold};
 
 /// Why a recording could not be compacted.
 #[derive(Debug, thiserror::Error)]
@@ -107,7 +107,8 @@ impl WrittenFinal {
     }
 }
 
-/// Writes the final object of the newest manifest and reads it back; deletes nothing.
+/// Writes the final object of the newest manifest, reads it back, and has the store lock it where that is wanted; deletes
+/// nothing.
 ///
 /// # Errors
 /// [`CompactError`].
@@ -132,6 +133,11 @@ pub async fn write_final(objects: &RecordingObjects<'_>, tags: &Tags) -> Result<
         older: None,
     };
     writing.run().await?;
+    if objects.requests.store().profile().object_lock
+        && let Some(until) = locked_until(tags)
+    {
+        requests.lock(&writing.written.object.name, until).await?;
+    }
     Ok(writing.written)
 }
 

@@ -70,7 +70,8 @@ impl Door {
                 | StoreError::Denied { .. }
                 | StoreError::Corrupt { .. }
                 | StoreError::Refused { .. }
-                | StoreError::Unsupported { .. },
+                | StoreError::Unsupported { .. }
+                | StoreError::Locked { .. },
             )) => {
                 if self.breaker().answered() {
                     tracing::info!("store takes requests again");

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::domain::time::UnixMillis;
 use crate::observe::metrics;
 use crate::store::{ByteRange, Fetched, ObjectInfo, ObjectName, PutOutcome, Store, StoreError, Tags, Upload};
 
@@ -82,6 +83,14 @@ impl<'a> Requests<'a> {
     /// As [`Store::tags`].
     pub async fn tags(&self, name: &ObjectName) -> Result<Tags, StoreError> {
         self.patiently(|| self.store.tags(name)).await
+    }
+
+    /// Locks an object.
+    ///
+    /// # Errors
+    /// As [`Store::lock`].
+    pub async fn lock(&self, name: &ObjectName, until: UnixMillis) -> Result<(), StoreError> {
+        self.patiently(|| self.store.lock(name, until)).await
     }
 
     pub(super) async fn begin_upload(

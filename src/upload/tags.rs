@@ -9,6 +9,8 @@ use crate::store::{ObjectClass, ObjectName, Store, StoreError, Tags, layout};
 
 /// A day in milliseconds.
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+/// The tag that names the day on which a recording must go.
+const EXPIRES_TAG: &str = "callseal-expires";
 /// The tag that rules of the bucket look at before they delete.
 const HOLD_TAG: &str = "callseal-hold";
 /// Objects listed at a time.
@@ -39,7 +41,7 @@ impl RetentionTags {
         let mut tags = Tags::of(self.tenant, ObjectClass::CallAudio);
         for (key, value) in [
             ("callseal-retention-days", self.days.to_string()),
-            ("callseal-expires", clock::utc_date(self.expires(at))),
+            (EXPIRES_TAG, clock::utc_date(self.expires(at))),
             (HOLD_TAG, "false".to_owned()),
             ("callseal-hipaa", "false".to_owned()),
         ] {
@@ -48,6 +50,12 @@ impl RetentionTags {
         }
         tags
     }
+}
+
+/// Returns until when an object with these tags may be locked: the beginning of its day, so that no lock outlasts its date.
+pub(super) fn locked_until(tags: &Tags) -> Option<UnixMillis> {
+    let end = clock::end_of_utc_date(tags.value(EXPIRES_TAG)?)?;
+    Some(UnixMillis(end.0.saturating_sub(DAY_MS)))
 }
 
 /// Reads the newest retention order of a recording with its revision; `None` if nobody ever gave one.

@@ -8,6 +8,7 @@ mod answers;
 mod conformance;
 mod deletion;
 mod lifecycle;
+mod lock;
 mod lossy;
 mod nodes;
 mod probe;

@@ -90,12 +90,17 @@ fn options_of_the_other_kind_are_faults() {
     assert_eq!(faults["store.tags"], "is given; allowed: only with store.kind = \"s3\"");
     let faults = store_faults(&format!("{S3}{KEYS}path = \"data/store\""));
     assert_eq!(faults["store.path"], "is given; allowed: only with store.kind = \"folder\"");
-    let faults =
-        store_faults(&format!("{S3}{KEYS}credentials = \"chain\"\nkms_key_id = \"k\"\nobject_lock = true"));
+    let faults = store_faults(&format!(
+        "{S3}{KEYS}credentials = \"chain\"\nkms_key_id = \"k\"\nobject_lock = \"compliance\""
+    ));
     let expected =
         ["store.access_key_id", "store.kms_key_id", "store.object_lock", "store.secret_access_key"];
     assert_eq!(names(&faults), expected);
-    assert!(faults["store.object_lock"].contains("not supported by this version"));
+    assert!(faults["store.object_lock"].contains("only with store.versions = true"));
+    let locked = s3("versions = true\nobject_lock = \"governance\"");
+    assert_eq!(locked.object_lock, S3ObjectLock::Governance);
+    let faults = store_faults(&format!("{S3}{KEYS}versions = true\nobject_lock = true"));
+    assert_eq!(names(&faults), ["store.object_lock"]);
 }
 
 #[test]

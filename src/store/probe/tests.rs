@@ -47,6 +47,11 @@ impl Store for Liar {
         Err(StoreError::Unsupported { feature: "tags" })
     }
 
+    /// Says yes and locks nothing.
+    async fn lock(&self, _name: &ObjectName, _until: UnixMillis) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     async fn begin_upload(&self, name: &ObjectName, _tags: &Tags) -> Result<Box<dyn Upload>, StoreError> {
         self.0.begin_upload(name, &Tags::new()).await
     }
@@ -56,7 +61,7 @@ impl Store for Liar {
     }
 
     fn profile(&self) -> StoreProfile {
-        StoreProfile { tags: true, create_once: true, versions: false }
+        StoreProfile { tags: true, create_once: true, versions: false, object_lock: true }
     }
 
     async fn now(&self) -> Result<UnixMillis, StoreError> {
@@ -87,7 +92,7 @@ async fn a_folder_keeps_its_claims() {
     let findings = run(&folder).await.unwrap();
     assert_eq!(broken(&findings), []);
     let yes = findings.iter().filter(|finding| finding.found == Found::Yes).count();
-    assert_eq!(yes, Feature::ALL.len() - 1, "all but versions: {findings:?}");
+    assert_eq!(yes, Feature::ALL.len() - 2, "all but versions and locks: {findings:?}");
     assert!(folder.list_after("", None, 1).await.unwrap().is_empty(), "the probe leaves nothing");
 }
 
@@ -102,6 +107,7 @@ async fn a_store_that_ignores_what_it_claims_is_found_out() {
         Feature::CreateOnce,
         Feature::CreateOnceRace,
         Feature::Versions,
+        Feature::ObjectLock,
         Feature::Clock,
     ];
     assert_eq!(broken(&findings), expected);

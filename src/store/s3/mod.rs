@@ -21,7 +21,7 @@ use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use bytes::Bytes;
 
-use crate::config::S3;
+use crate::config::{S3, S3ObjectLock};
 use crate::domain::time::UnixMillis;
 
 use super::{
@@ -34,6 +34,7 @@ mod credentials;
 mod error;
 mod lifecycle;
 mod listing;
+mod lock;
 mod objects;
 mod read;
 mod removal;
@@ -107,6 +108,10 @@ impl Store for S3Store {
         self.bucket.set_tags(name, tags).await
     }
 
+    async fn lock(&self, name: &ObjectName, until: UnixMillis) -> Result<(), StoreError> {
+        self.bucket.lock(name, until).await
+    }
+
     async fn begin_upload(&self, name: &ObjectName, tags: &Tags) -> Result<Box<dyn Upload>, StoreError> {
         let upload = upload::S3Upload::begin(Arc::clone(&self.bucket), name, tags).await?;
         Ok(Box::new(upload))
@@ -120,7 +125,12 @@ impl Store for S3Store {
 
     fn profile(&self) -> StoreProfile {
         let claims = &self.bucket.options.claims;
-        StoreProfile { tags: claims.tags, create_once: claims.create_once, versions: claims.versions }
+        StoreProfile {
+            tags: claims.tags,
+            create_once: claims.create_once,
+            versions: claims.versions,
+            object_lock: self.bucket.options.object_lock != S3ObjectLock::None,
+        }
     }
 
     async fn now(&self) -> Result<UnixMillis, StoreError> {

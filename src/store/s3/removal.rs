@@ -19,10 +19,10 @@ const ABORT: &str = "abort uploads";
 /// One key, or one version of it, to be deleted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Removal {
-    key: String,
-    version: Option<String>,
+    pub(super) key: String,
+    pub(super) version: Option<String>,
     /// Only the mark that a versioned store leaves for a deleted object.
-    is_marker: bool,
+    pub(super) is_marker: bool,
 }
 
 impl Removal {
@@ -103,7 +103,9 @@ impl Bucket {
                 let source = io::Error::other("what was deleted is still listed");
                 return Err(StoreError::Io { action: "purge", source });
             }
-            self.remove(&page).await?;
+            if let Err(error) = self.remove(&page).await {
+                return Err(self.locked(&page, error).await);
+            }
             purged += page.iter().filter(|removal| !removal.is_marker).count() as u64;
             last = page;
         }

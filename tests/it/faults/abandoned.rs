@@ -209,6 +209,10 @@ impl Store for OtherClock {
         self.inner.set_tags(name, tags).await
     }
 
+    async fn lock(&self, name: &ObjectName, until: UnixMillis) -> Result<(), StoreError> {
+        self.inner.lock(name, until).await
+    }
+
     async fn begin_upload(&self, name: &ObjectName, tags: &Tags) -> Result<Box<dyn Upload>, StoreError> {
         self.inner.begin_upload(name, tags).await
     }

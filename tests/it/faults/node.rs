@@ -79,6 +79,10 @@ impl Store for RecordingsFail {
         self.of(name.as_str()).set_tags(name, tags).await
     }
 
+    async fn lock(&self, name: &ObjectName, until: UnixMillis) -> Result<(), StoreError> {
+        self.of(name.as_str()).lock(name, until).await
+    }
+
     async fn begin_upload(&self, name: &ObjectName, tags: &Tags) -> Result<Box<dyn Upload>, StoreError> {
         self.of(name.as_str()).begin_upload(name, tags).await
     }

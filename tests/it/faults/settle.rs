@@ -525,6 +525,10 @@ impl Store for Over {
         self.shuffled(self.inner.set_tags(name, tags)).await
     }
 
+    async fn lock(&self, name: &ObjectName, until: UnixMillis) -> Result<(), StoreError> {
+        self.shuffled(self.inner.lock(name, until)).await
+    }
+
     async fn begin_upload(&self, name: &ObjectName, tags: &Tags) -> Result<Box<dyn Upload>, StoreError> {
         self.shuffled(self.inner.begin_upload(name, tags)).await
     }

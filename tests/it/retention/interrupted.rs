@@ -11,7 +11,7 @@ use super::world::{DAY, Node, OPTIONS, World, by};
 
 /// Stores that are worked on at the same time, because most of the time is waiting for the disk.
 const AT_ONCE: usize = 8;
-const OPERATIONS: [Operation; 16] = [
+const OPERATIONS: [Operation; 17] = [
     Operation::PutNew,
     Operation::Get,
     Operation::Head,
@@ -19,6 +19,7 @@ const OPERATIONS: [Operation; 16] = [
     Operation::Delete,
     Operation::Tags,
     Operation::SetTags,
+    Operation::Lock,
     Operation::BeginUpload,
     Operation::PutPart,
     Operation::Complete,

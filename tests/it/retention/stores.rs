@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use callseal::clock;
-use callseal::config::S3Claims;
+use callseal::config::{S3Claims, S3ObjectLock};
 use callseal::domain::ids::RecordingId;
 use callseal::domain::retention::Reason;
+use callseal::store::layout;
 use callseal::store::s3::{Rule, S3Store};
 
 use crate::s3::servers::{ALL, NO_TAGS, Server, ceph, garage, open};
@@ -65,6 +66,34 @@ async fn the_sweeper_works_on_ceph_with_versions() {
 async fn the_sweeper_works_alone_on_garage() {
     let Some(garage) = garage() else { return };
     the_sweeper_deletes_what_is_due_and_nothing_else(&garage, NO_TAGS).await;
+}
+
+#[tokio::test]
+async fn a_locked_recording_is_shredded_now_and_removed_when_its_lock_ends() {
+    let Some(ceph) = ceph() else { return };
+    let options = ceph.bucket_with_locks(S3ObjectLock::Governance).await;
+    let world = World::of(Arc::new(open(&options).await));
+    let node = world.node(OPTIONS);
+    let recording = world.record(&node, 30).await;
+    let (client, key) = (ceph.client(), layout::final_object(world.tenant.tag(), recording).to_string());
+    let versions = client.list_object_versions().bucket(&options.bucket).prefix(&key).send().await.unwrap();
+    let version = versions.versions()[0].version_id().unwrap();
+    let destroy = || client.delete_object().bucket(&options.bucket).key(&key).version_id(version);
+    destroy().send().await.expect_err("nobody destroys a recording before its date");
+
+    node.orders.delete(&world.tenant, recording, &by()).await.unwrap();
+    for round in 0..2 {
+        let report = node.sweep().await.unwrap();
+        assert_eq!((report.waiting, report.failed, report.overdue), (1, 0, 0), "round {round}: {report:?}");
+    }
+    let objects = world.objects_of(recording).await;
+    assert!(!objects.iter().any(|name| name.starts_with("k/")), "the key is destroyed: {objects:?}");
+    assert!(!objects.iter().any(|name| name.starts_with("d/")), "no receipt before it is gone: {objects:?}");
+    assert!(objects.iter().any(|name| name.starts_with("e/")), "the index leads back to it: {objects:?}");
+
+    destroy().bypass_governance_retention(true).send().await.unwrap();
+    node.sweep_well().await;
+    assert_eq!(world.assert_deleted(recording, "after the lock").await.reason, Reason::Requested);
 }
 
 async fn has_audio(world: &World, recording: RecordingId) -> bool {

@@ -139,6 +139,10 @@ impl Store for Clocked {
         }
     }
 
+    async fn lock(&self, name: &ObjectName, until: UnixMillis) -> Result<(), StoreError> {
+        self.inner.lock(name, until).await
+    }
+
     async fn begin_upload(&self, name: &ObjectName, tags: &Tags) -> Result<Box<dyn Upload>, StoreError> {
         self.inner.begin_upload(name, &self.kept(tags)).await
     }

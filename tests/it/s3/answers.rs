@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use callseal::clock;
-use callseal::config::{S3, S3Checksum, S3Encryption};
+use callseal::config::{S3, S3Checksum, S3Encryption, S3ObjectLock};
 use callseal::store::{PutOutcome, Store, StoreError, Tags};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
@@ -48,6 +48,7 @@ impl Scripted {
             claims: ALL,
             checksum: S3Checksum::None,
             encryption: S3Encryption::None,
+            object_lock: S3ObjectLock::None,
             connect_timeout: Duration::from_secs(3),
             attempt_timeout: Duration::from_secs(20),
         };

@@ -9,7 +9,9 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{BehaviorVersion, Builder, Credentials, Region};
 use aws_sdk_s3::types::{BucketVersioningStatus, VersioningConfiguration};
 use bytes::Bytes;
-use callseal::config::{S3, S3Checksum, S3Claims, S3Credentials, S3Encryption, Secret, SecretRef};
+use callseal::config::{
+    S3, S3Checksum, S3Claims, S3Credentials, S3Encryption, S3ObjectLock, Secret, SecretRef,
+};
 use callseal::store::s3::S3Store;
 use callseal::store::{ObjectName, PutOutcome, Store, Tags};
 
@@ -62,10 +64,21 @@ impl Server {
 
     /// Makes a bucket that nobody else uses and describes how to reach it over plain HTTP.
     pub(crate) async fn bucket(&self, claims: S3Claims) -> S3 {
-        let mut random = [0; 8];
-        getrandom::fill(&mut random).unwrap();
-        let bucket = format!("t-{:016x}", u64::from_be_bytes(random));
+        let bucket = new_name();
         self.client().create_bucket().bucket(&bucket).send().await.unwrap();
+        self.options(bucket, claims)
+    }
+
+    /// Makes a bucket whose objects can be locked, and which so keeps versions.
+    pub(crate) async fn bucket_with_locks(&self, object_lock: S3ObjectLock) -> S3 {
+        let bucket = new_name();
+        let create = self.client().create_bucket().bucket(&bucket).object_lock_enabled_for_bucket(true);
+        create.send().await.unwrap();
+        let claims = S3Claims { versions: true, create_once: false, ..ALL };
+        S3 { object_lock, ..self.options(bucket, claims) }
+    }
+
+    fn options(&self, bucket: String, claims: S3Claims) -> S3 {
         S3 {
             endpoint: Some(self.value("S3_ENDPOINT").to_owned()),
             region: self.value("S3_REGION").to_owned(),
@@ -77,6 +90,7 @@ impl Server {
             claims,
             checksum: S3Checksum::None,
             encryption: S3Encryption::None,
+            object_lock: S3ObjectLock::None,
             connect_timeout: Duration::from_secs(3),
             attempt_timeout: Duration::from_secs(30),
         }
@@ -117,6 +131,12 @@ impl Server {
             .build();
         Client::from_conf(config)
     }
+}
+
+fn new_name() -> String {
+    let mut random = [0; 8];
+    getrandom::fill(&mut random).unwrap();
+    format!("t-{:016x}", u64::from_be_bytes(random))
 }
 
 pub(crate) fn keys(id: &str, secret: &str) -> S3Credentials {
