@@ -20,6 +20,7 @@ pub(crate) struct Report {
     dropped_calls: u32,
     why_dropped: Vec<String>,
     kill_loss: Option<KillLoss>,
+    ready_after_ms_p50: Option<u128>,
     ready_after_ms_max: Option<u128>,
     memory_growth_mib: u64,
     drained_after_secs: Option<f64>,
@@ -61,6 +62,9 @@ impl Report {
         let growth = runs.iter().map(|run| run.resident_peak_kib.saturating_sub(run.resident_before_kib));
         let drained = runs.iter().filter_map(|run| run.drained_after);
         let waited = matches!(plan.fault, super::Fault::Weather(_) | super::Fault::Hook);
+        let mut ready: Vec<u128> =
+            runs.iter().filter_map(|run| run.ready_after).map(|d| d.as_millis()).collect();
+        ready.sort_unstable();
         let mut report = Self {
             runs: runs.len(),
             calls: plan.calls,
@@ -70,7 +74,8 @@ impl Report {
             dropped_calls: runs.iter().map(|run| run.dropped_calls).sum(),
             why_dropped,
             kill_loss: KillLoss::new(runs),
-            ready_after_ms_max: runs.iter().filter_map(|run| run.ready_after).map(|d| d.as_millis()).max(),
+            ready_after_ms_p50: ready.get(ready.len() / 2).copied(),
+            ready_after_ms_max: ready.last().copied(),
             memory_growth_mib: growth.max().unwrap_or(0) / 1024,
             drained_after_secs: drained.map(|d| d.as_secs_f64()).reduce(f64::max),
             never_drained: waited && runs.iter().any(|run| run.drained_after.is_none()),
