@@ -13,6 +13,7 @@ use callseal::domain::playback::timeline::{Canvas, SILENCE};
 use callseal::keys::KeyService;
 use callseal::server::{open_keys, open_store};
 use callseal::store::Store;
+use futures_util::{StreamExt, stream};
 
 use super::calls::{Call, Outcome};
 use super::ledger::Ledger;
@@ -24,6 +25,8 @@ const WINDOW: u64 = 400_000;
 const PAGE: usize = 1000;
 /// Pause between two looks at the store.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// Calls compared at the same time; an hour of one is about 60 MB in memory.
+const COMPARED_AT_ONCE: usize = 8;
 /// Samples in a millisecond.
 const PER_MS: u64 = 8;
 
@@ -74,16 +77,22 @@ impl Recordings {
             tokio::time::sleep(LOOK_EVERY).await;
         }
         let (mut ledger, mut losses) = (Ledger::default(), Vec::new());
-        for call in &outcome.calls {
-            let Some(stored) = finished.get(&call.id) else {
-                // Nothing of it is left: all that was sent is lost.
-                losses.extend(call.killed_at_ms().map(|noted| [noted; 2]).into_iter().flatten());
-                continue;
-            };
-            let compared = compare_call(call, stored).await.with_context(|| format!("call {}", call.id))?;
+        let mut comparisons = stream::iter(&outcome.calls)
+            .map(|call| async {
+                let Some(stored) = finished.get(&call.id) else {
+                    // Nothing of it is left: all that was sent is lost.
+                    let losses = call.killed_at_ms().map(|noted| [noted; 2]).into_iter().flatten();
+                    return Ok(Compared { ledger: Ledger::default(), killed_losses_ms: losses.collect() });
+                };
+                compare_call(call, stored).await.with_context(|| format!("call {}", call.id))
+            })
+            .buffer_unordered(COMPARED_AT_ONCE);
+        while let Some(compared) = comparisons.next().await {
+            let compared = compared?;
             ledger.add(compared.ledger);
             losses.extend(compared.killed_losses_ms);
         }
+        drop(comparisons);
         self.last = finished.values().map(|stored| stored.ids().recording).max().or(self.last);
         Ok((ledger, losses))
     }
