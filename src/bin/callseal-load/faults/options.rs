@@ -18,7 +18,7 @@ pub(crate) struct Faults {
     /// The server's program.
     #[arg(long, value_name = "FILE")]
     callseal: PathBuf,
-    /// TOML file with a [store] table of kind "s3" and an endpoint on loopback; without it the store is a folder, and
+    /// TOML file with a table "store" of kind "s3" and an endpoint on loopback; without it the store is a folder, and
     /// only `kill` and `hook` are possible.
     #[arg(long, value_name = "FILE")]
     store: Option<PathBuf>,
