@@ -28,6 +28,7 @@
 //! | [`keys`] | KEK sources, versions, wrap and unwrap | audio, sockets |
 //! | [`control`] | audit, recovery, listing | frame layout, sockets |
 //! | [`http`] | routes, status codes, who is asking | SDK types, bare keys |
+//! | [`claims`] | whether a bucket does what is claimed of it | what it is used for |
 //! | [`server`] | the order of start and stop | everything else |
 //! | [`cli`] | arguments, what is printed | how anything is done |
 //! | [`simulate`] | what a provider and a player do, seen from outside | the server |
@@ -39,6 +40,7 @@
 //! signed, expiring right to play.
 
 pub mod answer;
+pub mod claims;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -44,6 +44,8 @@ pub struct Node {
     pub tenants: ArcSwap<Vec<Arc<Tenant>>>,
     /// Whether the journal of earlier processes was worked off.
     pub recovered: AtomicBool,
+    /// Whether the store was seen not to do what the configuration claims of it.
+    pub claims_broken: AtomicBool,
 }
 
 impl Node {
@@ -57,8 +59,11 @@ impl Node {
         self.tenants.store(Arc::new(tenants.into_iter().map(Arc::new).collect()));
     }
 
-    /// Returns why there is no room for the audio of new calls; `None` when there is.
-    pub fn no_room(&self) -> Option<&'static str> {
+    /// Returns why the audio of new calls cannot be kept; `None` when it can.
+    pub fn cannot_keep(&self) -> Option<&'static str> {
+        if self.claims_broken.load(Ordering::Acquire) {
+            return Some("the store does not do what the configuration claims");
+        }
         if self.journal.is_nearly_full() {
             return Some("the journal has no room");
         }
@@ -73,7 +78,7 @@ impl Node {
         if !self.recovered.load(Ordering::Acquire) {
             return Some("recovering recordings of an earlier process");
         }
-        if let Some(why) = self.no_room() {
+        if let Some(why) = self.cannot_keep() {
             return Some(why);
         }
         if let JournalState::Failing { .. } = self.journal.state() {

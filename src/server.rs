@@ -12,6 +12,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_rustls::TlsAcceptor;
 
+use crate::claims::{self, Claims};
 use crate::config::{Config, KeysConfig, StoreKind, Tls, process_environment};
 use crate::control::audit::AuditLog;
 use crate::control::recovery::Recovery;
@@ -27,7 +28,6 @@ use crate::keys::{KeyProvider, KeyService, Keyring, KeyringError, LocalKeys, fil
 use crate::node::Node;
 use crate::store::folder::Folder;
 use crate::store::metered::Metered;
-use crate::store::probe;
 use crate::store::s3::S3Store;
 use crate::store::{Store, StoreError};
 use crate::upload::{RetryPolicy, Uploader};
@@ -40,8 +40,6 @@ const UPLOAD_TIMEOUT: Duration = Duration::from_secs(30);
 const JOURNAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// The first sweep after a start comes no later than this: long after the node has taken its first calls.
 const FIRST_SWEEP: Duration = Duration::from_secs(300);
-/// The probe of a bucket takes a second or two; one that takes much longer meets a store in trouble.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often unused keys are looked at.
 const KEY_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -92,29 +90,7 @@ pub enum StartError {
 pub async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
     match &config.store {
         StoreKind::Folder { path } => Ok(Arc::new(Metered::new(Folder::open(path).await?))),
-        StoreKind::S3(options) => Ok(Arc::new(Metered::new(S3Store::open(options).await?))),
-    }
-}
-
-/// Holds a bucket against what the configuration claims of it. A store that does not answer is not judged: calls are
-/// taken, and their recordings wait for it.
-async fn check_claims(config: &Config, store: &dyn Store) -> Result<(), StartError> {
-    let StoreKind::S3(_) = &config.store else { return Ok(()) };
-    match tokio::time::timeout(PROBE_TIMEOUT, probe::run(store)).await {
-        Ok(Ok(findings)) => match probe::broken_claims(&findings) {
-            None => Ok(()),
-            Some(broken) => Err(StartError::Claims { broken }),
-        },
-        Ok(Err(error)) if error.is_retryable() => {
-            let error = &error as &dyn std::error::Error;
-            tracing::warn!(error, "the store does not answer; what it can do was not checked");
-            Ok(())
-        }
-        Ok(Err(error)) => Err(error.into()),
-        Err(_) => {
-            tracing::warn!("the store does not answer in time; what it can do was not checked");
-            Ok(())
-        }
+        StoreKind::S3(options) => Ok(Arc::new(Metered::new(S3Store::open(options)?))),
     }
 }
 
@@ -187,27 +163,13 @@ pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running,
     let certificate = open_certificate(&config)?;
     let acceptor = TlsAcceptor::from(server_config(Arc::clone(&certificate))?);
     let store = open_store(&config).await?;
-    check_claims(&config, &*store).await?;
+    let claims = check_claims(&config, &*store).await?;
     let local_keys = Arc::new(LocalKeys::new(load_keyring(&config)?));
     let provider: Arc<dyn KeyProvider> = Arc::<LocalKeys>::clone(&local_keys);
     let keys = Arc::new(KeyService::new(provider, Arc::clone(&store)));
-    let mut journal_config = JournalConfig::new(&config.journal.dir);
-    journal_config.flush_interval = config.journal.flush_interval;
-    journal_config.sync_interval = config.journal.sync_interval;
-    journal_config.file_bytes = config.journal.file_bytes;
-    journal_config.max_bytes = config.journal.max_bytes;
-    let opening = tokio::task::spawn_blocking(move || Journal::open(&journal_config)).await;
-    let (journal, replay) = opening
-        .map_err(|error| StartError::System { what: "journal".to_owned(), source: error.into() })??;
+    let (journal, replay) = open_journal(&config).await?;
     let policy = retry_policy(&config);
-    let uploader = Uploader::new(
-        Arc::clone(&store),
-        journal.clone(),
-        policy,
-        config.upload.concurrency,
-        config.upload.budget_bytes as u64,
-    )
-    .with_catch_up_bytes_per_sec(config.upload.catch_up_bytes_per_sec);
+    let uploader = open_uploader(&config, &store, &journal);
     let public = bind(config.listen.public).await?;
     let ops = bind(config.listen.ops).await?;
     let audit = AuditLog::start(config.node.as_str().to_owned(), Arc::clone(&keys), Arc::clone(&store));
@@ -223,6 +185,7 @@ pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running,
         metrics,
         tenants: ArcSwap::from_pointee(tenants),
         recovered: AtomicBool::new(false),
+        claims_broken: AtomicBool::new(false),
         config,
     });
     let running = Running {
@@ -236,9 +199,48 @@ pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running,
     let settler = Settler::new(store, keys, node.audit.clone(), name, policy);
     spawn_recovery(&node, replay, settler);
     spawn_tasks(&node, certificate);
+    if claims == Claims::Unknown {
+        // Calls are taken meanwhile, and their recordings wait for the store.
+        tokio::spawn(claims::check_until_known(Arc::clone(&node)));
+    }
     tokio::spawn(serve_ops(ops, Arc::clone(&node)));
     tokio::spawn(serve_public(public, acceptor, node, http::handle));
     Ok(running)
+}
+
+/// Holds a bucket against what the configuration claims of it.
+async fn check_claims(config: &Config, store: &dyn Store) -> Result<Claims, StartError> {
+    let claims = match &config.store {
+        StoreKind::S3(_) => claims::check(store).await?,
+        StoreKind::Folder { .. } => Claims::Kept,
+    };
+    match claims {
+        Claims::Broken(broken) => Err(StartError::Claims { broken }),
+        Claims::Kept | Claims::Unknown => Ok(claims),
+    }
+}
+
+async fn open_journal(config: &Config) -> Result<(Journal, Replay), StartError> {
+    let mut journal_config = JournalConfig::new(&config.journal.dir);
+    journal_config.flush_interval = config.journal.flush_interval;
+    journal_config.sync_interval = config.journal.sync_interval;
+    journal_config.file_bytes = config.journal.file_bytes;
+    journal_config.max_bytes = config.journal.max_bytes;
+    let opening = tokio::task::spawn_blocking(move || Journal::open(&journal_config)).await;
+    let opened = opening
+        .map_err(|error| StartError::System { what: "journal".to_owned(), source: error.into() })??;
+    Ok(opened)
+}
+
+fn open_uploader(config: &Config, store: &Arc<dyn Store>, journal: &Journal) -> Uploader {
+    Uploader::new(
+        Arc::clone(store),
+        journal.clone(),
+        retry_policy(config),
+        config.upload.concurrency,
+        config.upload.budget_bytes as u64,
+    )
+    .with_catch_up_bytes_per_sec(config.upload.catch_up_bytes_per_sec)
 }
 
 /// Works off the journal; then looks for recordings of nodes that do not come back.

@@ -58,7 +58,7 @@ pub(super) fn run(command: &LifecycleCommand) -> CommandResult {
 
 async fn show(args: &ShowArgs, config: &Config) -> anyhow::Result<()> {
     let bucket = bucket(config)?;
-    let rules = S3Store::open(bucket).await?.lifecycle().await?;
+    let rules = S3Store::open(bucket)?.lifecycle().await?;
     let wanted = wanted(config, bucket, &rules, false);
     let (ours, dangers) = (rules.ours(), rules.dangers(&wanted));
     if args.json {
@@ -85,7 +85,7 @@ async fn apply(args: &ApplyArgs, config: &Config) -> anyhow::Result<()> {
              sweeper works without"
         );
     }
-    let store = S3Store::open(bucket).await?;
+    let store = S3Store::open(bucket)?;
     let before = store.lifecycle().await?;
     let wanted = wanted(config, bucket, &before, args.prune);
     output::line(&table(&before.ours(), &wanted, before.of_others()));

@@ -216,7 +216,7 @@ async fn admit(
     if node.drain.phase() != Phase::Running {
         return Err(unavailable("draining"));
     }
-    if let Some(why) = node.no_room() {
+    if let Some(why) = node.cannot_keep() {
         return Err(unavailable(why));
     }
     let limits = &tenant.limits;

@@ -18,32 +18,24 @@ use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
-use crate::config::{S3, S3Credentials};
+use crate::config::S3;
 use crate::store::StoreError;
 
-use super::credentials::Rotating;
+use super::credentials::{Chain, Rotating};
 
 /// Attempts of one request by the client itself: the second one meets a connection that the store had closed while it
 /// was idle. Everything else is for the caller, who knows how long it can wait.
 const ATTEMPTS: u32 = 2;
 
-/// Makes the client of a store and returns its credentials beside it. Nothing is sent yet, unless the credentials come
-/// from the chain.
+/// Makes the client of a store and returns its credentials beside it. Nothing is sent yet.
 ///
 /// # Errors
-/// [`StoreError::Denied`] when the certificates or the chain cannot be used.
-pub(super) async fn client(options: &S3) -> Result<(Client, Rotating), StoreError> {
+/// [`StoreError::Denied`] when the certificates cannot be used.
+pub(super) fn client(options: &S3) -> Result<(Client, Rotating), StoreError> {
     let http = http_client(options)?;
     let region = Region::new(options.region.clone());
-    let chain = match options.credentials {
-        S3Credentials::Static { .. } => None,
-        S3Credentials::Chain => {
-            let found = aws_config::defaults(behavior()).http_client(http.clone()).region(region.clone());
-            found.load().await.credentials_provider()
-        }
-    };
-    let credentials = Rotating::new(&options.credentials, chain)
-        .ok_or_else(|| unusable("find credentials", "the chain has no provider".to_owned()))?;
+    let chain = Chain { http: http.clone(), region: region.clone() };
+    let credentials = Rotating::new(&options.credentials, chain);
     let timeouts = TimeoutConfig::builder()
         .connect_timeout(options.connect_timeout)
         .operation_attempt_timeout(options.attempt_timeout)
@@ -70,7 +62,7 @@ pub(super) async fn client(options: &S3) -> Result<(Client, Rotating), StoreErro
 }
 
 /// The behaviour that was tested; newer versions of the client keep to it.
-fn behavior() -> BehaviorVersion {
+pub(super) fn behavior() -> BehaviorVersion {
     BehaviorVersion::v2026_01_12()
 }
 

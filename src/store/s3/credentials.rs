@@ -1,25 +1,33 @@
 //! Who we are to the store: keys that somebody else may change while the node runs.
 //!
-//! They are read again after a minute, and at once after the store has denied a request, so a rotation needs no restart.
+//! They are read again after a minute, temporary ones some minutes before they expire, and all of them at once after the
+//! store has denied a request, so a rotation needs no restart.
 //! When they cannot be read, the old ones stay in use and the log says so.
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwapOption;
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::error::CredentialsError;
-use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider, future};
+use aws_credential_types::provider::{ProvideCredentials, future};
+use aws_sdk_s3::config::{Region, SharedHttpClient};
 use zeroize::Zeroizing;
 
 use crate::clock;
 use crate::config::{S3Credentials, SecretRef};
+use crate::domain::time::UnixMillis;
+
+use super::client::behavior;
 
 /// How long credentials are used before they are read again.
 const LIFE: Duration = Duration::from_secs(60);
 /// How long credentials are kept at least, so that a store that denies everything causes no storm of reading.
 const LEAST_LIFE: Duration = Duration::from_secs(2);
+
+/// How long before their end temporary credentials are no longer used.
+const SPARE: Duration = Duration::from_secs(300);
 
 /// The current credentials and where newer ones come from. Clones share them.
 #[derive(Clone)]
@@ -32,7 +40,14 @@ struct Inner {
 
 enum Source {
     Keys(Keys),
-    Chain(SharedCredentialsProvider),
+    Chain(Chain),
+}
+
+/// How AWS's tools find credentials. Made anew each time: its profile files would be read only once.
+#[derive(Clone)]
+pub(super) struct Chain {
+    pub(super) http: SharedHttpClient,
+    pub(super) region: Region,
 }
 
 /// Where the keys of the configuration are.
@@ -52,18 +67,16 @@ struct Loaded {
 
 impl Rotating {
     /// Uses keys of the configuration, or else what `chain` finds.
-    pub(super) fn new(given: &S3Credentials, chain: Option<SharedCredentialsProvider>) -> Option<Self> {
-        let source = match (given, chain) {
-            (S3Credentials::Static { access_key_id, secret_access_key, session_token }, _) => {
-                Source::Keys(Keys {
-                    access_key_id: access_key_id.clone(),
-                    secret_access_key: secret_access_key.clone(),
-                    session_token: session_token.clone(),
-                })
-            }
-            (S3Credentials::Chain, chain) => Source::Chain(chain?),
+    pub(super) fn new(given: &S3Credentials, chain: Chain) -> Self {
+        let source = match given {
+            S3Credentials::Static { access_key_id, secret_access_key, session_token } => Source::Keys(Keys {
+                access_key_id: access_key_id.clone(),
+                secret_access_key: secret_access_key.clone(),
+                session_token: session_token.clone(),
+            }),
+            S3Credentials::Chain => Source::Chain(chain),
         };
-        Some(Self(Arc::new(Inner { source, current: ArcSwapOption::empty() })))
+        Self(Arc::new(Inner { source, current: ArcSwapOption::empty() }))
     }
 
     /// Has them read again before the next request.
@@ -81,7 +94,7 @@ impl Rotating {
         }
         let read = match &self.0.source {
             Source::Keys(keys) => read_keys(keys.clone()).await,
-            Source::Chain(chain) => chain.provide_credentials().await,
+            Source::Chain(chain) => chain.find().await,
         };
         let credentials = match (read, known) {
             (Ok(credentials), _) => credentials,
@@ -98,10 +111,28 @@ impl Rotating {
     }
 }
 
+impl Chain {
+    async fn find(&self) -> Result<Credentials, CredentialsError> {
+        let chain =
+            aws_config::defaults(behavior()).http_client(self.http.clone()).region(self.region.clone());
+        let provider = chain.load().await.credentials_provider();
+        provider
+            .ok_or_else(|| CredentialsError::not_loaded("the chain is empty"))?
+            .provide_credentials()
+            .await
+    }
+}
+
 impl Loaded {
     fn is_fresh(&self) -> bool {
         let age = clock::since(self.at);
-        if self.doubted { age < LEAST_LIFE } else { age < LIFE }
+        if self.doubted {
+            return age < LEAST_LIFE;
+        }
+        match self.credentials.expiry() {
+            Some(end) => clock::wall().plus(SPARE) < millis_of_time(end),
+            None => age < LIFE,
+        }
     }
 }
 
@@ -118,6 +149,12 @@ impl fmt::Debug for Rotating {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Rotating(***)")
     }
+}
+
+/// Returns a moment of the system as Unix milliseconds.
+fn millis_of_time(moment: SystemTime) -> UnixMillis {
+    let since = moment.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    UnixMillis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// Reads the keys on a thread that may block.
@@ -148,6 +185,8 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
     use std::path::Path;
 
+    use aws_smithy_http_client::Builder as HttpBuilder;
+
     use super::*;
     use crate::config::Secret;
 
@@ -166,7 +205,8 @@ mod tests {
             secret_access_key: SecretRef::file(&file),
             session_token: None,
         };
-        let rotating = Rotating::new(&given, None).unwrap();
+        let chain = Chain { http: HttpBuilder::new().build_http(), region: Region::new("r") };
+        let rotating = Rotating::new(&given, chain);
         let secret = async || rotating.load().await.unwrap().secret_access_key().to_owned();
         assert_eq!(secret().await, "first");
         write(&file, "second");

@@ -59,9 +59,9 @@ impl S3Store {
     /// Prepares to use a bucket. The store is not asked anything yet.
     ///
     /// # Errors
-    /// [`StoreError::Denied`] when certificates or credentials cannot be found.
-    pub async fn open(options: &S3) -> Result<Self, StoreError> {
-        let (client, credentials) = client::client(options).await?;
+    /// [`StoreError::Denied`] when certificates cannot be read.
+    pub fn open(options: &S3) -> Result<Self, StoreError> {
+        let (client, credentials) = client::client(options)?;
         let bucket = Bucket {
             client,
             credentials,

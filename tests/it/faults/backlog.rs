@@ -167,7 +167,7 @@ async fn a_journal_that_is_nearly_full_takes_no_new_calls_and_harms_no_running_o
         node.node.journal.append(Record::Finished { recording }).unwrap();
     }
     eventually("an empty queue", || (metric(&node, "upload_waiting_bytes") == 0.0).then_some(())).await;
-    eventually("room in the journal", || node.node.no_room().is_none().then_some(())).await;
+    eventually("room in the journal", || node.node.cannot_keep().is_none().then_some(())).await;
     eventually("a journal that works", || (node.node.journal.state() == JournalState::Healthy).then_some(()))
         .await;
     end(begin(&node, 3, &tracks).await.unwrap()).await;

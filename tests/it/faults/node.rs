@@ -225,6 +225,7 @@ impl TestNode {
             metrics: metrics_handle(),
             tenants: arc_swap::ArcSwap::from_pointee(config.tenants.iter().cloned().map(Arc::new).collect()),
             recovered: AtomicBool::new(true),
+            claims_broken: AtomicBool::new(false),
             config,
         });
         let acceptor = TlsAcceptor::from(server_config(certificate).unwrap());

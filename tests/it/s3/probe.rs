@@ -5,7 +5,7 @@ use std::path::Path;
 
 use callseal::config::{S3, S3Claims};
 use callseal::simulate::speech::DEMO_CALLER;
-use callseal::simulate::{Track, TwilioCall};
+use callseal::simulate::{Chaos, Track, TwilioCall, Weather};
 use callseal::store::probe::{self, Feature, Finding, Found};
 use serde_json::Value;
 
@@ -144,7 +144,79 @@ async fn a_denial_stops_the_start_and_silence_does_not() {
     let setup =
         node(&ceph, &options, dir.path()).option("store", "endpoint", &format!("\"http://{nobody}\""));
     let (_home, mut server) = setup.serve();
-    let warning = "the store does not answer; what it can do was not checked";
+    let warning = "the store does not answer; what it can do is not checked yet";
     server.allow(warning);
     server.wait_log(warning, 1).await;
+}
+
+/// The way to a store, which is closed at first.
+async fn closed_way(server: &Server) -> Chaos {
+    let way = Chaos::start(server.value("S3_ENDPOINT").trim_start_matches("http://").parse().unwrap()).await;
+    let way = way.unwrap();
+    way.set(Weather::Refuse);
+    way
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_claim_that_is_found_broken_later_ends_the_taking_of_calls() {
+    let Some(ceph) = ceph() else { return };
+    let options = ceph.bucket(ALL).await;
+    ceph.keep_versions(&options.bucket).await;
+    let dir = tempfile::tempdir().unwrap();
+    let way = closed_way(&ceph).await;
+    let setup = node(&ceph, &options, dir.path());
+    let (home, mut server) =
+        setup.option("store", "endpoint", &format!("\"http://{}\"", way.address())).serve();
+    let (warning, error) =
+        ("is not checked yet", "the store does not do what the configuration claims; no new call is taken");
+    server.allow(warning);
+    server.allow(error);
+    server.wait_log("the store does not answer; what it can do is not checked yet", 1).await;
+    way.set(Weather::Fair);
+    let told = server.wait_log(error, 1).await;
+    assert!(told.field("broken").contains("set store.versions = true"), "{}", told.text);
+    let ready = server.ops_get("/readyz");
+    assert_eq!(ready.status, 503);
+    assert!(ready.body.contains("the store does not do what the configuration claims"), "{}", ready.body);
+    let plan = server.plan("acme-dental/reception", 1, Track::whole(&DEMO_CALLER[..1_600]));
+    let refused = TwilioCall::connect(plan, &server.tls()).await.map(drop).unwrap_err();
+    assert!(format!("{refused:?}").contains("503"), "{refused:?}");
+    assert!(home.recordings(TENANT).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn credentials_come_from_where_awss_tools_find_them_and_are_read_again() {
+    let Some(ceph) = ceph() else { return };
+    let options = ceph.bucket(ALL).await;
+    let (dir, way) = (tempfile::tempdir().unwrap(), closed_way(&ceph).await);
+    let text = |value: &str| format!("{value:?}");
+    let home = Setup::new()
+        .option("store", "kind", "\"s3\"")
+        .option("store", "profile", "\"ceph\"")
+        .option("store", "credentials", "\"chain\"")
+        .option("store", "endpoint", &text(&format!("http://{}", way.address())))
+        .option("store", "region", &text(&options.region))
+        .option("store", "bucket", &text(&options.bucket))
+        .write();
+    let (id, secret) = (ceph.value("S3_ACCESS_KEY_ID"), ceph.value("S3_SECRET_ACCESS_KEY"));
+    let profile = |secret: &str| {
+        write_private(
+            &dir.path().join("credentials"),
+            &format!("[media]\naws_access_key_id = {id}\naws_secret_access_key = {secret}\n"),
+        );
+    };
+    profile("outdated");
+    let file = dir.path().join("credentials").display().to_string();
+    let variables = [("AWS_SHARED_CREDENTIALS_FILE", file.as_str()), ("AWS_PROFILE", "media")];
+    let mut server = home.serve_with(&variables);
+    server.allow("is not checked yet");
+    way.set(Weather::Fair);
+    server.wait_log("the store does not let us in; what it can do is not checked yet", 1).await;
+    profile(secret);
+    server.wait_log("the store does what the configuration claims", 1).await;
+    assert_eq!(server.ops_get("/readyz").status, 200);
+
+    let keys = [("AWS_ACCESS_KEY_ID", id), ("AWS_SECRET_ACCESS_KEY", secret)];
+    let ran = home.run_with(&["store", "probe"], &keys);
+    assert_eq!(ran.code, Some(0), "{}{}", ran.out, ran.err);
 }

@@ -145,7 +145,7 @@ pub(crate) fn keys(id: &str, secret: &str) -> S3Credentials {
 }
 
 pub(crate) async fn open(options: &S3) -> S3Store {
-    S3Store::open(options).await.unwrap()
+    S3Store::open(options).unwrap()
 }
 
 pub(crate) fn name(text: &str) -> ObjectName {

@@ -105,7 +105,7 @@ async fn a_server_with_another_certificate_is_not_believed() {
     assert!(matches!(error, StoreError::Io { .. }), "{error:?}");
 
     fs::write(&other, "no certificate").unwrap();
-    let none = S3Store::open(&S3 { ca_file: Some(other), ..options }).await.unwrap_err();
+    let none = S3Store::open(&S3 { ca_file: Some(other), ..options }).unwrap_err();
     assert!(denied(&none).contains("no certificate"), "{none:?}");
 }
 

@@ -16,7 +16,7 @@ use std::fs::{self, OpenOptions};
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 use std::time::Duration;
 
 use callseal::clock;
@@ -264,17 +264,30 @@ impl Home {
 
     /// Starts a server and waits until it takes calls.
     pub(crate) fn serve(&self) -> Server {
-        Server::start(self)
+        self.serve_with(&[])
+    }
+
+    /// The same with other variables of the environment.
+    pub(crate) fn serve_with(&self, variables: &[(&str, &str)]) -> Server {
+        Server::start(self, variables)
     }
 
     /// Runs a command of the program with `--config` at its end.
     pub(crate) fn run(&self, args: &[&str]) -> Ran {
-        let done = self.command(args).output().unwrap();
+        Self::ran(self.command(args).output().unwrap())
+    }
+
+    fn ran(done: Output) -> Ran {
         Ran {
             code: done.status.code(),
             out: String::from_utf8(done.stdout).unwrap(),
             err: String::from_utf8(done.stderr).unwrap(),
         }
+    }
+
+    /// Runs a command with other variables of the environment.
+    pub(crate) fn run_with(&self, args: &[&str], variables: &[(&str, &str)]) -> Ran {
+        Self::ran(self.command(args).envs(variables.iter().copied()).output().unwrap())
     }
 
     /// Runs a command that must succeed; answers its output.

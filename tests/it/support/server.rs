@@ -58,8 +58,8 @@ pub(crate) struct Server {
 
 impl Server {
     /// Starts a server and waits until it takes calls.
-    pub(super) fn start(home: &Home) -> Self {
-        let mut child = serve_command(home).spawn().unwrap();
+    pub(super) fn start(home: &Home, variables: &[(&str, &str)]) -> Self {
+        let mut child = serve_command(home).envs(variables.iter().copied()).spawn().unwrap();
         let lines = Arc::new(Mutex::new(Vec::new()));
         let (stderr, collected) = (child.stderr.take().unwrap(), Arc::clone(&lines));
         let reader = std::thread::spawn(move || {
