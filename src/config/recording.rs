@@ -15,7 +15,7 @@ const MIB: u64 = 1024 * KIB;
 const GIB: u64 = 1024 * MIB;
 
 const FLUSH_INTERVAL_MS: Bounds = Bounds::new(20, 1..=1000);
-const SYNC_INTERVAL_MS: Bounds = Bounds::new(200, 1..=10_000);
+const SYNC_INTERVAL_MS: Bounds = Bounds::new(150, 1..=10_000);
 const FILE_BYTES: Bounds = Bounds::new(64 * MIB, MIB..=GIB);
 const JOURNAL_MAX_BYTES: Bounds = Bounds::new(16 * GIB, 4 * MIB..=16 * 1024 * GIB);
 const SEGMENT_MAX_AGE_MS: Bounds = Bounds::new(5_000, 1_000..=30_000);
