@@ -21,7 +21,7 @@ const JOURNAL_MAX_BYTES: Bounds = Bounds::new(16 * GIB, 4 * MIB..=16 * 1024 * GI
 const SEGMENT_MAX_AGE_MS: Bounds = Bounds::new(5_000, 1_000..=30_000);
 const SEGMENT_MAX_BYTES: Bounds = Bounds::new(256 * KIB, KIB..=16 * MIB);
 const CONCURRENCY: Bounds = Bounds::new(8, 1..=256);
-const BUDGET_BYTES: Bounds = Bounds::new(48 * MIB, MIB..=64 * GIB);
+const BUDGET_BYTES: Bounds = Bounds::new(32 * MIB, MIB..=64 * GIB);
 const CATCH_UP_BYTES_PER_SEC: Bounds = Bounds::new(0, 0..=GIB * 100);
 const TRY_TIMEOUT_MS: Bounds = Bounds::new(10_000, 100..=300_000);
 const RETRY_BASE_MS: Bounds = Bounds::new(200, 1..=60_000);
