@@ -38,6 +38,12 @@ pub fn utc_date(moment: UnixMillis) -> String {
     text
 }
 
+/// Reads a time in RFC 3339, such as `2026-11-23T12:00:00Z`; `None` for another text and for times before 1970.
+pub fn parse_rfc3339(text: &str) -> Option<UnixMillis> {
+    let at: jiff::Timestamp = text.parse().ok()?;
+    u64::try_from(at.as_millisecond()).ok().map(UnixMillis)
+}
+
 /// Returns the moment at which a UTC date, `2026-11-23`, is over; `None` if it is none.
 pub fn end_of_utc_date(date: &str) -> Option<UnixMillis> {
     let begin: jiff::Timestamp = format!("{date}T00:00:00Z").parse().ok()?;
@@ -53,6 +59,8 @@ mod tests {
         let end = end_of_utc_date("2026-12-31").unwrap();
         assert_eq!(rfc3339(end), "2027-01-01T00:00:00Z");
         assert_eq!(utc_date(UnixMillis(end.0 - 1)), "2026-12-31");
+        assert_eq!(parse_rfc3339(&rfc3339(end)), Some(end));
+        assert_eq!([parse_rfc3339("2026-12-31"), parse_rfc3339("1969-12-31T23:59:59Z")], [None, None]);
         assert_eq!([end_of_utc_date("2026-13-01"), end_of_utc_date("x")], [None, None]);
     }
 }

@@ -1,4 +1,6 @@
-//! `callseal keys init`.
+//! `callseal keys init`, `rotate`, `rewrap`, `status` and `retire`.
+
+mod rotation;
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -24,11 +26,28 @@ pub(super) enum KeysCommand {
     /// What exists is never changed. Random secrets are for development: put the provider's own auth token into its file
     /// before real calls.
     Init(ConfigArg),
+    /// Make a new version of key-encryption keys; new recordings use it
+    ///
+    /// Running nodes take it with SIGHUP. What is older stays under its version until it is moved with: callseal keys rewrap
+    Rotate(rotation::RotateArgs),
+    /// Move data keys under the newest version of their key-encryption key; audio is not touched
+    ///
+    /// May be stopped and repeated at any time, and run while calls are recorded and played.
+    Rewrap(rotation::RewrapArgs),
+    /// Tell the versions of key-encryption keys, their age, and how many recordings need each
+    Status(rotation::StatusArgs),
+    /// Destroy an older version of a key-encryption key that no recording needs
+    Retire(rotation::RetireArgs),
 }
 
 pub(super) fn run(command: &KeysCommand) -> CommandResult {
-    let KeysCommand::Init(args) = command;
-    init(&args.config)
+    match command {
+        KeysCommand::Init(args) => init(&args.config),
+        KeysCommand::Rotate(args) => rotation::rotate(args),
+        KeysCommand::Rewrap(args) => rotation::rewrap(args),
+        KeysCommand::Status(args) => rotation::status(args),
+        KeysCommand::Retire(args) => rotation::retire(args),
+    }
 }
 
 /// Makes missing secrets and KEKs for a configuration.

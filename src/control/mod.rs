@@ -1,5 +1,5 @@
 //! What is done about recordings beside recording and playing them: audit, recovery, repair, listing.
-//! What is done about recordings beside recording and playing them: audit, recovery, listing, retention.
+//! What is done about recordings beside recording and playing them: audit, recovery, listing, retention, rewrap of keys.
 //!
 //! Knows tenants and object names. Must not know frame layouts or sockets.
 
@@ -9,4 +9,5 @@ pub mod recordings;
 pub mod recovery;
 pub mod repair;
 pub mod retention;
+pub mod rewrap;
 pub mod sweep;

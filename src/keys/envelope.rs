@@ -78,6 +78,16 @@ pub fn envelope_prefix(tenant: TenantTag, recording: RecordingId) -> String {
     format!("k/{tenant}/{recording}/")
 }
 
+/// The prefix of all envelopes of a tenant.
+pub fn envelopes_prefix(tenant: TenantTag) -> String {
+    format!("k/{tenant}/")
+}
+
+/// Reads the revision out of the name of an envelope.
+pub(super) fn revision_of(name: &ObjectName) -> Option<u32> {
+    name.as_str().rsplit_once('/')?.1.strip_suffix(".json")?.parse().ok()
+}
+
 /// The object name of one revision of a recording's envelope.
 ///
 /// # Panics

@@ -34,6 +34,19 @@ pub enum KeyringError {
     /// It is damaged. What is wrong with it is not told, for it holds keys.
     #[error("keyring {} is not a keyring of version 1", .0.display())]
     Malformed(PathBuf),
+    /// A tenant has no KEK in it.
+    #[error("tenant {0} has no key in the keyring; make it with: callseal keys init")]
+    NoKek(TenantId),
+    /// A version that is not there, or that new keys are wrapped under.
+    #[error(
+        "version {version} of the key of tenant {tenant} cannot be retired; allowed: a version below the newest"
+    )]
+    NotRetirable {
+        /// The tenant.
+        tenant: TenantId,
+        /// The version.
+        version: u32,
+    },
     /// The system refused.
     #[error("keyring {}", path.display())]
     Io {
@@ -78,20 +91,20 @@ impl Keyring {
     /// # Errors
     /// [`KeyringError`]; a file that its group or others may touch is refused.
     pub fn load(path: &Path) -> Result<Self, KeyringError> {
-        let io_error = |source: io::Error| {
+        let missing_or = |source: io::Error| {
             if source.kind() == io::ErrorKind::NotFound {
                 return KeyringError::Missing(path.to_owned());
             }
-            KeyringError::Io { path: path.to_owned(), source }
+            io_error(path)(source)
         };
-        let file = File::open(path).map_err(io_error)?;
-        let metadata = file.metadata().map_err(io_error)?;
+        let file = File::open(path).map_err(missing_or)?;
+        let metadata = file.metadata().map_err(missing_or)?;
         let mode = metadata.mode() & 0o777;
         if mode & 0o077 != 0 {
             return Err(KeyringError::Loose { path: path.to_owned(), mode });
         }
         let mut text = Zeroizing::new(Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0)));
-        file.take(MAX_FILE_BYTES).read_to_end(&mut text).map_err(io_error)?;
+        file.take(MAX_FILE_BYTES).read_to_end(&mut text).map_err(missing_or)?;
         Self::parse(&text).ok_or_else(|| KeyringError::Malformed(path.to_owned()))
     }
 
@@ -107,7 +120,7 @@ impl Keyring {
         created: &str,
         mut random: impl FnMut(&mut [u8]) -> io::Result<()>,
     ) -> Result<usize, KeyringError> {
-        let io_error = |source| KeyringError::Io { path: path.to_owned(), source };
+        let _only_one = lock(path)?;
         let mut ring = match Self::load(path) {
             Ok(ring) => ring,
             Err(KeyringError::Missing(_)) => Self { keks: Vec::new() },
@@ -115,14 +128,71 @@ impl Keyring {
         };
         let missing: Vec<_> = tenants.iter().filter(|tenant| ring.newest(tenant).is_none()).collect();
         for tenant in &missing {
-            let mut key = Zeroizing::new([0; KEY_BYTES]);
-            random(&mut *key).map_err(io_error)?;
-            ring.keks.push(Kek { tenant: (*tenant).clone(), version: 1, key, created: created.to_owned() });
+            ring.add(tenant, 1, created, &mut random).map_err(io_error(path))?;
         }
         if !missing.is_empty() {
-            ring.write(path).map_err(io_error)?;
+            ring.write(path).map_err(io_error(path))?;
         }
         Ok(missing.len())
+    }
+
+    /// Adds a new version of a tenant's KEK to a keyring file, under which new DEKs are wrapped from then on; older versions
+    /// stay, to open what they have wrapped. Answers the new version.
+    ///
+    /// # Errors
+    /// [`KeyringError`]; the file is then unchanged. [`KeyringError::NoKek`] for a tenant without a KEK.
+    pub fn rotate(
+        path: &Path,
+        tenant: &TenantId,
+        created: &str,
+        mut random: impl FnMut(&mut [u8]) -> io::Result<()>,
+    ) -> Result<u32, KeyringError> {
+        let _only_one = lock(path)?;
+        let mut ring = Self::load(path)?;
+        let newest = ring.newest(tenant).ok_or_else(|| KeyringError::NoKek(tenant.clone()))?.version;
+        let version = newest.checked_add(1).ok_or_else(|| KeyringError::Malformed(path.to_owned()))?;
+        ring.add(tenant, version, created, &mut random).map_err(io_error(path))?;
+        ring.write(path).map_err(io_error(path))?;
+        Ok(version)
+    }
+
+    /// Takes an older version of a tenant's KEK out of a keyring file, for good.
+    ///
+    /// The caller has made sure that nothing is wrapped under it any more.
+    ///
+    /// # Errors
+    /// [`KeyringError`]; the file is then unchanged. [`KeyringError::NotRetirable`] for a version that does not exist, and
+    /// for the newest.
+    pub fn retire(path: &Path, tenant: &TenantId, version: u32) -> Result<(), KeyringError> {
+        let _only_one = lock(path)?;
+        let mut ring = Self::load(path)?;
+        let is_newest = ring.newest(tenant).is_none_or(|newest| newest.version == version);
+        if is_newest || ring.version(tenant, version).is_none() {
+            return Err(KeyringError::NotRetirable { tenant: tenant.clone(), version });
+        }
+        ring.keks.retain(|kek| kek.tenant != *tenant || kek.version != version);
+        ring.write(path).map_err(io_error(path))
+    }
+
+    /// Returns the versions of a tenant's KEK, the oldest first, and when each was made (RFC 3339).
+    pub fn versions(&self, tenant: &TenantId) -> Vec<(u32, &str)> {
+        let of_tenant = self.keks.iter().filter(|kek| kek.tenant == *tenant);
+        let mut versions: Vec<_> = of_tenant.map(|kek| (kek.version, kek.created.as_str())).collect();
+        versions.sort_unstable();
+        versions
+    }
+
+    fn add(
+        &mut self,
+        tenant: &TenantId,
+        version: u32,
+        created: &str,
+        random: &mut impl FnMut(&mut [u8]) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let mut key = Zeroizing::new([0; KEY_BYTES]);
+        random(&mut *key)?;
+        self.keks.push(Kek { tenant: tenant.clone(), version, key, created: created.to_owned() });
+        Ok(())
     }
 
     /// Returns the KEK that new DEKs of a tenant are wrapped under.
@@ -166,8 +236,7 @@ impl Keyring {
         });
         let raw = RawKeyring { v: 1, keks: keks.collect() };
         let text = Zeroizing::new(serde_json::to_vec_pretty(&raw).map_err(io::Error::other)?);
-        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        fs::create_dir_all(dir)?;
+        let dir = directory(path);
         let new = path.with_extension("new");
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
         file.write_all(&text)?;
@@ -175,6 +244,23 @@ impl Keyring {
         fs::rename(&new, path)?;
         File::open(dir)?.sync_all()
     }
+}
+
+/// Keeps other programs from changing the file until it is dropped: two changes at the same time would lose one's keys.
+fn lock(path: &Path) -> Result<File, KeyringError> {
+    let dir = directory(path);
+    fs::create_dir_all(dir).map_err(io_error(path))?;
+    let held = File::open(dir).map_err(io_error(path))?;
+    held.lock().map_err(io_error(path))?;
+    Ok(held)
+}
+
+fn directory(path: &Path) -> &Path {
+    path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn io_error(path: &Path) -> impl Fn(io::Error) -> KeyringError {
+    |source| KeyringError::Io { path: path.to_owned(), source }
 }
 
 impl std::fmt::Debug for Keyring {
@@ -213,6 +299,44 @@ mod tests {
         assert_eq!(*ring.version(&"b".parse().unwrap(), 1).unwrap().key, [9; 32]);
         assert!(ring.version(&"b".parse().unwrap(), 2).is_none());
         assert_eq!(format!("{ring:?}"), "Keyring(2 keys)");
+    }
+
+    #[test]
+    fn rotation_adds_a_version_and_only_older_ones_are_retired() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keyring.json");
+        let (a, b): (TenantId, TenantId) = ("a".parse().unwrap(), "b".parse().unwrap());
+        Keyring::init(&path, std::slice::from_ref(&a), "then", sevens).unwrap();
+        let nines = |out: &mut [u8]| {
+            out.fill(9);
+            Ok(())
+        };
+        assert_eq!(Keyring::rotate(&path, &a, "now", nines).unwrap(), 2);
+        let ring = Keyring::load(&path).unwrap();
+        assert_eq!(ring.versions(&a), [(1, "then"), (2, "now")]);
+        assert_eq!((*ring.newest(&a).unwrap().key, *ring.version(&a, 1).unwrap().key), ([9; 32], [7; 32]));
+        assert!(matches!(Keyring::rotate(&path, &b, "now", sevens), Err(KeyringError::NoKek(_))));
+        for (tenant, version) in [(&a, 2), (&a, 3), (&b, 1)] {
+            let refused = Keyring::retire(&path, tenant, version);
+            assert!(matches!(refused, Err(KeyringError::NotRetirable { .. })), "{tenant} {version}");
+        }
+        Keyring::retire(&path, &a, 1).unwrap();
+        assert_eq!(Keyring::load(&path).unwrap().versions(&a), [(2, "now")]);
+    }
+
+    #[test]
+    fn changes_at_the_same_time_lose_no_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keyring.json");
+        let names: Vec<TenantId> = (0..8).map(|n| format!("t{n}").parse().unwrap()).collect();
+        std::thread::scope(|scope| {
+            for name in &names {
+                let path = &path;
+                scope.spawn(move || Keyring::init(path, std::slice::from_ref(name), "now", sevens).unwrap());
+            }
+        });
+        let ring = Keyring::load(&path).unwrap();
+        assert!(names.iter().all(|name| ring.has(name)));
     }
 
     #[test]

@@ -82,6 +82,11 @@ impl KeyProvider for LocalKeys {
             Ok(())
         })
     }
+
+    async fn newest_version(&self, tenant: &TenantId) -> Result<String, KeyError> {
+        let ring = self.ring.load();
+        ring.newest(tenant).map(|kek| kek.version.to_string()).ok_or(KeyError::NoKek)
+    }
 }
 
 fn kek_name(tenant: &TenantId) -> String {

@@ -6,6 +6,7 @@
 mod envelope;
 mod keyring;
 mod local;
+mod rewrap;
 mod service;
 
 use async_trait::async_trait;
@@ -14,9 +15,10 @@ use crate::domain::cmr::{Dek, Expected};
 use crate::domain::ids::TenantId;
 use crate::store::StoreError;
 
-pub use envelope::{Envelope, Wrap, envelope_name, envelope_prefix};
+pub use envelope::{Envelope, Wrap, envelope_name, envelope_prefix, envelopes_prefix};
 pub use keyring::{Keyring, KeyringError};
 pub use local::{LocalKeys, system_random};
+pub use rewrap::{Rewrapped, envelope_recording};
 pub use service::{KeyService, Minted, OpenedKey};
 
 /// Why a key is not to be had.
@@ -56,6 +58,24 @@ pub trait KeyProvider: Send + Sync {
     /// # Errors
     /// [`KeyError::NoKek`], [`KeyError::BadEnvelope`].
     async fn unwrap(&self, tenant: &TenantId, ids: &Expected, wrap: &Wrap) -> Result<Dek, KeyError>;
+
+    /// Returns the version of the KEK that a new DEK of the tenant would be wrapped under.
+    ///
+    /// # Errors
+    /// [`KeyError::NoKek`].
+    async fn newest_version(&self, tenant: &TenantId) -> Result<String, KeyError>;
+
+    /// Moves a DEK under the tenant's newest KEK.
+    ///
+    /// # Errors
+    /// As [`KeyProvider::wrap`] and [`KeyProvider::unwrap`].
+    async fn rewrap(&self, tenant: &TenantId, ids: &Expected, wrap: &Wrap) -> Result<Wrap, KeyError> {
+        let dek = self.unwrap(tenant, ids, wrap).await?;
+        if dek.key_id(ids.tenant, ids.recording) != ids.key {
+            return Err(KeyError::BadEnvelope("opens to another key"));
+        }
+        self.wrap(tenant, ids, &dek).await
+    }
 }
 
 /// Fills `out` with random bytes of the operating system.

@@ -50,8 +50,8 @@ pub struct OpenedKey {
 
 /// Mints and opens DEKs.
 pub struct KeyService {
-    provider: Arc<dyn KeyProvider>,
-    store: Arc<dyn Store>,
+    pub(super) provider: Arc<dyn KeyProvider>,
+    pub(super) store: Arc<dyn Store>,
     pool: Mutex<HashMap<TenantId, Vec<Minted>>>,
     cache: Mutex<HashMap<RecordingId, (OpenedKey, Instant)>>,
 }
@@ -114,25 +114,28 @@ impl KeyService {
         if let Some(opened) = self.cached(tenant, recording) {
             return Ok(opened);
         }
-        let tag = tenant.tag();
-        let prefix = envelope_prefix(tag, recording);
-        // Revisions are few and numbered; the highest counts.
-        let revisions = self.store.list_after(&prefix, None, 1000).await?;
-        let newest = revisions.last().ok_or(KeyError::NoEnvelope)?;
-        let fetched = match self.store.get(&newest.name, None).await {
-            Err(StoreError::NotFound) => return Err(KeyError::NoEnvelope),
-            fetched => fetched?,
-        };
-        let (envelope, key) = Envelope::parse(&fetched.bytes, tag, recording)?;
-        let ids = Expected { tenant: tag, recording, key };
-        let wrap = envelope.wraps.first().ok_or(KeyError::BadEnvelope("no wrap"))?;
-        let dek = self.provider.unwrap(tenant, &ids, wrap).await?;
-        if dek.key_id(tag, recording) != key {
-            return Err(KeyError::BadEnvelope("opens to another key"));
-        }
+        let (ids, dek) = match self.open_stored(tenant, recording).await {
+            // A rewrap may destroy the revision between its listing and its reading; the next one is there then.
+            Err(KeyError::NoEnvelope) => self.open_stored(tenant, recording).await,
+            opened => opened,
+        }?;
         let opened = OpenedKey { ids, dek: Arc::new(dek) };
         self.remember(&opened);
         Ok(opened)
+    }
+
+    async fn open_stored(
+        &self,
+        tenant: &TenantId,
+        recording: RecordingId,
+    ) -> Result<(Expected, Dek), KeyError> {
+        let newest = self.newest_envelope(tenant.tag(), recording).await?.ok_or(KeyError::NoEnvelope)?;
+        let wrap = newest.envelope.wraps.first().ok_or(KeyError::BadEnvelope("no wrap"))?;
+        let dek = self.provider.unwrap(tenant, &newest.ids, wrap).await?;
+        if dek.key_id(newest.ids.tenant, recording) != newest.ids.key {
+            return Err(KeyError::BadEnvelope("opens to another key"));
+        }
+        Ok((newest.ids, dek))
     }
 
     /// Whether a recording has an envelope in the store; what this process knows by heart does not count.
@@ -189,8 +192,8 @@ impl KeyService {
 
     async fn erase(&self, minted: Vec<Minted>) {
         for Minted { ids, .. } in minted {
-            let name = envelope_name(ids.tenant, ids.recording, 0);
-            if let Err(error) = self.store.delete(&name).await {
+            // It may have been moved to a newer KEK meanwhile.
+            if let Err(error) = self.store.purge(&envelope_prefix(ids.tenant, ids.recording)).await {
                 let error = &error as &dyn std::error::Error;
                 tracing::warn!(recording = %ids.recording, error, "unused envelope stays in the store");
             }

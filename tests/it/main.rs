@@ -20,6 +20,7 @@ mod playback;
 mod reader;
 mod repair;
 mod retention;
+mod rotation;
 mod s3;
 mod secrets;
 mod shutdown;

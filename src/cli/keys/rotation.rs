@@ -1,0 +1,353 @@
+//! Commands about versions of key-encryption keys.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+
+use crate::clock;
+use crate::config::{Config, KeysConfig};
+use crate::control::audit::{AuditEvent, AuditLog};
+use crate::control::retention::OrderedBy;
+use crate::control::rewrap::{Rewrap, RewrapReport, Status};
+use crate::domain::ids::TenantId;
+use crate::domain::time::UnixMillis;
+use crate::keys::{KeyService, Keyring, system_random};
+use crate::server::{open_keys, open_store};
+use crate::store::Store;
+
+use super::super::{CommandResult, ConfigArg, output, runtime, serve};
+
+/// A node that has not read the keyring since an older version was the newest would lock its recordings out.
+const RETIRE_AFTER_HOURS: u32 = 24;
+
+/// Which tenants, and who says so.
+#[derive(Debug, Clone, Args)]
+struct Target {
+    #[command(flatten)]
+    config: ConfigArg,
+    /// The tenant's id; all tenants unless given
+    #[arg(long, value_name = "ID")]
+    tenant: Option<TenantId>,
+}
+
+#[derive(Debug, Clone, Args)]
+struct By {
+    /// Who orders it: goes into the audit log
+    #[arg(long, value_name = "NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    actor: String,
+    /// Why: goes into the audit log
+    #[arg(long, value_name = "TEXT", default_value = "rotation", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    reason: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RotateArgs {
+    #[command(flatten)]
+    target: Target,
+    #[command(flatten)]
+    by: By,
+    /// Say what would be made, and make nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RewrapArgs {
+    #[command(flatten)]
+    target: Target,
+    #[command(flatten)]
+    by: By,
+    /// Move at most so many data keys a second
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    per_sec: u32,
+    /// Count what would be moved, and move nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// One JSON object for each tenant
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    #[command(flatten)]
+    target: Target,
+    /// One JSON object for each tenant
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RetireArgs {
+    #[command(flatten)]
+    config: ConfigArg,
+    /// The tenant's id
+    #[arg(long, value_name = "ID")]
+    tenant: TenantId,
+    /// The version to destroy
+    #[arg(long, value_name = "N")]
+    version: u32,
+    #[command(flatten)]
+    by: By,
+    /// How long ago the newest version must have been made, so that every node uses it
+    #[arg(long, value_name = "HOURS", default_value_t = RETIRE_AFTER_HOURS)]
+    after_hours: u32,
+    /// Say whether it could be retired, and destroy nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+}
+
+/// What the commands work on.
+struct Opened {
+    config: Config,
+    store: Arc<dyn Store>,
+    keys: Arc<KeyService>,
+    audit: AuditLog,
+}
+
+impl Opened {
+    async fn new(config: Config) -> anyhow::Result<Self> {
+        let store = open_store(&config).await?;
+        let keys = open_keys(&config, &store)?;
+        let audit = AuditLog::start(config.node.as_str().to_owned(), Arc::clone(&keys), Arc::clone(&store));
+        Ok(Self { config, store, keys, audit })
+    }
+
+    fn keyring_file(&self) -> &Path {
+        let KeysConfig::Local { keyring_file } = &self.config.keys;
+        keyring_file
+    }
+
+    fn rewrap(&self, per_sec: u32) -> Rewrap {
+        Rewrap::new(Arc::clone(&self.store), Arc::clone(&self.keys), self.audit.clone(), per_sec)
+    }
+
+    async fn record(&self, tenant: &TenantId, by: &By, action: &str, version: u32) -> anyhow::Result<()> {
+        let event = AuditEvent {
+            actor: by.actor.clone(),
+            role: "operator".to_owned(),
+            source: None,
+            action: action.to_owned(),
+            subject: tenant.to_string(),
+            reason: Some(by.reason.clone()),
+            result: "allowed".to_owned(),
+            request: String::new(),
+            detail: Some(format!("version={version}")),
+        };
+        self.audit.record(tenant, event).await.context("audit log")
+    }
+}
+
+impl Target {
+    fn tenants(&self, config: &Config) -> anyhow::Result<Vec<TenantId>> {
+        match &self.tenant {
+            None => Ok(config.tenants.iter().map(|tenant| tenant.id.clone()).collect()),
+            Some(id) => {
+                config.tenant(id).with_context(|| format!("there is no tenant {id}"))?;
+                Ok(vec![id.clone()])
+            }
+        }
+    }
+}
+
+impl By {
+    fn order(&self) -> OrderedBy {
+        OrderedBy { actor: self.actor.clone(), reason: self.reason.clone() }
+    }
+}
+
+pub(crate) fn rotate(args: &RotateArgs) -> CommandResult {
+    let config = args.target.config.load()?;
+    let tenants = args.target.tenants(&config)?;
+    runtime()?.block_on(async {
+        let opened = Opened::new(config).await?;
+        for tenant in &tenants {
+            let ring = Keyring::load(opened.keyring_file())?;
+            let newest = ring.versions(tenant).last().map_or(0, |(version, _)| *version);
+            if args.dry_run {
+                output::line(&format!("{tenant}: version {} would be made", newest + 1));
+                continue;
+            }
+            // Before it has any effect, and named by the version that it is about to become.
+            opened.record(tenant, &args.by, "keys-rotate", newest + 1).await?;
+            let now = clock::rfc3339(clock::wall());
+            let version = Keyring::rotate(opened.keyring_file(), tenant, &now, system_random)?;
+            output::line(&format!("{tenant}: version {version} is made; running nodes take it with SIGHUP"));
+        }
+        Ok(())
+    })
+}
+
+pub(crate) fn rewrap(args: &RewrapArgs) -> CommandResult {
+    let config = args.target.config.load()?;
+    serve::install_logs(&config)?;
+    let tenants = args.target.tenants(&config)?;
+    runtime()?.block_on(async {
+        let opened = Opened::new(config).await?;
+        let rewrap = opened.rewrap(args.per_sec);
+        let mut failed = 0;
+        for tenant in &tenants {
+            let bar = spinner();
+            if args.dry_run {
+                let status = rewrap.status(tenant, |read| bar.set_position(read)).await?;
+                bar.finish_and_clear();
+                let newest = opened.keys.newest_kek_version(tenant).await?;
+                print_would(args, tenant, &status, &newest);
+                continue;
+            }
+            let show = |report: &RewrapReport| bar.set_position(report.envelopes);
+            let report = rewrap.run(tenant, &args.by.order(), show).await?;
+            bar.finish_and_clear();
+            failed += report.failed;
+            print_report(args, tenant, report);
+        }
+        match failed {
+            0 => Ok(()),
+            _ => Err(anyhow!("{failed} data keys could not be moved; they stay as they are").into()),
+        }
+    })
+}
+
+fn spinner() -> ProgressBar {
+    let bar = ProgressBar::new_spinner();
+    let style = ProgressStyle::with_template("{spinner} {pos} data keys, {per_sec}, {elapsed}");
+    if let Ok(style) = style {
+        bar.set_style(style);
+    }
+    bar
+}
+
+fn print_would(args: &RewrapArgs, tenant: &TenantId, status: &Status, newest: &str) {
+    let current = status.by_version.get(newest).copied().unwrap_or_default();
+    let older = status.by_version.values().sum::<u64>() - current;
+    let unreadable = status.unreadable;
+    output::line(&if args.json {
+        json!({"tenant": tenant.as_str(), "dry_run": true, "would_move": older, "current": current,
+            "unreadable": unreadable})
+        .to_string()
+    } else {
+        format!(
+            "{tenant}: {older} would be moved, {current} are under version {newest}, {unreadable} cannot be read"
+        )
+    });
+}
+
+fn print_report(args: &RewrapArgs, tenant: &TenantId, report: RewrapReport) {
+    let RewrapReport { envelopes, moved, current, gone, failed } = report;
+    output::line(&if args.json {
+        json!({"tenant": tenant.as_str(), "dry_run": false, "envelopes": envelopes, "moved": moved,
+            "current": current, "gone": gone, "failed": failed})
+        .to_string()
+    } else {
+        format!("{tenant}: moved {moved}, current before {current}, gone {gone}, failed {failed}")
+    });
+}
+
+pub(crate) fn status(args: &StatusArgs) -> CommandResult {
+    let config = args.target.config.load()?;
+    serve::install_logs(&config)?;
+    let tenants = args.target.tenants(&config)?;
+    runtime()?.block_on(async {
+        let opened = Opened::new(config).await?;
+        let ring = Keyring::load(opened.keyring_file())?;
+        for tenant in &tenants {
+            let bar = spinner();
+            let status = opened.rewrap(1).status(tenant, |read| bar.set_position(read)).await?;
+            bar.finish_and_clear();
+            print_status(args, tenant, &ring.versions(tenant), &status);
+        }
+        Ok(())
+    })
+}
+
+fn print_status(args: &StatusArgs, tenant: &TenantId, versions: &[(u32, &str)], status: &Status) {
+    let rows = versions.iter().map(|(version, created)| {
+        let recordings = status.by_version.get(&version.to_string()).copied().unwrap_or_default();
+        (*version, *created, age_in_days(created), recordings)
+    });
+    if args.json {
+        let versions: Vec<_> = rows
+            .map(|(version, created, age, recordings)| {
+                json!({"version": version, "created": created, "age_days": age, "recordings": recordings})
+            })
+            .collect();
+        let line = json!({"tenant": tenant.as_str(), "versions": versions, "unreadable": status.unreadable});
+        output::line(&line.to_string());
+        return;
+    }
+    for (version, created, age, recordings) in rows {
+        let age = age.map_or("unknown age".to_owned(), |days| format!("{days} days old"));
+        output::line(&format!("{tenant}: version {version}, made {created}, {age}, {recordings} data keys"));
+    }
+    if status.unreadable > 0 {
+        output::line(&format!("{tenant}: {} envelopes cannot be read", status.unreadable));
+    }
+}
+
+/// Returns how many whole days ago an RFC 3339 time was; `None` for another text or the future.
+fn age_in_days(created: &str) -> Option<u64> {
+    let UnixMillis(created) = clock::parse_rfc3339(created)?;
+    clock::wall().0.checked_sub(created).map(|millis| millis / (24 * 3600 * 1000))
+}
+
+pub(crate) fn retire(args: &RetireArgs) -> CommandResult {
+    let config = args.config.load()?;
+    let (tenant, version) = (&args.tenant, args.version);
+    config.tenant(tenant).with_context(|| format!("there is no tenant {tenant}"))?;
+    runtime()?.block_on(async {
+        let opened = Opened::new(config).await?;
+        check_retirable(args, &opened).await?;
+        if args.dry_run {
+            output::line(&format!("{tenant}: version {version} would be destroyed; nothing needs it"));
+            return Ok(());
+        }
+        let question = format!("Version {version} of the key of {tenant} will be destroyed for good.");
+        if !args.yes && !output::confirm(&question)? {
+            return Ok(());
+        }
+        opened.record(tenant, &args.by, "keys-retire", version).await?;
+        Keyring::retire(opened.keyring_file(), tenant, version)?;
+        output::line(&format!(
+            "{tenant}: version {version} is destroyed; running nodes forget it with SIGHUP"
+        ));
+        Ok(())
+    })
+}
+
+/// Nothing in the store is under the version, and nothing will be.
+async fn check_retirable(args: &RetireArgs, opened: &Opened) -> anyhow::Result<()> {
+    let ring = Keyring::load(opened.keyring_file())?;
+    let versions = ring.versions(&args.tenant);
+    let newest = versions.last().filter(|(newest, _)| args.version < *newest);
+    let Some((newest, created)) = newest.filter(|_| versions.iter().any(|(v, _)| *v == args.version)) else {
+        bail!("version {} cannot be retired; allowed: a version below the newest", args.version);
+    };
+    let age = clock::parse_rfc3339(created).and_then(|made| clock::wall().0.checked_sub(made.0));
+    let least = Duration::from_secs(u64::from(args.after_hours) * 3600);
+    if age.is_none_or(|age| Duration::from_millis(age) < least) {
+        bail!(
+            "version {newest} is less than {} hours old; a node that has not read the keyring since would go on with \
+             version {}; see --after-hours",
+            args.after_hours,
+            args.version
+        );
+    }
+    let status = opened.rewrap(1).status(&args.tenant, |_| ()).await?;
+    let needed = status.by_version.get(&args.version.to_string()).copied().unwrap_or_default();
+    if needed > 0 || status.unreadable > 0 {
+        bail!(
+            "{needed} data keys are under version {} and {} cannot be read; move them first: callseal keys rewrap",
+            args.version,
+            status.unreadable
+        );
+    }
+    Ok(())
+}

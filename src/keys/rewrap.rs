@@ -1,0 +1,149 @@
+//! Moves DEKs to a newer version of their KEK. Audio is not touched: only the small envelope is written anew.
+//!
+//! An envelope is a series of revisions, each created once; the highest counts. The older ones go when the new one was read
+//! back and opens to the same key, so that a rewrap may stop anywhere and be done again.
+
+use bytes::Bytes;
+
+use crate::domain::cmr::Expected;
+use crate::domain::ids::{RecordingId, TenantId, TenantTag};
+use crate::store::{ObjectClass, ObjectInfo, ObjectName, PutOutcome, StoreError, Tags};
+
+use super::envelope::{Envelope, envelope_name, envelope_prefix, revision_of};
+use super::{KeyError, KeyService};
+
+/// Revisions of one envelope: more than one only while it moves.
+const MAX_REVISIONS: usize = 1000;
+
+/// What became of an envelope.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rewrapped {
+    /// It is under the newest version already.
+    Current,
+    /// It is now; older revisions are still there, see [`KeyService::drop_older`].
+    Moved,
+    /// There is none: the recording's key was destroyed.
+    Gone,
+}
+
+/// The newest revision of an envelope.
+pub(super) struct Newest {
+    pub(super) revision: u32,
+    pub(super) ids: Expected,
+    pub(super) envelope: Envelope,
+}
+
+impl KeyService {
+    /// Moves the DEK of a recording under the tenant's newest KEK.
+    ///
+    /// # Errors
+    /// [`KeyError`]; the envelope still opens then, and calling again is safe.
+    pub async fn rewrap(&self, tenant: &TenantId, recording: RecordingId) -> Result<Rewrapped, KeyError> {
+        let version = self.provider.newest_version(tenant).await?;
+        let Some(newest) = self.newest_envelope(tenant.tag(), recording).await? else {
+            return Ok(Rewrapped::Gone);
+        };
+        let wrap = newest.envelope.wraps.first().ok_or(KeyError::BadEnvelope("no wrap"))?;
+        if wrap.kek_version == version {
+            return Ok(Rewrapped::Current);
+        }
+        let wrap = self.provider.rewrap(tenant, &newest.ids, wrap).await?;
+        let created = newest.envelope.created.clone();
+        let envelope = Envelope { created, ..Envelope::new(&newest.ids, wrap) };
+        let revision = newest.revision.checked_add(1).ok_or(KeyError::BadEnvelope("revision"))?;
+        let name = envelope_name(tenant.tag(), recording, revision);
+        let json = serde_json::to_vec(&envelope).map_err(|_| KeyError::BadEnvelope("not JSON"))?;
+        let tags = Tags::of(tenant.tag(), ObjectClass::Envelope);
+        // Whoever came first has done the same; what is there now is looked at below.
+        let (PutOutcome::Created | PutOutcome::AlreadyExists) =
+            self.store.put_new(&name, Bytes::from(json), &tags).await?;
+        self.check_opens(tenant, &newest.ids).await?;
+        Ok(Rewrapped::Moved)
+    }
+
+    /// Destroys every revision of an envelope but the newest, which must open.
+    ///
+    /// # Errors
+    /// [`KeyError`]; calling again is safe.
+    pub async fn drop_older(&self, tenant: &TenantId, recording: RecordingId) -> Result<(), KeyError> {
+        let revisions = self.envelope_revisions(tenant.tag(), recording).await?;
+        let Some((newest, older)) = revisions.split_last() else { return Ok(()) };
+        let Some(ids) = self.newest_envelope(tenant.tag(), recording).await?.map(|newest| newest.ids) else {
+            return Ok(());
+        };
+        if older.is_empty() {
+            return Ok(());
+        }
+        self.check_opens(tenant, &ids).await?;
+        for old in older.iter().filter(|old| old.name != newest.name) {
+            // The name of a revision is the prefix of nothing else, so that this takes its versions as well.
+            self.store.purge(old.name.as_str()).await?;
+        }
+        Ok(())
+    }
+
+    /// Returns the version of the KEK that a recording's envelope is under; `None` without envelope.
+    ///
+    /// # Errors
+    /// [`KeyError`].
+    pub async fn kek_version(
+        &self,
+        tenant: &TenantId,
+        recording: RecordingId,
+    ) -> Result<Option<String>, KeyError> {
+        let newest = self.newest_envelope(tenant.tag(), recording).await?;
+        Ok(newest.and_then(|newest| newest.envelope.wraps.into_iter().next()).map(|wrap| wrap.kek_version))
+    }
+
+    /// Returns the version of the KEK that new DEKs of a tenant are wrapped under.
+    ///
+    /// # Errors
+    /// [`KeyError::NoKek`].
+    pub async fn newest_kek_version(&self, tenant: &TenantId) -> Result<String, KeyError> {
+        self.provider.newest_version(tenant).await
+    }
+
+    /// Reads the newest revision of an envelope; `None` where there is none.
+    pub(super) async fn newest_envelope(
+        &self,
+        tenant: TenantTag,
+        recording: RecordingId,
+    ) -> Result<Option<Newest>, KeyError> {
+        let revisions = self.envelope_revisions(tenant, recording).await?;
+        let Some(newest) = revisions.last() else { return Ok(None) };
+        let fetched = match self.store.get(&newest.name, None).await {
+            Err(StoreError::NotFound) => return Ok(None),
+            fetched => fetched?,
+        };
+        let (envelope, key) = Envelope::parse(&fetched.bytes, tenant, recording)?;
+        let revision = revision_of(&newest.name).ok_or(KeyError::BadEnvelope("revision"))?;
+        Ok(Some(Newest { revision, ids: Expected { tenant, recording, key }, envelope }))
+    }
+
+    /// What is in the store now opens to the key that it is said to be.
+    async fn check_opens(&self, tenant: &TenantId, ids: &Expected) -> Result<(), KeyError> {
+        let newest = self.newest_envelope(ids.tenant, ids.recording).await?.ok_or(KeyError::NoEnvelope)?;
+        if newest.ids != *ids {
+            return Err(KeyError::BadEnvelope("of another key"));
+        }
+        let wrap = newest.envelope.wraps.first().ok_or(KeyError::BadEnvelope("no wrap"))?;
+        let dek = self.provider.unwrap(tenant, ids, wrap).await?;
+        if dek.key_id(ids.tenant, ids.recording) != ids.key {
+            return Err(KeyError::BadEnvelope("opens to another key"));
+        }
+        Ok(())
+    }
+
+    async fn envelope_revisions(
+        &self,
+        tenant: TenantTag,
+        recording: RecordingId,
+    ) -> Result<Vec<ObjectInfo>, StoreError> {
+        self.store.list_after(&envelope_prefix(tenant, recording), None, MAX_REVISIONS).await
+    }
+}
+
+/// Reads the recording out of the name of an envelope.
+pub fn envelope_recording(name: &ObjectName) -> Option<RecordingId> {
+    name.as_str().split('/').nth(2)?.parse().ok()
+}
