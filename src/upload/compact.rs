@@ -54,7 +54,7 @@ impl CompactError {
 
 /// Makes the final object of a recording whose manifest is stored, and deletes what it replaces.
 ///
-/// Memory: one segment and one part of 8 MiB. Each request may take `policy.try_timeout` and is made at most five times.
+/// Memory: one segment, a part of 8 MiB and another on its way; a short recording twice. Each request may take `policy.try_timeout` and is made at most five times.
 ///
 /// # Errors
 /// [`CompactError`].
@@ -165,6 +165,7 @@ impl Writing<'_> {
             part: BytesMut::new(),
             hash: Sha256::new(),
             length: 0,
+            expected: self.rows.iter().map(|row| u64::from(row.byte_len)).sum(),
         };
         let outcome = self.write(&mut parts).await;
         if outcome.is_err() {
@@ -355,12 +356,20 @@ struct Parts<'a> {
     part: BytesMut,
     hash: Sha256,
     length: u64,
+    /// What the length will be.
+    expected: u64,
 }
 
 impl Parts<'_> {
     async fn push(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
         self.hash.update(bytes);
         self.length += bytes.len() as u64;
+        let room = self.part.capacity() - self.part.len();
+        if room < bytes.len() {
+            // At once to its full size: growing by doubling would take twice the memory.
+            let rest = usize::try_from(self.expected.saturating_sub(self.length)).unwrap_or(usize::MAX);
+            self.part.reserve(bytes.len() + rest.min(MIN_PART_BYTES));
+        }
         self.part.extend_from_slice(bytes);
         while self.part.len() >= MIN_PART_BYTES {
             let part = self.part.split_to(MIN_PART_BYTES).freeze();

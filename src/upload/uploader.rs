@@ -5,11 +5,12 @@
 //! process ends, and then the journal has them. While it waits it holds up no other lane. It ends when the store holds
 //! other bytes than it was given, or the journal does not hold a segment any more; recovery then sees to the recording.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::clock;
 use crate::domain::cmr::Row;
@@ -18,7 +19,7 @@ use crate::domain::recording::Life;
 use crate::domain::time::UnixMillis;
 use crate::journal::{Journal, ReadBackError, Record};
 use crate::observe::metrics;
-use crate::store::{ObjectClass, ObjectName, Store, StoreError, Tags, layout};
+use crate::store::{MIN_PART_BYTES, ObjectClass, ObjectName, Store, StoreError, Tags, layout};
 
 use super::backlog::{Backlog, Waiting};
 use super::breaker::LONGEST_RETRY_AFTER;
@@ -31,6 +32,9 @@ use super::retry::{Retry, RetryPolicy};
 use super::tags::RetentionTags;
 use super::turns::Urgency;
 
+/// Memory for all recordings that are being merged, in MiB: two long ones, or many short ones. Calls may end together, by
+/// hundreds.
+const MERGING_MIB: u32 = 32;
 /// Segments of one recording that may wait. A day of the shortest ones, of one second, is 86,400; bursts make some more.
 /// Their bytes are bounded elsewhere; each costs about 200 bytes here.
 const LANE_QUEUE: usize = 1 << 18;
@@ -59,6 +63,8 @@ struct Shared {
     catch_up: Mutex<Pace>,
     lanes: watch::Sender<usize>,
     live: LiveRecordings,
+    /// A permit for each MiB that merging may take.
+    merging: Semaphore,
 }
 
 /// The way of one recording to the store. Dropping it without [`Lane::finish`] leaves the rest to recovery.
@@ -92,6 +98,7 @@ impl Uploader {
             catch_up: Mutex::new(Pace::new(0)),
             lanes: watch::Sender::new(0),
             live: LiveRecordings::default(),
+            merging: Semaphore::new(MERGING_MIB as usize),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -107,7 +114,7 @@ impl Uploader {
     pub fn lane(&self, context: UploadContext) -> Lane {
         let (queue, items) = mpsc::channel(LANE_QUEUE);
         self.shared.lanes.send_modify(|lanes| *lanes += 1);
-        let task = LaneTask { context, shared: Arc::clone(&self.shared) };
+        let task = LaneTask { context, shared: Arc::clone(&self.shared), stored_bytes: AtomicU64::new(0) };
         let live = self.shared.live.enter(context.recording);
         tokio::spawn(async move {
             let _live = live;
@@ -245,6 +252,8 @@ impl LaneError {
 struct LaneTask {
     context: UploadContext,
     shared: Arc<Shared>,
+    /// Of this recording, so far.
+    stored_bytes: AtomicU64,
 }
 
 impl LaneTask {
@@ -282,6 +291,7 @@ impl LaneTask {
         let put = self.put(&name, Body::Segment(waiting), &tags).await;
         waiting.done(&self.shared.backlog);
         put?;
+        self.stored_bytes.fetch_add(u64::from(row.byte_len), Ordering::Relaxed);
         self.shared.note(Record::Stored { recording, writer: row.writer, seq: row.seq });
         ::metrics::counter!(metrics::SEGMENTS_STORED).increment(1);
         ::metrics::histogram!(metrics::SEALED_TO_STORED)
@@ -389,6 +399,8 @@ impl LaneTask {
     async fn compact(&self, tags: &Tags) -> Result<(), CompactError> {
         let UploadContext { recording, retention } = self.context;
         let Shared { store, door, policy, .. } = &*self.shared;
+        // The semaphore is never closed; without permits there is only more memory in use.
+        let _memory = self.shared.merging.acquire_many(self.merging_mib()).await.ok();
         let _pass = door.enter(retention.tenant, Urgency::CatchUp).await;
         let done = compact(&**store, retention.tenant, recording, tags, *policy).await;
         match &done {
@@ -398,6 +410,12 @@ impl LaneTask {
             Err(_) => {}
         }
         done
+    }
+
+    /// A part being filled and one on its way, or the whole of a short recording twice.
+    fn merging_mib(&self) -> u32 {
+        let part = self.stored_bytes.load(Ordering::Relaxed).min(MIN_PART_BYTES as u64);
+        u32::try_from(2 * part.div_ceil(1 << 20)).unwrap_or(MERGING_MIB).clamp(1, MERGING_MIB)
     }
 }
 
