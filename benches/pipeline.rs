@@ -24,7 +24,7 @@ use callseal::domain::provider::Event;
 use callseal::domain::provider::twilio::TwilioDecoder;
 use callseal::domain::recording::{EndCause, RecordingMetadata};
 use callseal::domain::session::{
-    CallSession, DtmfPolicy, Entropy, EntropyFailed, SegmentLimits, SessionSetup,
+    AgentAudio, CallSession, DtmfPolicy, Entropy, EntropyFailed, SegmentLimits, SessionSetup,
 };
 use callseal::domain::time::UnixMillis;
 use callseal::simulate::speech::{DEMO_AGENT, DEMO_CALLER};
@@ -124,7 +124,7 @@ fn setup() -> SessionSetup {
         parameters: BTreeMap::new(),
         retention_days: 90,
     };
-    SessionSetup { dek, ids, limits: LIMITS, dtmf: DtmfPolicy::Redact, metadata }
+    SessionSetup { dek, ids, limits: LIMITS, dtmf: DtmfPolicy::Redact, agent: AgentAudio::Received, metadata }
 }
 
 fn pipeline(c: &mut Criterion) {

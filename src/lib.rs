@@ -22,6 +22,7 @@
 //! | [`domain`] | the rules: provider messages, the recording format, timelines, grants | sockets, disks, clocks, randomness |
 //! | [`config`] | files, environment, secrets by reference | everything that runs |
 //! | [`ingest`] | TLS, websockets, provider authentication, limits | the store, manifests, KEKs |
+//! | [`relay`] | both sockets of a live call | sealing, the store, the journal |
 //! | [`recorder`] | where the outputs of a session go | wire formats, the store |
 //! | [`journal`] | ciphertext, files, flush times | keys, providers |
 //! | [`upload`], [`store`] | ciphertext, object names, tags, retry, budget | plaintext, any key, providers |
@@ -54,6 +55,7 @@ pub mod keys;
 pub mod node;
 pub mod observe;
 pub mod recorder;
+pub mod relay;
 pub mod server;
 pub mod simulate;
 pub mod store;

@@ -14,6 +14,7 @@ use crate::drain::{Drain, Phase};
 use crate::ingest::StreamLimits;
 use crate::journal::{Journal, JournalState};
 use crate::keys::KeyService;
+use crate::relay::Dialer;
 use crate::store::Store;
 use crate::upload::Uploader;
 
@@ -34,6 +35,8 @@ pub struct Node {
     pub uploader: Uploader,
     /// Who did what.
     pub audit: AuditLog,
+    /// Dials agents.
+    pub dialer: Dialer,
     /// How far stopping has come.
     pub drain: Drain,
     /// Streams per tenant.

@@ -12,11 +12,11 @@ use crate::control::audit::AuditEvent;
 use crate::control::recovery::OpenedNote;
 use crate::domain::cmr::{GapReason, sha256};
 use crate::domain::ids::RecordingId;
-use crate::domain::provider::{Digit, Media, StreamStart};
+use crate::domain::provider::{Digit, Media, Payload, StreamStart};
 use crate::domain::recording::{EndCause, RecordingMetadata};
 use crate::domain::session::{
-    CallSession, DtmfPolicy, Entropy, EntropyFailed, Output, SealedManifest, SealedSegment, SegmentLimits,
-    SessionError, SessionSetup, Stored,
+    AgentAudio, CallSession, DtmfPolicy, Entropy, EntropyFailed, Output, SealedManifest, SealedSegment,
+    SegmentLimits, SessionError, SessionSetup, Stored,
 };
 use crate::domain::sign::encode_hex;
 use crate::domain::time::UnixMillis;
@@ -89,6 +89,7 @@ impl Recorder {
                 Dtmf::Redact => DtmfPolicy::Redact,
                 Dtmf::Keep => DtmfPolicy::Keep,
             },
+            agent: if route.upstream.is_some() { AgentAudio::Queued } else { AgentAudio::Received },
             metadata: metadata(tenant, route, start, wall),
         };
         let mut session = CallSession::start(setup, Box::new(SystemEntropy), now, wall)?;
@@ -125,10 +126,7 @@ impl Recorder {
 
     /// Seals the audio of a message, or counts it as a gap while neither the store nor the journal takes enough.
     pub(crate) fn media(&mut self, now: Instant, media: &Media<'_>) -> Result<(), SessionError> {
-        if self.lane.is_full() {
-            self.session.drop_media(media);
-            return Ok(());
-        }
+        self.session.set_overloaded(self.lane.is_full());
         match self.session.handle_media(now, clock::wall(), media)? {
             Stored::Sealed | Stored::Nothing => Ok(()),
         }
@@ -154,9 +152,30 @@ impl Recorder {
         self.session.handle_dtmf(now, clock::wall(), sequence, digit)
     }
 
+    /// Queues audio of the agent; what of it is heard is sealed when it is.
+    pub(crate) fn agent_media(&mut self, now: Instant, payload: &Payload<'_>) -> Result<(), SessionError> {
+        self.session.set_overloaded(self.lane.is_full());
+        self.session.handle_agent_media(now, clock::wall(), payload).map(drop)
+    }
+
+    /// Throws away what of the agent's audio was not heard yet.
+    pub(crate) fn agent_clear(&mut self, now: Instant) -> Result<(), SessionError> {
+        self.session.handle_agent_clear(now, clock::wall())
+    }
+
+    /// Notes a mark of the agent.
+    pub(crate) fn agent_mark(&mut self, now: Instant, name: &str) {
+        self.session.handle_agent_mark(now, name);
+    }
+
     /// Notes the number of another message.
     pub(crate) fn number(&mut self, sequence: Option<u64>) {
         self.session.handle_number(sequence);
+    }
+
+    /// Notes that messages were not looked at: their audio is a gap of our own making.
+    pub(crate) fn missed(&mut self, messages: u64) {
+        self.session.handle_missed(messages);
     }
 
     /// Counts a dropped message.
@@ -204,7 +223,9 @@ impl Recorder {
     /// Ends the recording.
     pub(crate) fn finish(mut self, cause: EndCause) {
         let wall = clock::wall();
-        if let Err(error) = self.session.finish(wall, cause) {
+        // What the caller has heard by now; the rest of the agent's queue nobody did.
+        let played = self.session.handle_timeout(clock::monotonic(), wall);
+        if let Err(error) = played.and_then(|()| self.session.finish(wall, cause)) {
             let error = &error as &dyn std::error::Error;
             tracing::error!(recording = %self.recording, error, "recording cannot be finished; recovery will");
         }

@@ -26,6 +26,7 @@ use crate::ingest::{StreamLimits, serve_public};
 use crate::journal::{Journal, JournalConfig, OpenError, Replay};
 use crate::keys::{KeyProvider, KeyService, Keyring, KeyringError, LocalKeys, fill_random};
 use crate::node::Node;
+use crate::relay::{Dialer, DialerError};
 use crate::store::folder::Folder;
 use crate::store::metered::Metered;
 use crate::store::s3::S3Store;
@@ -72,6 +73,9 @@ pub enum StartError {
     /// The certificate.
     #[error("certificate")]
     Tls(#[from] TlsError),
+    /// How agents are dialled.
+    #[error("relay")]
+    Relay(#[from] DialerError),
     /// An address that cannot be bound, or a signal that cannot be caught.
     #[error("{what}")]
     System {
@@ -170,6 +174,8 @@ pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running,
     let (journal, replay) = open_journal(&config).await?;
     let policy = retry_policy(&config);
     let uploader = open_uploader(&config, &store, &journal);
+    let relay = &config.relay;
+    let dialer = Dialer::new(relay.ca_file.as_deref(), relay.connect_timeout, &config.ingest)?;
     let public = bind(config.listen.public).await?;
     let ops = bind(config.listen.ops).await?;
     let audit = AuditLog::start(config.node.as_str().to_owned(), Arc::clone(&keys), Arc::clone(&store));
@@ -180,6 +186,7 @@ pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running,
         journal,
         uploader,
         audit,
+        dialer,
         drain: Drain::new(),
         limits: StreamLimits::default(),
         metrics,

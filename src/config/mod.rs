@@ -26,6 +26,7 @@ mod tenant;
 #[cfg(test)]
 mod tests;
 mod twilio;
+mod upstream;
 
 use std::ffi::OsString;
 use std::fs;
@@ -45,7 +46,7 @@ pub use environment::process_environment;
 pub use faults::{Fault, Faults};
 pub use files::{Disk, Files, TenantFile};
 pub use listen::{Listen, Proxies, Tls};
-pub use net::{InvalidName, NodeName, PublicUrl, WebOrigin};
+pub use net::{InvalidName, NodeName, PublicUrl, SocketUrl, WebOrigin};
 pub use recording::{Journal, KeysConfig, Segments, Upload};
 pub use route::{Dtmf, Record, Route, RouteMode, RouteProvider};
 pub use secret::{Secret, SecretRef};
@@ -54,6 +55,7 @@ pub use store::{S3, S3Checksum, S3Claims, S3Credentials, S3Encryption, S3ObjectL
 pub use sweep::Sweep;
 pub use tenant::{HipaaMode, Limits, NoKeyPolicy, Retention, Tenant, TenantPlayback, TenantStatus};
 pub use twilio::Twilio;
+pub use upstream::{OnLoss, Relay, Upstream};
 
 /// A checked configuration.
 ///
@@ -83,6 +85,8 @@ pub struct Config {
     pub segments: Segments,
     /// The limits of the providers' connections.
     pub ingest: Ingest,
+    /// How calls are passed on.
+    pub relay: Relay,
     /// How segments get to the store.
     pub upload: Upload,
     /// The times of grants.
@@ -182,6 +186,7 @@ impl Config {
         let keys = KeysConfig::check(raw.keys, &top, &data_dir);
         let journal = Journal::check(raw.journal, &top, &data_dir);
         let ingest = Ingest::check(raw.ingest, &top);
+        let relay = Relay::check(raw.relay, &top, references);
         let repair = Repair::check(raw.repair, &top);
         let retention = Sweep::check(raw.retention, &top);
         let drain = Drain::check(raw.drain, &top);
@@ -201,6 +206,7 @@ impl Config {
             journal,
             segments,
             ingest,
+            relay,
             upload,
             playback,
             repair,

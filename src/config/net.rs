@@ -121,6 +121,79 @@ impl FromStr for WebOrigin {
     }
 }
 
+/// Where a websocket is dialled: `wss://host[:port][/path][?query]`.
+///
+/// The path may hold a secret, so `Debug` shows the host only.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SocketUrl {
+    authority: String,
+    host: String,
+    port: u16,
+    target: String,
+}
+
+impl SocketUrl {
+    /// Returns the host as written; an IPv6 address without its brackets.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// Returns the port, 443 unless given.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Returns host and port as written: the `Host` header.
+    pub fn authority(&self) -> &str {
+        &self.authority
+    }
+
+    /// Returns path and query; at least `/`.
+    pub fn target(&self) -> &str {
+        &self.target
+    }
+
+    /// Returns the path without the query.
+    pub fn path(&self) -> &str {
+        self.target.split_once('?').map_or(self.target.as_str(), |(path, _)| path)
+    }
+}
+
+impl FromStr for SocketUrl {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        let invalid =
+            InvalidName("\"wss://host/path\" or \"wss://host:port/path\", without a user and without '#'");
+        let rest = text.strip_prefix(PUBLIC_SCHEME).ok_or(invalid.clone())?;
+        let end = rest.find(['/', '?']).unwrap_or(rest.len());
+        let (authority, target) = rest.split_at(end);
+        let host = host_of(authority).ok_or(invalid.clone())?;
+        let is_target = |b: u8| {
+            b.is_ascii_graphic()
+                && !matches!(b, b'#' | b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}')
+        };
+        if !target.bytes().all(is_target) {
+            return Err(invalid);
+        }
+        let port = authority.rsplit_once(':').filter(|(_, port)| !port.ends_with(']'));
+        let port = port.and_then(|(_, port)| port.parse().ok()).unwrap_or(443);
+        let slash = if target.starts_with('/') { "" } else { "/" };
+        Ok(Self {
+            authority: authority.to_owned(),
+            host: host.to_owned(),
+            port,
+            target: format!("{slash}{target}"),
+        })
+    }
+}
+
+impl fmt::Debug for SocketUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "wss://{}/…", self.authority)
+    }
+}
+
 /// Returns the host of `host`, `host:port`, `[v6]` or `[v6]:port`; nothing when it is something else.
 pub(super) fn host_of(authority: &str) -> Option<&str> {
     if let Some(rest) = authority.strip_prefix('[') {
@@ -149,6 +222,31 @@ fn is_local(host: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn socket_urls_are_taken_apart() {
+        let url: SocketUrl = "wss://agent.internal:8443/twilio?x=1".parse().unwrap();
+        assert_eq!(
+            (url.host(), url.port(), url.authority(), url.target(), url.path()),
+            ("agent.internal", 8443, "agent.internal:8443", "/twilio?x=1", "/twilio")
+        );
+        assert_eq!(format!("{url:?}"), "wss://agent.internal:8443/…");
+        let short: SocketUrl = "wss://[::1]".parse().unwrap();
+        assert_eq!((short.host(), short.port(), short.target()), ("::1", 443, "/"));
+        assert_eq!("wss://a?b".parse::<SocketUrl>().unwrap().target(), "/?b");
+        for bad in [
+            "ws://a/",
+            "https://a",
+            "wss://",
+            "wss://u@a/",
+            "wss://a/#f",
+            "wss://a/b c",
+            "wss://a:0/",
+            "wss://a/é",
+        ] {
+            assert!(bad.parse::<SocketUrl>().is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn public_urls_are_kept_as_written() {

@@ -52,6 +52,7 @@ section!(
         journal: Table,
         segments: Table,
         ingest: Table,
+        relay: Table,
         upload: Table,
         playback: Table,
         repair: Table,
@@ -117,6 +118,7 @@ section!(
         write_buffer_bytes: i64,
     } later []
 );
+section!(Relay { ca_file: String, connect_timeout_ms: i64, queue_bytes: i64 } later ["twilio_api_url"]);
 section!(
     Upload {
         concurrency: i64,
@@ -191,7 +193,17 @@ section!(
         record: String,
         record_only: bool,
         dtmf: String,
-    } later ["upstream", "require_ticket"]
+        upstream: Table,
+    } later ["require_ticket"]
+);
+section!(
+    Upstream {
+        url: String,
+        headers: Value,
+        secrets: Value,
+        on_loss: String,
+        hold_secs: i64,
+    } later []
 );
 
 /// Returns every table of the node's file with the names that an override may give; the top's name is empty.
@@ -205,6 +217,7 @@ pub(super) fn node_sections() -> Vec<(&'static str, Vec<&'static str>)> {
         ("journal", all_names::<Journal>()),
         ("segments", all_names::<Segments>()),
         ("ingest", all_names::<Ingest>()),
+        ("relay", all_names::<Relay>()),
         ("upload", all_names::<Upload>()),
         ("playback", all_names::<Playback>()),
         ("repair", all_names::<Repair>()),

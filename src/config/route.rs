@@ -6,6 +6,8 @@ use crate::domain::ids::RouteName;
 
 use super::raw;
 use super::scope::{Scope, Words};
+use super::secret::References;
+use super::upstream::Upstream;
 
 /// One way for calls to come in.
 #[derive(Debug, Clone)]
@@ -22,6 +24,8 @@ pub struct Route {
     pub record_only: bool,
     /// What becomes of pressed digits.
     pub dtmf: Dtmf,
+    /// Whom the call is passed on to; none exactly for forks and with `record_only`.
+    pub upstream: Option<Upstream>,
 }
 
 /// Who dials a route.
@@ -36,7 +40,7 @@ pub enum RouteProvider {
 pub enum RouteMode {
     /// `<Start><Stream>`: a copy of the call; nothing is sent back.
     Fork,
-    /// `<Connect><Stream>`: the call itself; in this version only with `record_only`.
+    /// `<Connect><Stream>`: the call itself, passed on to the route's upstream.
     Bidirectional,
 }
 
@@ -60,11 +64,11 @@ pub enum Dtmf {
 
 impl Route {
     /// Checks all routes of a tenant's file; those without a usable name are left out.
-    pub(super) fn check_all(tables: Vec<Table>, scope: &Scope<'_>) -> Vec<Self> {
+    pub(super) fn check_all(tables: Vec<Table>, scope: &Scope<'_>, references: &References<'_>) -> Vec<Self> {
         let mut routes: Vec<Self> = Vec::new();
         for (index, table) in tables.into_iter().enumerate() {
             let (scope, raw) = scope.section(&format!("route[{index}]"), Some(table));
-            let Some(route) = Self::check(&raw, &scope) else { continue };
+            let Some(route) = Self::check(raw, &scope, references) else { continue };
             if routes.iter().any(|other| other.name == route.name) {
                 scope.fault("name", format!("\"{}\" is already the name of another route", route.name));
             }
@@ -73,21 +77,30 @@ impl Route {
         routes
     }
 
-    fn check(raw: &raw::Route, scope: &Scope<'_>) -> Option<Self> {
+    fn check(raw: raw::Route, scope: &Scope<'_>, references: &References<'_>) -> Option<Self> {
         let name = check_name(raw.name.as_deref(), scope);
         let provider = RouteProvider::check(raw.provider.as_deref(), scope);
         let mode = RouteMode::check(raw.mode.as_deref(), scope);
         let record = Record::check(raw.record.as_deref(), scope);
         let dtmf = Dtmf::check(raw.dtmf.as_deref(), scope);
         let record_only = raw.record_only.unwrap_or(false);
-        if mode == RouteMode::Bidirectional && !record_only {
+        let has_upstream = raw.upstream.is_some();
+        let upstream = Upstream::check(raw.upstream, scope, references);
+        if mode == RouteMode::Bidirectional && !record_only && !has_upstream {
             scope.fault(
-                "mode",
-                "\"bidirectional\" without record_only is not supported by this version, nobody would answer the call; \
-                 allowed: \"fork\", or record_only = true for tests",
+                "upstream",
+                "is missing, nobody would answer the call; allowed: { url = \"wss://…\" }, or record_only = true for \
+                 tests",
             );
         }
-        Some(Self { name: name?, provider, mode, record, record_only, dtmf })
+        if has_upstream && (mode == RouteMode::Fork || record_only) {
+            let why = if record_only { "record_only = true" } else { "mode = \"fork\"" };
+            scope.fault(
+                "upstream",
+                format!("contradicts {why}, which passes nothing on; allowed: one of both"),
+            );
+        }
+        Some(Self { name: name?, provider, mode, record, record_only, dtmf, upstream })
     }
 }
 

@@ -137,7 +137,7 @@ impl Tenant {
         let has_routes = raw.route.as_ref().is_some_and(|routes| !routes.is_empty());
         let twilio = Twilio::check(raw.twilio, scope, references, has_routes);
         let playback = TenantPlayback::check(raw.playback, scope, references, max_ttl);
-        let routes = Route::check_all(raw.route.unwrap_or_default(), scope);
+        let routes = Route::check_all(raw.route.unwrap_or_default(), scope, references);
         let tenant = id.clone().map(|id| Self {
             id,
             status,

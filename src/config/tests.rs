@@ -105,6 +105,9 @@ fn the_commented_tenant_states_the_defaults() {
     let implied = "id = \"acme-dental\"\n[twilio]\naccount_sids = [\"AC000000000000000000000000c0ffee01\"]\n\
                    auth_tokens = [{ file = \"t\" }]\n[playback]\ngrant_keys.k1 = { file = \"g\" }\n\
                    [[route]]\nname = \"reception\"\n\
+                   [[route]]\nname = \"agent\"\nmode = \"bidirectional\"\n\
+                   [route.upstream]\nurl = \"wss://agent.example.com/twilio\"\non_loss = \"hold\"\n\
+                   secrets = [{ file = \"a\" }]\n\
                    [[route]]\nname = \"agent-test\"\nmode = \"bidirectional\"\nrecord_only = true\n";
     let tenant = |text: &str| {
         let config = check(NODE, &[], &Shelf::with(&[("acme.toml", text)])).expect("the tenant has no fault");
@@ -149,6 +152,7 @@ fn the_commented_files_have_every_option() {
     assert_has_options::<raw::Journal>(&node, "journal");
     assert_has_options::<raw::Segments>(&node, "segments");
     assert_has_options::<raw::Ingest>(&node, "ingest");
+    assert_has_options::<raw::Relay>(&node, "relay");
     assert_has_options::<raw::Upload>(&node, "upload");
     assert_has_options::<raw::Playback>(&node, "playback");
     assert_has_options::<raw::Sweep>(&node, "retention");
@@ -163,6 +167,7 @@ fn the_commented_files_have_every_option() {
     assert_has_options::<raw::Twilio>(&tenant, "twilio");
     assert_has_options::<raw::TenantPlayback>(&tenant, "playback");
     assert_has_options::<raw::Route>(&tenant, "route");
+    assert_has_options::<raw::Upstream>(&tenant, "route.upstream");
 }
 
 #[test]
@@ -199,7 +204,8 @@ fn the_places_of_secrets_are_found_without_them() {
     let places = Config::secret_places(&dev, NO_ENV).expect("dev.toml has no fault");
     assert_eq!(places.keyring_file, Path::new("data/keyring.json"));
     let secrets = dev.parent().unwrap().join("tenants").join("../../data/secrets");
-    let named = ["acme-dental.grant-k1", "acme-dental.twilio-token"].map(|name| secrets.join(name));
+    let named = ["acme-dental.agent-secret", "acme-dental.grant-k1", "acme-dental.twilio-token"]
+        .map(|name| secrets.join(name));
     assert_eq!(places.secret_files, named);
 }
 
@@ -270,10 +276,7 @@ fn what_comes_later_is_refused_by_name() {
     let tenant = ACME
         .replace("provider = \"twilio\"\nmode = \"fork\"", "provider = \"vapi-listen\"\nmode = \"fork\"")
         .replace("provider = \"twilio\"", "provider = \"vapi-listen\"")
-        .replace(
-            "record = \"always\"",
-            "record = \"on-consent\"\nupstream = { url = \"wss://a\" }\nrequire_ticket = true",
-        )
+        .replace("record = \"always\"", "record = \"on-consent\"\nrequire_ticket = true")
         .replace("mode = \"off\"", "mode = \"on\"\nbaa = \"active\"")
         .replace("[hipaa]", "[webhook]\nurl = \"https://a\"\n[keys]\nprovider = \"aws-kms\"\n[hipaa]");
     let faults = tenant_faults(&tenant);
@@ -284,8 +287,8 @@ fn what_comes_later_is_refused_by_name() {
         "route[0].provider",
         "route[0].record",
         "route[0].require_ticket",
-        "route[0].upstream",
         "route[1].provider",
+        "route[2].provider",
         "webhook",
     ];
     assert_eq!(names(&faults), expected);
@@ -400,8 +403,45 @@ fn routes_are_checked() {
          [[route]]\nname = \"A b\"\n"
     );
     let faults = tenant_faults(&text);
-    assert_eq!(names(&faults), ["route[2].name", "route[3].mode", "route[4].name"]);
-    assert!(faults["route[3].mode"].contains("record_only = true"));
+    assert_eq!(names(&faults), ["route[3].name", "route[4].upstream", "route[5].name"]);
+    assert!(faults["route[4].upstream"].contains("record_only = true"));
+}
+
+#[test]
+fn upstreams_are_checked() {
+    let route = |lines: &str| {
+        let text = format!("{ACME}[[route]]\nname = \"x\"\nmode = \"bidirectional\"\n{lines}");
+        check(NODE, &[], &Shelf::with(&[("acme.toml", &text)]))
+    };
+    let upstream = |lines: &str| route(&format!("[route.upstream]\n{lines}"));
+    let given =
+        "url = \"wss://a\"\nheaders = { X-Token = { file = \"h\" } }\non_loss = \"hold\"\nhold_secs = 5\n";
+    let upstream_of = |config: &Config| config.tenants[0].routes.last().unwrap().upstream.clone().unwrap();
+    let found = upstream_of(&upstream(given).expect("no fault"));
+    assert_eq!(found.on_loss, OnLoss::Hold(Duration::from_secs(5)));
+    assert_eq!(found.headers["x-token"], CANARY);
+    assert_eq!(upstream_of(&upstream("url = \"wss://a\"").unwrap()).on_loss, OnLoss::Close);
+    for (lines, option) in [
+        ("", "url"),
+        ("url = \"ws://a\"", "url"),
+        ("url = \"https://a\"", "url"),
+        ("url = \"wss://a\"\non_loss = \"hangup\"", "on_loss"),
+        ("url = \"wss://a\"\nhold_secs = 5", "hold_secs"),
+        ("url = \"wss://a\"\non_loss = \"hold\"\nhold_secs = 601", "hold_secs"),
+        ("url = \"wss://a\"\nheaders = { Host = { file = \"h\" } }", "headers.Host"),
+        (
+            "url = \"wss://a\"\nheaders = { Sec-WebSocket-Key = { file = \"h\" } }",
+            "headers.Sec-WebSocket-Key",
+        ),
+        ("url = \"wss://a\"\nheaders = { X-Token = \"in the clear\" }", "headers.X-Token"),
+        ("url = \"wss://a\"\nsecrets = [{ file = \"missing\" }]", "secrets[0]"),
+        ("url = \"wss://a\"\nverify = false", "verify"),
+    ] {
+        let faults = upstream(lines).expect_err(lines).to_string();
+        assert!(faults.contains(&format!("route[3].upstream.{option}")), "{lines}: {faults}");
+    }
+    let both = route("record_only = true\n[route.upstream]\nurl = \"wss://a\"");
+    assert!(both.expect_err("both").to_string().contains("contradicts record_only = true"));
 }
 
 #[test]

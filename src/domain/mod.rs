@@ -11,6 +11,7 @@ pub mod playback;
 pub mod provider;
 pub mod recording;
 pub mod recovery;
+pub mod relay_proof;
 pub mod retention;
 pub mod session;
 pub mod sign;

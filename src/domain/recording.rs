@@ -98,6 +98,10 @@ pub enum EndCause {
     PeerLost,
     /// We closed it: the provider broke the protocol.
     ProtocolError,
+    /// The agent ended the call.
+    AgentClosed,
+    /// The agent was lost, and with it the call.
+    AgentLost,
     /// The tenant's longest stream was reached.
     Limit,
     /// The process stopped before the call did.
@@ -116,6 +120,8 @@ impl EndCause {
             Self::ClosedEarly => "closed-early",
             Self::PeerLost => "peer-lost",
             Self::ProtocolError => "protocol-error",
+            Self::AgentClosed => "agent-closed",
+            Self::AgentLost => "agent-lost",
             Self::Limit => "limit",
             Self::Shutdown => "shutdown",
             Self::Internal => "internal",
@@ -142,9 +148,11 @@ pub struct GapEntry {
 }
 
 impl GapEntry {
-    /// Whether audio was lost here, rather than not made by the source.
+    /// Whether audio was lost here, rather than not made by the source or left out on purpose. Reasons that this version does
+    /// not know count as loss.
     pub fn is_loss(&self) -> bool {
-        self.reason != GapReason::Source.number()
+        let reason = GapReason::from_number(self.reason);
+        !matches!(reason, Some(GapReason::Source | GapReason::Pause | GapReason::Policy))
     }
 }
 

@@ -16,19 +16,15 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::{Bytes, Message};
 
 use crate::clock;
-use crate::config::{Ingest, NoKeyPolicy, Record as RecordPolicy, Route, Tenant};
-use crate::domain::provider::twilio::{AccountSid, TwilioDecoder};
-use crate::domain::provider::{CloseReason, DropReason, Event, Refusal, StreamStart};
+use crate::config::Ingest;
+use crate::domain::provider::{CloseReason, DropReason};
 use crate::domain::recording::EndCause;
-use crate::domain::session::SessionError;
 use crate::drain::Phase;
-use crate::ingest::limits::StreamPermit;
-use crate::keys::Minted;
 use crate::node::Node;
 use crate::observe::metrics as names;
 
+use super::stream::{MustEnd, StreamInHand};
 use super::twilio::{Admitted, Socket};
-use crate::recorder::Recorder;
 
 /// After the provider's `stop` it closes the socket; we do after this.
 const CLOSE_AFTER_STOP: Duration = Duration::from_secs(5);
@@ -47,37 +43,45 @@ pub(super) async fn run(mut socket: Socket, mut admitted: Admitted, node: Arc<No
     let mut stream = Connection::new(admitted, Arc::clone(&node));
     let end = stream.receive(&mut socket).await;
     stream.finish(end.cause);
-    close(&mut socket, end).await;
+    close_with(&mut socket, end).await;
     gauge!(names::LIVE_STREAMS).decrement(1.0);
     drop((place, alive));
 }
 
 /// How a stream ended, and what is told to the provider.
-struct End {
-    cause: EndCause,
+pub(super) struct End {
+    pub(super) cause: EndCause,
     /// Code and reason of our close frame; `None` when there is nobody to tell.
     close: Option<(u16, &'static str)>,
 }
 
 impl End {
-    fn quietly(cause: EndCause) -> Self {
+    pub(super) fn quietly(cause: EndCause) -> Self {
         Self { cause, close: None }
     }
 
-    fn closing(cause: EndCause, code: u16, reason: &'static str) -> Self {
+    pub(super) fn closing(cause: EndCause, code: u16, reason: &'static str) -> Self {
         Self { cause, close: Some((code, reason)) }
+    }
+
+    /// `lost` is what a connection is that breaks without anybody's fault.
+    pub(super) fn of_error(error: &WsError, lost: EndCause) -> Self {
+        tracing::debug!(error = error as &dyn std::error::Error, "websocket failed");
+        #[expect(clippy::wildcard_enum_match_arm, reason = "everything else is a lost peer")]
+        match error {
+            WsError::Capacity(CapacityError::MessageTooLong { .. }) => {
+                Self::closing(EndCause::ProtocolError, 1009, "message too big")
+            }
+            WsError::Utf8(_) => Self::closing(EndCause::ProtocolError, 1007, "text is not UTF-8"),
+            WsError::Protocol(_) => Self::closing(lost, 1002, "protocol error"),
+            _ => Self::quietly(lost),
+        }
     }
 }
 
 struct Connection {
     node: Arc<Node>,
-    tenant: Arc<Tenant>,
-    route: Route,
-    permit: StreamPermit,
-    /// Until the stream starts.
-    key: Option<Minted>,
-    decoder: TwilioDecoder,
-    recorder: Option<Recorder>,
+    stream: StreamInHand,
     timers: Timers,
     messages: u64,
     bytes: u64,
@@ -97,23 +101,18 @@ struct Timers {
 impl Connection {
     fn new(admitted: Admitted, node: Arc<Node>) -> Self {
         let Admitted { tenant, route, key, permit, .. } = admitted;
-        let accounts: Vec<AccountSid> = tenant.twilio.account_sids.clone();
         let now = clock::monotonic();
+        let longest = tenant.limits.max_stream.min(node.config.ingest.max_stream);
         Self {
-            decoder: TwilioDecoder::new(accounts, node.config.ingest.max_dropped_messages),
             timers: Timers {
                 opened_at: now,
                 last_message_at: now,
                 ping_sent: false,
                 stopped_at: None,
-                longest: tenant.limits.max_stream.min(node.config.ingest.max_stream),
+                longest,
             },
+            stream: StreamInHand::new(Arc::clone(&node), tenant, route, permit, key),
             node,
-            tenant,
-            route,
-            permit,
-            key: Some(key),
-            recorder: None,
             messages: 0,
             bytes: 0,
             messages_in: counter!(names::MESSAGES_IN),
@@ -177,8 +176,8 @@ impl Connection {
                 break;
             }
         }
-        if let (Some(recorder), Some(read_at)) = (&mut self.recorder, first_read_at) {
-            recorder.hand_over(read_at);
+        if let Some(read_at) = first_read_at {
+            self.stream.hand_over(read_at);
         }
         outcome
     }
@@ -191,138 +190,26 @@ impl Connection {
             }
             Some(Ok(Message::Binary(binary))) => {
                 self.count(binary.len());
-                let refusal = self.decoder.dropped(DropReason::Binary);
-                self.refused(refusal)
+                self.stream.dropped(DropReason::Binary).map(End::from)
             }
             Some(Ok(Message::Close(_))) => Some(End::quietly(self.cause_of_close(EndCause::ClosedEarly))),
             Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => None,
-            Some(Err(error)) => Some(self.socket_error(&error)),
+            Some(Err(error)) => Some(End::of_error(&error, self.cause_of_close(EndCause::PeerLost))),
             None => Some(End::quietly(self.cause_of_close(EndCause::PeerLost))),
         }
     }
 
     fn text(&mut self, now: Instant, text: &str) -> Option<End> {
-        let outcome = match self.decoder.decode(text) {
-            Ok(Event::Media(media)) => match &mut self.recorder {
-                Some(recorder) => recorder.media(now, &media),
-                None => Ok(()),
-            },
-            Ok(Event::Start(start)) => return self.start(&start),
-            Ok(Event::Stop { sequence }) => {
-                self.stop(now, sequence);
-                Ok(())
-            }
-            Ok(Event::Connected) => Ok(()),
-            Ok(Event::Mark { sequence, name }) => match &mut self.recorder {
-                Some(recorder) => recorder.mark(now, sequence, &name),
-                None => Ok(()),
-            },
-            Ok(Event::Dtmf { sequence, digit }) => match &mut self.recorder {
-                Some(recorder) => recorder.dtmf(now, sequence, digit),
-                None => Ok(()),
-            },
-            Ok(Event::Ignored { sequence, .. }) => {
-                if let Some(recorder) = &mut self.recorder {
-                    recorder.number(sequence);
-                }
-                Ok(())
-            }
-            Err(refusal) => return self.refused(refusal),
-        };
-        self.recorded(outcome)
-    }
-
-    fn start(&mut self, start: &StreamStart) -> Option<End> {
-        if !self.permit.claim(&start.stream) {
-            let reason = CloseReason::OtherStream;
-            return Some(End::closing(EndCause::ProtocolError, reason.code(), reason.name()));
+        let end = self.stream.text(now, text);
+        if self.timers.stopped_at.is_none() && self.stream.has_stopped() {
+            self.timers.stopped_at = Some(now);
         }
-        let key = self.key.take()?;
-        if self.route.record == RecordPolicy::Never {
-            self.node.keys.give_back(&self.tenant.id, key);
-            return None;
-        }
-        match Recorder::start(&self.node, &self.tenant, &self.route, key, start) {
-            Ok(recorder) => {
-                tracing::info!(
-                    tenant = %self.tenant.id,
-                    route = %self.route.name,
-                    recording = %recorder.recording(),
-                    "recording begins"
-                );
-                self.recorder = Some(recorder);
-                None
-            }
-            Err(error) => {
-                tracing::error!(tenant = %self.tenant.id, error = &error as &dyn std::error::Error, "no recording");
-                match self.tenant.no_key_policy {
-                    NoKeyPolicy::PassUnrecorded => None,
-                    NoKeyPolicy::Refuse => Some(End::closing(EndCause::Internal, 1011, "cannot record")),
-                }
-            }
-        }
-    }
-
-    fn stop(&mut self, now: Instant, sequence: Option<u64>) {
-        self.timers.stopped_at = Some(now);
-        if let Some(mut recorder) = self.recorder.take() {
-            recorder.number(sequence);
-            recorder.finish(EndCause::Stop);
-        }
-    }
-
-    fn recorded(&mut self, outcome: Result<(), SessionError>) -> Option<End> {
-        match outcome {
-            Ok(()) => None,
-            Err(SessionError::BadBase64(_)) => {
-                let refusal = self.decoder.dropped(DropReason::BadBase64);
-                self.refused(refusal)
-            }
-            Err(error) => {
-                // The call goes on; only its recording does not.
-                tracing::error!(error = &error as &dyn std::error::Error, "recording ends early");
-                if let Some(recorder) = self.recorder.take() {
-                    recorder.finish(EndCause::Internal);
-                }
-                None
-            }
-        }
-    }
-
-    fn refused(&mut self, refusal: Refusal) -> Option<End> {
-        match refusal {
-            Refusal::Drop(reason) => {
-                counter!(names::MESSAGES_DROPPED, "reason" => reason.name()).increment(1);
-                if let Some(recorder) = self.recorder.as_mut().filter(|_| reason != DropReason::BadBase64) {
-                    recorder.dropped();
-                }
-                None
-            }
-            Refusal::Close(reason) => {
-                tracing::warn!(tenant = %self.tenant.id, reason = reason.name(), "stream closed by us");
-                Some(End::closing(EndCause::ProtocolError, reason.code(), reason.name()))
-            }
-        }
-    }
-
-    fn socket_error(&self, error: &WsError) -> End {
-        tracing::debug!(error = error as &dyn std::error::Error, "websocket failed");
-        #[expect(clippy::wildcard_enum_match_arm, reason = "everything else is a lost peer")]
-        match error {
-            WsError::Capacity(CapacityError::MessageTooLong { .. }) => {
-                End::closing(EndCause::ProtocolError, 1009, "message too big")
-            }
-            WsError::Utf8(_) => End::closing(EndCause::ProtocolError, 1007, "text is not UTF-8"),
-            WsError::Protocol(_) => {
-                End::closing(self.cause_of_close(EndCause::PeerLost), 1002, "protocol error")
-            }
-            _ => End::quietly(self.cause_of_close(EndCause::PeerLost)),
-        }
+        end.map(End::from)
     }
 
     /// After `stop` every end is a good one.
     fn cause_of_close(&self, cause: EndCause) -> EndCause {
-        if self.decoder.has_stopped() { EndCause::Stop } else { cause }
+        if self.stream.has_stopped() { EndCause::Stop } else { cause }
     }
 
     fn next_deadline(&self) -> Instant {
@@ -331,13 +218,13 @@ impl Connection {
         let silence =
             if timers.ping_sent { ingest.ping_after + ingest.dead_after } else { ingest.ping_after };
         let mut next = (timers.last_message_at + silence).min(timers.opened_at + timers.longest);
-        if !self.decoder.has_started() {
+        if !self.stream.has_started() {
             next = next.min(timers.opened_at + ingest.start_timeout);
         }
         if let Some(stopped_at) = timers.stopped_at {
             next = next.min(stopped_at + CLOSE_AFTER_STOP);
         }
-        match self.recorder.as_ref().and_then(Recorder::next_timeout) {
+        match self.stream.next_timeout() {
             Some(cut) => next.min(cut),
             None => next,
         }
@@ -348,13 +235,7 @@ impl Connection {
         if let Some(end) = self.expired(now, &self.node.config.ingest) {
             return Some(end);
         }
-        if let Some(recorder) = &mut self.recorder {
-            let outcome = recorder.timeout(now);
-            recorder.hand_over(now);
-            if let Some(end) = self.recorded(outcome) {
-                return Some(end);
-            }
-        }
+        self.stream.timeout(now);
         let silent_since = now.duration_since(self.timers.last_message_at);
         if !self.timers.ping_sent && silent_since >= self.node.config.ingest.ping_after {
             self.timers.ping_sent = true;
@@ -371,7 +252,7 @@ impl Connection {
         if timers.stopped_at.is_some_and(|stopped_at| now >= stopped_at + CLOSE_AFTER_STOP) {
             return Some(End::closing(EndCause::Stop, 1000, "done"));
         }
-        if !self.decoder.has_started() && now >= timers.opened_at + ingest.start_timeout {
+        if !self.stream.has_started() && now >= timers.opened_at + ingest.start_timeout {
             let reason = CloseReason::NoStart;
             return Some(End::closing(EndCause::ProtocolError, reason.code(), reason.name()));
         }
@@ -400,13 +281,13 @@ impl Connection {
 
     fn finish(mut self, cause: EndCause) {
         self.publish();
-        if let Some(recorder) = self.recorder.take() {
-            recorder.finish(cause);
-        }
-        if let Some(key) = self.key.take() {
-            counter!(names::STREAMS_ENDED, "cause" => "never-started").increment(1);
-            self.node.keys.give_back(&self.tenant.id, key);
-        }
+        self.stream.finish(cause);
+    }
+}
+
+impl From<MustEnd> for End {
+    fn from(end: MustEnd) -> Self {
+        Self::closing(end.cause, end.code, end.reason)
     }
 }
 
@@ -421,7 +302,7 @@ enum Woken {
 type Next = Option<Result<Message, WsError>>;
 
 /// Sends our close frame, if there is one to send, and waits a little for the provider's.
-async fn close(socket: &mut Socket, end: End) {
+pub(super) async fn close_with(socket: &mut Socket, end: End) {
     let frame = end.close.map(|(code, reason)| CloseFrame { code: code.into(), reason: reason.into() });
     let closing = async {
         if let Some(frame) = frame

@@ -3,6 +3,8 @@
 mod connection;
 mod limits;
 mod listener;
+mod relayed;
+mod stream;
 pub mod tls;
 pub mod twilio;
 

@@ -20,7 +20,7 @@ use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
 use crate::answer::{Answer, empty, problem};
 use crate::clock;
-use crate::config::{Ingest, Route, Tenant, TenantStatus};
+use crate::config::{Ingest, NoKeyPolicy, Route, Tenant, TenantStatus};
 use crate::domain::ids::{RouteName, TenantId};
 use crate::domain::provider::twilio_signature::{
     MAX_FORM_BYTES, Refusal, SignatureHeaders, TwilioSecrets, parse_form, verify_callback, verify_handshake,
@@ -29,10 +29,12 @@ use crate::drain::Phase;
 use crate::keys::Minted;
 use crate::node::Node;
 use crate::observe::metrics;
+use crate::relay::MAX_MESSAGE_BYTES;
 
 use super::Peer;
 use super::connection;
 use super::limits::{Limited, StreamPermit};
+use super::relayed::{self, Dialling};
 
 const SIGNATURE: HeaderName = HeaderName::from_static("x-twilio-signature");
 const SETTINGS: HeaderName = HeaderName::from_static("x-twilio-webhooks-signature-settings");
@@ -45,7 +47,8 @@ const UPGRADE_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) struct Admitted {
     pub(super) tenant: Arc<Tenant>,
     pub(super) route: Route,
-    pub(super) key: Minted,
+    /// `None` where there is none to be had and the tenant lets calls go on unrecorded.
+    pub(super) key: Option<Minted>,
     pub(super) permit: StreamPermit,
     /// The connection's place, held until the stream ends.
     pub(super) place: Option<Arc<OwnedSemaphorePermit>>,
@@ -113,8 +116,11 @@ async fn handshake(
         tracing::warn!(source = %peer.source, "stream handshake refused: forbidden");
     })?;
     let admitted = admit(tenant, route, &mut request, node).await?;
+    let upstream = admitted.route.upstream.as_ref();
+    let dialling =
+        upstream.map(|upstream| Dialling::begin(node, &admitted.tenant.id, &admitted.route, upstream));
     let upgrade = hyper::upgrade::on(&mut request);
-    tokio::spawn(run_upgraded(upgrade, admitted, Arc::clone(node)));
+    tokio::spawn(run_upgraded(upgrade, admitted, dialling, Arc::clone(node)));
     let mut answer = empty(StatusCode::SWITCHING_PROTOCOLS);
     let headers = answer.headers_mut();
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
@@ -231,22 +237,35 @@ async fn admit(
             },
             detail: "over the tenant's limit",
         })?;
-    // A route of this version has nobody to pass a call on to, so without a key there is nothing to take it for,
-    // whatever the tenant's policy.
-    let key = node.keys.take(&tenant.id).await.map_err(|error| {
-        tracing::error!(tenant = %tenant.id, error = &error as &dyn std::error::Error, "no key for a new call");
-        unavailable("no key")
-    })?;
+    let key = match node.keys.take(&tenant.id).await {
+        Ok(key) => Some(key),
+        Err(error) => {
+            tracing::error!(tenant = %tenant.id, error = &error as &dyn std::error::Error, "no key for a new call");
+            // Without anybody to pass it on to there is nothing to take a call for, whatever the tenant's policy.
+            if tenant.no_key_policy == NoKeyPolicy::Refuse || route.upstream.is_none() {
+                return Err(unavailable("no key"));
+            }
+            ::metrics::counter!(metrics::CALLS_UNRECORDED).increment(1);
+            None
+        }
+    };
     let place = request.extensions_mut().remove::<Arc<OwnedSemaphorePermit>>();
     Ok(Admitted { tenant, route, key, permit, place })
 }
 
-async fn run_upgraded(upgrade: hyper::upgrade::OnUpgrade, admitted: Admitted, node: Arc<Node>) {
+async fn run_upgraded(
+    upgrade: hyper::upgrade::OnUpgrade,
+    admitted: Admitted,
+    dialling: Option<Dialling>,
+    node: Arc<Node>,
+) {
     let upgraded = match tokio::time::timeout(UPGRADE_TIMEOUT, upgrade).await {
         Ok(Ok(upgraded)) => upgraded.downcast::<TokioIo<TlsStream<TcpStream>>>(),
         Ok(Err(_)) | Err(_) => {
             tracing::debug!("connection ended before it became a websocket");
-            node.keys.give_back(&admitted.tenant.id, admitted.key);
+            if let Some(key) = admitted.key {
+                node.keys.give_back(&admitted.tenant.id, key);
+            }
             return;
         }
     };
@@ -254,11 +273,20 @@ async fn run_upgraded(upgrade: hyper::upgrade::OnUpgrade, admitted: Admitted, no
         tracing::error!("upgraded connection is not the TLS stream it was made from");
         return;
     };
-    let settings = websocket_config(&node.config.ingest);
+    let mut settings = websocket_config(&node.config.ingest);
+    if dialling.is_some() {
+        // Several short messages of an agent are written at once, and a long one must fit.
+        settings = settings
+            .write_buffer_size(node.config.ingest.write_buffer_bytes)
+            .max_write_buffer_size(2 * MAX_MESSAGE_BYTES);
+    }
     let read = parts.read_buf.to_vec();
     let socket =
         WebSocketStream::from_partially_read(parts.io.into_inner(), read, Role::Server, Some(settings)).await;
-    connection::run(socket, admitted, node).await;
+    match dialling {
+        Some(dialling) => Box::pin(relayed::run(socket, admitted, dialling, node)).await,
+        None => connection::run(socket, admitted, node).await,
+    }
 }
 
 /// The library's own limits are 128 KiB of read buffer per connection, 64 MiB a message and no bound on writing.

@@ -37,6 +37,19 @@ pub const SEALED_TO_STORED: &str = "upload_sealed_to_stored_seconds";
 pub const SEGMENTS_STORED: &str = "upload_segments_stored_total";
 /// Counter: uploads tried again.
 pub const UPLOAD_RETRIES: &str = "upload_retries_total";
+/// Gauge: calls that are passed on to an agent now.
+pub const RELAYED_CALLS: &str = "relay_live_calls";
+/// Histogram, label `direction`: seconds from a message's being read to its being with the kernel for the other side.
+pub const RELAY_LAG: &str = "relay_read_to_written_seconds";
+/// Counter, label `direction`: messages that were not passed on: audio for an agent that does not read or is away, and
+/// messages that are no text.
+pub const RELAY_DROPPED: &str = "relay_messages_dropped_total";
+/// Counter, label `result`: attempts to reach an agent.
+pub const UPSTREAM_DIALS: &str = "relay_dials_total";
+/// Counter, label `action`: agents that were lost, and what became of the call.
+pub const AGENTS_LOST: &str = "relay_agents_lost_total";
+/// Counter: calls passed on without a recording, because no key was to be had.
+pub const CALLS_UNRECORDED: &str = "calls_unrecorded_total";
 /// Gauge: sealed bytes waiting in memory for the store.
 pub const UPLOAD_WAITING: &str = "upload_waiting_bytes";
 /// Gauge: sealed bytes waiting for the store in the journal only.
@@ -217,6 +230,17 @@ pub const ALL: &[Metric] = &[
         Unit::Count,
         "Recordings not in their final form at the last scan, running calls among them.",
     ),
+    metric(RELAYED_CALLS, Kind::Gauge, Unit::Count, "Calls passed on to an agent now."),
+    metric(
+        RELAY_LAG,
+        Kind::Histogram,
+        Unit::Seconds,
+        "From a message's being read to its being with the kernel for the other side, by direction.",
+    ),
+    metric(RELAY_DROPPED, Kind::Counter, Unit::Count, "Messages not passed on, by direction."),
+    metric(UPSTREAM_DIALS, Kind::Counter, Unit::Count, "Attempts to reach an agent, by result."),
+    metric(AGENTS_LOST, Kind::Counter, Unit::Count, "Agents lost, by what became of the call."),
+    metric(CALLS_UNRECORDED, Kind::Counter, Unit::Count, "Calls passed on without a recording."),
     metric(KEY_ERRORS, Kind::Counter, Unit::Count, "Keys that could not be minted."),
     metric(PLAYS, Kind::Counter, Unit::Count, "Playback requests, by result."),
     metric(PLAYED_BYTES, Kind::Counter, Unit::Bytes, "Audio bytes played."),

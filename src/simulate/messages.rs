@@ -88,6 +88,24 @@ impl TwilioMessages {
         text
     }
 
+    /// Writes that a mark of the agent has come back.
+    pub fn mark(&mut self, name: &str) -> String {
+        let (sequence, name) = (self.next_sequence(), serde_json::json!(name));
+        let stream = &self.ids.stream;
+        format!(
+            r#"{{"event":"mark","sequenceNumber":"{sequence}","streamSid":"{stream}","mark":{{"name":{name}}}}}"#
+        )
+    }
+
+    /// Writes that the caller has pressed a key.
+    pub fn dtmf(&mut self, digit: char) -> String {
+        let sequence = self.next_sequence();
+        let stream = &self.ids.stream;
+        format!(
+            r#"{{"event":"dtmf","streamSid":"{stream}","sequenceNumber":"{sequence}","dtmf":{{"track":"inbound_track","digit":"{digit}"}}}}"#
+        )
+    }
+
     /// Writes `stop`.
     pub fn stop(&mut self) -> String {
         let sequence = self.next_sequence();

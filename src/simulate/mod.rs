@@ -8,6 +8,7 @@
 //! Every message is a websocket message, a TLS record and a write of its own, as a provider's are. Sessions are never
 //! resumed, so that every call costs the server a full handshake.
 
+pub mod agent;
 pub mod chaos;
 pub mod https;
 pub mod lag;
@@ -18,10 +19,13 @@ mod test_server;
 pub mod tls;
 pub mod twilio;
 
+pub use agent::{AgentCall, AgentServer};
 pub use chaos::{Chaos, Mishap, Passed, Weather};
 pub use https::{HttpsClient, HttpsError, Response, StreamingResponse};
 pub use lag::LagHistogram;
 pub use messages::{CallIds, Direction, TwilioMessages};
 pub use speech::{CHUNK_BYTES, CHUNK_MS, Speech, Track};
 pub use tls::{ConnectError, Endpoint, TlsClient};
-pub use twilio::{CallEnd, CallError, CallPlan, CallReport, Pacing, Progress, Received, Signing, TwilioCall};
+pub use twilio::{
+    CallEnd, CallError, CallPlan, CallReport, Conversation, Pacing, Progress, Received, Signing, TwilioCall,
+};

@@ -3,6 +3,7 @@
 //! A [`CallPlan`] says what happens, [`TwilioCall::connect`] shakes hands, [`TwilioCall::run`] plays the whole call.
 //! Tests that send something no provider would use [`TwilioCall::send`] and [`TwilioCall::recv`] instead.
 
+mod conversation;
 mod plan;
 
 use std::time::{Duration, Instant};
@@ -24,6 +25,7 @@ use super::messages::{Direction, TwilioMessages};
 use super::speech::CHUNK_MS;
 use super::tls::{ConnectError, TlsClient};
 
+pub use conversation::Conversation;
 pub use plan::{CallEnd, CallPlan, Pacing, Signing};
 
 /// How long the answer to the handshake may take.

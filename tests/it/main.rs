@@ -18,6 +18,7 @@ mod load;
 mod metrics;
 mod playback;
 mod reader;
+mod relay;
 mod repair;
 mod retention;
 mod rotation;

@@ -20,7 +20,7 @@ use callseal::domain::provider::Event;
 use callseal::domain::provider::twilio::TwilioDecoder;
 use callseal::domain::recording::{EndCause, RecordingEnd, RecordingMetadata, TrackEntry, from_cbor};
 use callseal::domain::session::{
-    CallSession, DtmfPolicy, Entropy, EntropyFailed, Output, SegmentLimits, SessionSetup,
+    AgentAudio, CallSession, DtmfPolicy, Entropy, EntropyFailed, Output, SegmentLimits, SessionSetup,
 };
 use callseal::domain::time::UnixMillis;
 use serde_json::{Value, json};
@@ -287,8 +287,14 @@ fn feed(
                 parameters: start.parameters,
                 retention_days: 90,
             };
-            let setup =
-                SessionSetup { dek: dek_of(dek), ids, limits: LIMITS, dtmf: DtmfPolicy::Keep, metadata };
+            let setup = SessionSetup {
+                dek: dek_of(dek),
+                ids,
+                limits: LIMITS,
+                dtmf: DtmfPolicy::Keep,
+                agent: AgentAudio::Received,
+                metadata,
+            };
             let mut started = CallSession::start(setup, Box::new(Counting(0)), now, STARTED).unwrap();
             started.handle_number(start.sequence);
             *session = Some(started);

@@ -4,6 +4,7 @@
 //! module asks whether a message is valid.
 
 pub mod twilio;
+pub mod twilio_agent;
 mod twilio_scan;
 pub mod twilio_signature;
 

@@ -5,10 +5,12 @@
 //! [`Output`]s, and wakes the session at [`CallSession::poll_timeout`].
 //!
 //! Invariants: audio is decoded into the sealed segment's own bytes and encrypted there before anything else happens;
-//! nothing unsealed outlives the call of [`CallSession::handle_media`].
+//! nothing unsealed outlives the call of [`CallSession::handle_media`], but for what an agent has said that is not played yet.
 
+mod agent;
 mod gaps;
 mod placement;
+mod playout;
 mod sealing;
 mod segments;
 #[cfg(test)]
@@ -31,8 +33,12 @@ use crate::domain::time::UnixMillis;
 
 use gaps::GapLedger;
 use placement::{Arrival, Sequence, SequenceWindow, TrackClock};
+use playout::Playout;
 use segments::{Chain, OpenSegment, fresh_salt};
 
+/// How long played audio of the agent may wait in the queue when nothing else happens. The caller's messages mostly take it
+/// out every 20 ms.
+const PLAY_EVERY: Duration = Duration::from_millis(40);
 /// A day in milliseconds.
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
@@ -68,6 +74,16 @@ pub enum DtmfPolicy {
     Keep,
 }
 
+/// Where the agent's audio comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AgentAudio {
+    /// From the provider, with its timestamps, as the caller's does.
+    Received,
+    /// From the agent: the provider queues it and plays it in order, so that what the caller hears follows from what was
+    /// sent, cleared and marked.
+    Queued,
+}
+
 /// What a session is made from.
 pub struct SessionSetup {
     /// The recording's data key.
@@ -78,6 +94,8 @@ pub struct SessionSetup {
     pub limits: SegmentLimits,
     /// What becomes of pressed keys.
     pub dtmf: DtmfPolicy,
+    /// Where the agent's audio comes from.
+    pub agent: AgentAudio,
     /// What is known at the start.
     pub metadata: RecordingMetadata,
 }
@@ -154,6 +172,14 @@ pub enum Stored {
     Nothing,
 }
 
+/// Audio of one track that was left out before sealing.
+#[derive(Debug, Clone, Copy)]
+struct LeftOut {
+    start: u32,
+    end: u32,
+    reason: GapReason,
+}
+
 /// One stream being recorded.
 pub struct CallSession {
     setup: SessionSetup,
@@ -165,8 +191,17 @@ pub struct CallSession {
     clocks: [TrackClock; 2],
     numbers: SequenceWindow,
     gaps: GapLedger,
-    /// Per track, from where to where audio was dropped and no gap is sealed yet.
-    overload: [Option<(u32, u32)>; 2],
+    /// Per track, audio that was left out and has no sealed gap yet.
+    left_out: [Option<LeftOut>; 2],
+    /// The queue of the agent's audio; `None` where the provider sends that itself.
+    playout: Option<Playout>,
+    /// When what was played must be taken out of the queue.
+    play_by: Option<Instant>,
+    /// Why nothing is sealed now.
+    muted: Option<GapReason>,
+    is_overloaded: bool,
+    /// Messages were missed since the last hole in the numbering.
+    has_missed: bool,
     counts: StreamCounts,
     rows: Vec<Row>,
     spans: Vec<RowSpan>,
@@ -188,6 +223,7 @@ impl CallSession {
     ) -> Result<Self, SessionError> {
         let chain = Chain::new(entropy.as_mut())?;
         let metadata = to_cbor(&setup.metadata);
+        let playout = (setup.agent == AgentAudio::Queued).then(|| Playout::new(now));
         let mut session = Self {
             setup,
             entropy,
@@ -198,7 +234,12 @@ impl CallSession {
             clocks: Default::default(),
             numbers: SequenceWindow::default(),
             gaps: GapLedger::default(),
-            overload: [None; 2],
+            left_out: [None; 2],
+            playout,
+            play_by: None,
+            muted: None,
+            is_overloaded: false,
+            has_missed: false,
             counts: StreamCounts::default(),
             rows: Vec::new(),
             spans: Vec::new(),
@@ -223,6 +264,7 @@ impl CallSession {
         wall: UnixMillis,
         media: &Media<'_>,
     ) -> Result<Stored, SessionError> {
+        self.play_out(now, wall)?;
         let sequence = self.count_sequence(media.sequence);
         let place = self.clock(media.track).place(media.timestamp_ms).ok_or(SessionError::ClockFull)?;
         if place.arrival == Arrival::Late && sequence == Sequence::Seen {
@@ -232,8 +274,16 @@ impl CallSession {
         if media.payload.is_empty() && place.arrival != Arrival::InOrder {
             return Ok(Stored::Nothing);
         }
+        if let Some(playout) = &mut self.playout {
+            let samples = u32::try_from(media.payload.bytes()).unwrap_or(u32::MAX);
+            playout.caller_at(now, media.timestamp_ms, samples);
+        }
+        if let Some(reason) = self.why_not_sealed() {
+            self.leave_out_media(media, place, reason);
+            return Ok(Stored::Nothing);
+        }
         self.rotate_if_due(now, wall)?;
-        self.seal_overload(media.track)?;
+        self.seal_left_out(media.track)?;
         self.seal_gap_before(media.track, place, sequence)?;
         if media.payload.is_empty() {
             self.clock(media.track).advance(place, media.timestamp_ms, 0);
@@ -252,27 +302,6 @@ impl CallSession {
         }
     }
 
-    /// Notes that the audio of one message is dropped because our own bound is reached.
-    ///
-    /// The gap is sealed, as one, before the track's next audio or at the end.
-    pub fn drop_media(&mut self, media: &Media<'_>) {
-        let sequence = self.count_sequence(media.sequence);
-        let Some(place) = self.clock(media.track).place(media.timestamp_ms) else { return };
-        if media.payload.is_empty() || (place.arrival == Arrival::Late && sequence == Sequence::Seen) {
-            return;
-        }
-        let samples = u32::try_from(media.payload.bytes()).unwrap_or(u32::MAX);
-        self.clock(media.track).advance(place, media.timestamp_ms, samples);
-        let start = place.pts.saturating_sub(place.gap);
-        let end = place.pts.saturating_add(samples);
-        self.counts.dropped_frames += 1;
-        let overload = self.overload(media.track);
-        *overload = match overload {
-            Some((first, last)) => Some((start.min(*first), end.max(*last))),
-            None => Some((start, end)),
-        };
-    }
-
     /// Seals that the agent's mark came back.
     ///
     /// # Errors
@@ -284,7 +313,11 @@ impl CallSession {
         sequence: Option<u64>,
         name: &str,
     ) -> Result<(), SessionError> {
+        self.play_out(now, wall)?;
         self.count_sequence(sequence);
+        if let Some(playout) = &mut self.playout {
+            playout.mark_back(now, name);
+        }
         self.seal_event(now, wall, &[("t", "mark"), ("name", name)])
     }
 
@@ -300,6 +333,9 @@ impl CallSession {
         digit: Digit,
     ) -> Result<(), SessionError> {
         self.count_sequence(sequence);
+        if self.muted.is_some() {
+            return Ok(());
+        }
         let mut key = Zeroizing::new([0; 4]);
         match self.setup.dtmf {
             DtmfPolicy::Redact => self.seal_event(now, wall, &[("t", "dtmf")]),
@@ -308,6 +344,14 @@ impl CallSession {
                 self.seal_event(now, wall, &[("t", "dtmf"), ("digit", key)])
             }
         }
+    }
+
+    /// Notes that messages of the provider or the agent were not looked at, because there was no time for them.
+    ///
+    /// A hole in the provider's numbering that follows is of our own making.
+    pub fn handle_missed(&mut self, messages: u64) {
+        self.counts.dropped_frames += messages;
+        self.has_missed = true;
     }
 
     /// Counts a message that was dropped before it became an event.
@@ -320,13 +364,16 @@ impl CallSession {
     /// # Errors
     /// See [`CallSession::handle_media`].
     pub fn handle_timeout(&mut self, now: Instant, wall: UnixMillis) -> Result<(), SessionError> {
+        self.play_out(now, wall)?;
         self.rotate_if_due(now, wall)
     }
 
-    /// Returns when the session wants [`CallSession::handle_timeout`]; `None` while its segment holds no audio.
+    /// Returns when the session wants [`CallSession::handle_timeout`]; `None` while its segment holds no audio and none of
+    /// the agent's waits.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let open = self.open.as_ref().filter(|open| open.has_content())?;
-        Some(open.opened_at + self.max_age())
+        let open = self.open.as_ref().filter(|open| open.has_content());
+        let cut = open.map(|open| open.opened_at + self.max_age());
+        [cut, self.play_by].into_iter().flatten().min()
     }
 
     /// Returns the next thing to do.
@@ -367,12 +414,9 @@ impl CallSession {
     /// # Errors
     /// [`SessionError`] when the manifest cannot be sealed; the segments put out before can be recovered.
     pub fn finish(&mut self, wall: UnixMillis, cause: EndCause) -> Result<(), SessionError> {
-        if self.open.is_some() {
-            self.seal_overload(TrackId::CALLER)?;
-            self.seal_overload(TrackId::AGENT)?;
-        }
         self.cut(end_reason(cause))?;
-        let life = if cause == EndCause::Stop && !self.has_loss() { Life::Complete } else { Life::Partial };
+        let is_orderly = matches!(cause, EndCause::Stop | EndCause::AgentClosed);
+        let life = if is_orderly && !self.has_loss() { Life::Complete } else { Life::Partial };
         let end = RecordingEnd {
             v: 1,
             life,
@@ -404,24 +448,13 @@ impl CallSession {
     }
 
     fn has_loss(&self) -> bool {
-        self.counts.missing_messages > 0 || self.counts.undecodable > 0 || self.gaps.has_loss()
+        let StreamCounts { missing_messages, undecodable, dropped_frames, .. } = self.counts;
+        missing_messages > 0 || undecodable > 0 || dropped_frames > 0 || self.gaps.has_loss()
     }
 
     fn clock(&mut self, track: TrackId) -> &mut TrackClock {
         let [caller, agent] = &mut self.clocks;
         if track == TrackId::CALLER { caller } else { agent }
-    }
-
-    fn overload(&mut self, track: TrackId) -> &mut Option<(u32, u32)> {
-        let [caller, agent] = &mut self.overload;
-        if track == TrackId::CALLER { caller } else { agent }
-    }
-
-    fn seal_overload(&mut self, track: TrackId) -> Result<(), SessionError> {
-        match self.overload(track).take() {
-            Some((start, end)) => self.seal_gap(track, start, end - start, GapReason::Overload),
-            None => Ok(()),
-        }
     }
 
     fn count_sequence(&mut self, number: Option<u64>) -> Sequence {
@@ -439,10 +472,12 @@ impl CallSession {
 
 fn end_reason(cause: EndCause) -> EndReason {
     match cause {
-        EndCause::Stop | EndCause::ClosedEarly => EndReason::CallEnd,
-        EndCause::PeerLost | EndCause::ProtocolError | EndCause::Internal | EndCause::Crash => {
-            EndReason::SourceError
-        }
+        EndCause::Stop | EndCause::ClosedEarly | EndCause::AgentClosed => EndReason::CallEnd,
+        EndCause::PeerLost
+        | EndCause::AgentLost
+        | EndCause::ProtocolError
+        | EndCause::Internal
+        | EndCause::Crash => EndReason::SourceError,
         EndCause::Limit => EndReason::Limit,
         EndCause::Shutdown => EndReason::Shutdown,
     }

@@ -12,7 +12,8 @@ use crate::domain::recording::to_cbor;
 use crate::domain::time::UnixMillis;
 
 use super::placement::{Arrival, Place, Sequence};
-use super::{CallSession, SessionError};
+use super::playout::Playout;
+use super::{CallSession, LeftOut, PLAY_EVERY, SessionError};
 
 impl CallSession {
     pub(super) fn seal_gap_before(
@@ -25,7 +26,11 @@ impl CallSession {
             return Ok(());
         }
         let lost = matches!(sequence, Sequence::Next { missing: 1.. });
-        let reason = if lost { GapReason::LostBeforeUs } else { GapReason::Source };
+        let reason = match (lost, lost && std::mem::take(&mut self.has_missed)) {
+            (_, true) => GapReason::Overload,
+            (true, false) => GapReason::LostBeforeUs,
+            (false, false) => GapReason::Source,
+        };
         self.seal_gap(track, place.pts.saturating_sub(place.gap), place.gap, reason)
     }
 
@@ -39,6 +44,106 @@ impl CallSession {
         self.segment()?.gap(track, pts, samples, reason)?;
         self.gaps.add(track, pts, samples, reason, &mut self.counts);
         Ok(())
+    }
+
+    /// Seals what of the agent's audio was played by `now`.
+    pub(super) fn play_out(&mut self, now: Instant, wall: UnixMillis) -> Result<(), SessionError> {
+        while let Some(piece) = self.playout.as_mut().and_then(|playout| playout.poll(now)) {
+            let samples = u32::try_from(piece.audio.len()).unwrap_or(u32::MAX);
+            if let Some(reason) = self.why_not_sealed() {
+                self.leave_out(TrackId::AGENT, piece.pts, samples, reason);
+                continue;
+            }
+            self.rotate_if_due(now, wall)?;
+            self.seal_left_out(TrackId::AGENT)?;
+            self.seal_piece(now, wall, piece.pts, &piece.audio)?;
+            self.counts.frames += 1;
+            self.counts.audio_bytes += u64::from(samples);
+        }
+        let is_waiting = self.playout.as_ref().is_some_and(Playout::is_waiting);
+        self.play_by = is_waiting.then_some(now + PLAY_EVERY);
+        Ok(())
+    }
+
+    fn seal_piece(
+        &mut self,
+        now: Instant,
+        wall: UnixMillis,
+        mut pts: u32,
+        audio: &[u8],
+    ) -> Result<(), SessionError> {
+        for part in audio.chunks(MAX_FRAME_PAYLOAD_BYTES) {
+            let samples = u32::try_from(part.len()).unwrap_or(u32::MAX);
+            match self.seal_part(pts, part, samples) {
+                Err(SessionError::Seal(SealError::Exhausted)) => self.cut(EndReason::Rotate)?,
+                Err(SessionError::Seal(SealError::Cipher(_) | SealError::Poisoned)) => self.abandon()?,
+                sealed => {
+                    sealed?;
+                    pts = pts.saturating_add(samples);
+                    continue;
+                }
+            }
+            self.open_segment(now, wall)?;
+            self.seal_part(pts, part, samples)?;
+            pts = pts.saturating_add(samples);
+        }
+        Ok(())
+    }
+
+    fn seal_part(&mut self, pts: u32, part: &[u8], samples: u32) -> Result<(), SessionError> {
+        self.segment()?.audio_with(TrackId::AGENT, pts, |inner| {
+            inner.extend_from_slice(part);
+            Ok::<_, SessionError>(samples)
+        })?;
+        Ok(())
+    }
+
+    /// Returns why audio is left out now; `None` when it is sealed.
+    pub(super) fn why_not_sealed(&self) -> Option<GapReason> {
+        if self.is_overloaded { Some(GapReason::Overload) } else { self.muted }
+    }
+
+    /// Leaves out the audio of one message, and what was missing before it.
+    pub(super) fn leave_out_media(&mut self, media: &Media<'_>, place: Place, reason: GapReason) {
+        if media.payload.is_empty() {
+            return;
+        }
+        let samples = u32::try_from(media.payload.bytes()).unwrap_or(u32::MAX);
+        self.clock(media.track).advance(place, media.timestamp_ms, samples);
+        if reason == GapReason::Overload {
+            self.counts.dropped_frames += 1;
+        }
+        let start = place.pts.saturating_sub(place.gap);
+        self.leave_out(media.track, start, samples.saturating_add(place.gap), reason);
+    }
+
+    /// Adds a stretch to what is left out of a track; as one gap where the reason stays.
+    pub(super) fn leave_out(&mut self, track: TrackId, start: u32, samples: u32, reason: GapReason) {
+        let end = start.saturating_add(samples);
+        let slot = if track == TrackId::CALLER { 0 } else { 1 };
+        let [caller, agent] = &mut self.left_out;
+        let left_out = if slot == 0 { caller } else { agent };
+        match left_out {
+            Some(known) if known.reason == reason => {
+                *known = LeftOut { start: start.min(known.start), end: end.max(known.end), reason };
+            }
+            Some(known) => {
+                let known = std::mem::replace(known, LeftOut { start, end, reason });
+                // No frame says so, only the manifest: two reasons follow each other without any audio between them.
+                self.gaps.add(track, known.start, known.end - known.start, known.reason, &mut self.counts);
+            }
+            None => *left_out = Some(LeftOut { start, end, reason }),
+        }
+    }
+
+    /// Seals the gap of what was left out of a track.
+    pub(super) fn seal_left_out(&mut self, track: TrackId) -> Result<(), SessionError> {
+        let [caller, agent] = &mut self.left_out;
+        let left_out = if track == TrackId::CALLER { caller } else { agent };
+        match left_out.take() {
+            Some(LeftOut { start, end, reason }) => self.seal_gap(track, start, end - start, reason),
+            None => Ok(()),
+        }
     }
 
     pub(super) fn seal_audio(

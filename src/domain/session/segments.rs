@@ -6,7 +6,7 @@ use crate::domain::cmr::{
     EndReason, Row, RowSpan, Salt, SealError, SegmentIds, SegmentWriter, TrackSpan, TrackTotals, limits,
     sha256,
 };
-use crate::domain::ids::WriterId;
+use crate::domain::ids::{TrackId, WriterId};
 use crate::domain::time::UnixMillis;
 
 use super::{CallSession, Entropy, EntropyFailed, Output, SealedSegment, SessionError};
@@ -78,6 +78,10 @@ impl CallSession {
     pub(super) fn cut(&mut self, reason: EndReason) -> Result<(), SessionError> {
         if self.open.as_ref().is_some_and(|open| open.writer.is_poisoned()) {
             return self.abandon();
+        }
+        if self.open.is_some() {
+            self.seal_left_out(TrackId::CALLER)?;
+            self.seal_left_out(TrackId::AGENT)?;
         }
         let Some(open) = self.open.take() else { return Ok(()) };
         let finished = open.writer.finish(reason)?;

@@ -56,7 +56,7 @@ fn setup(limits: SegmentLimits, dtmf: DtmfPolicy) -> SessionSetup {
         parameters: BTreeMap::new(),
         retention_days: 90,
     };
-    SessionSetup { dek: dek(), ids: ids(), limits, dtmf, metadata }
+    SessionSetup { dek: dek(), ids: ids(), limits, dtmf, agent: AgentAudio::Received, metadata }
 }
 
 const LIMITS: SegmentLimits = SegmentLimits { max_age: Duration::from_secs(5), max_bytes: 256 * 1024 };

@@ -19,6 +19,7 @@ use callseal::journal::{Journal, JournalConfig, JournalFile, JournalFiles, Journ
 use callseal::keys::{KeyService, Keyring, LocalKeys};
 use callseal::node::Node;
 use callseal::observe::metrics;
+use callseal::relay::Dialer;
 use callseal::simulate::{CallIds, CallPlan, Endpoint, Pacing, TlsClient, Track};
 use callseal::store::faulty::{Faults, Faulty};
 use callseal::store::folder::Folder;
@@ -226,6 +227,7 @@ impl TestNode {
             tenants: arc_swap::ArcSwap::from_pointee(config.tenants.iter().cloned().map(Arc::new).collect()),
             recovered: AtomicBool::new(true),
             claims_broken: AtomicBool::new(false),
+            dialer: Dialer::new(None, config.relay.connect_timeout, &config.ingest).unwrap(),
             config,
         });
         let acceptor = TlsAcceptor::from(server_config(certificate).unwrap());

@@ -12,7 +12,7 @@ use callseal::domain::ids::{RecordingId, TenantId, TrackId};
 use callseal::domain::provider::{Media, Payload};
 use callseal::domain::recording::{EndCause, Life, RecordingMetadata};
 use callseal::domain::session::{
-    CallSession, DtmfPolicy, Entropy, EntropyFailed, Output, SegmentLimits, SessionSetup,
+    AgentAudio, CallSession, DtmfPolicy, Entropy, EntropyFailed, Output, SegmentLimits, SessionSetup,
 };
 use callseal::domain::sign::encode_base64;
 use callseal::domain::time::UnixMillis;
@@ -76,6 +76,7 @@ impl Sealed {
             ids,
             limits: SegmentLimits { max_age: Duration::from_secs(5), max_bytes },
             dtmf: DtmfPolicy::Redact,
+            agent: AgentAudio::Received,
             metadata: metadata(),
         };
         let now = clock::monotonic();

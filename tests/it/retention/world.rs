@@ -17,7 +17,7 @@ use callseal::domain::provider::{Media, Payload};
 use callseal::domain::recording::{EndCause, RecordingMetadata};
 use callseal::domain::retention::Receipt;
 use callseal::domain::session::{
-    CallSession, DtmfPolicy, Entropy, EntropyFailed, Output, SegmentLimits, SessionSetup,
+    AgentAudio, CallSession, DtmfPolicy, Entropy, EntropyFailed, Output, SegmentLimits, SessionSetup,
 };
 use callseal::domain::sign::encode_base64;
 use callseal::domain::time::UnixMillis;
@@ -296,6 +296,7 @@ impl World {
             ids,
             limits: SegmentLimits { max_age: Duration::from_secs(5), max_bytes: 65_536 },
             dtmf: DtmfPolicy::Redact,
+            agent: AgentAudio::Received,
             metadata: metadata(days, ended),
         };
         let mut session = CallSession::start(setup, Box::new(Random), clock::monotonic(), ended).unwrap();

@@ -34,7 +34,7 @@ pub(crate) const AUTH_TOKEN: &str = "f1e2d3c4b5a6978800112233445566aa";
 /// The key that grants of [`TENANT`] are signed with.
 pub(crate) const GRANT_KEY: &str = "an invented grant key of more than 32 bytes";
 /// How long a condition may take. Far more than on an idle machine, so that a busy one fails no test.
-const LIMIT: Duration = Duration::from_secs(20);
+pub(crate) const LIMIT: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(10);
 
 /// Waits until `look` finds something.

@@ -1,0 +1,256 @@
+//! A call that is passed on to an agent: the stream begins here, then two tasks go on with it. One passes messages on and
+//! waits for nobody; the other decodes and records copies.
+
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use metrics::{counter, gauge};
+use tokio::sync::oneshot;
+use tokio::time::sleep_until;
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
+
+use crate::clock;
+use crate::config::{Route, Tenant, Upstream};
+use crate::domain::ids::TenantId;
+use crate::domain::provider::DropReason;
+use crate::domain::recording::EndCause;
+use crate::domain::relay_proof::{
+    PROOF_HEADER, Proof, ROUTE_HEADER, STREAM_HEADER, TENANT_HEADER, TIMESTAMP_HEADER,
+};
+use crate::domain::sign::encode_hex;
+use crate::drain::Phase;
+use crate::keys::fill_random;
+use crate::node::Node;
+use crate::observe::metrics as names;
+use crate::relay::{
+    Call, DialError, Ended, Handshake, Listening, Settings, Side, UpstreamSocket, Verdict, overhear, relay,
+};
+
+use super::connection;
+use super::stream::{MustEnd, StreamInHand};
+use super::twilio::{Admitted, Socket};
+
+/// Messages before `start`: there is one.
+const MAX_GREETING: usize = 16;
+/// Copies taken in a row before sealed bytes are handed over.
+const BATCH: usize = 64;
+
+/// The first attempt to reach an agent; it began with the provider's handshake.
+pub(super) struct Dialling {
+    upstream: Upstream,
+    handshake: Handshake,
+    task: tokio::task::JoinHandle<Result<UpstreamSocket, DialError>>,
+}
+
+impl Dialling {
+    /// Begins to dial.
+    pub(super) fn begin(node: &Node, tenant: &TenantId, route: &Route, upstream: &Upstream) -> Self {
+        let handshake = handshake(tenant, route, upstream);
+        let (dialer, first) = (node.dialer.clone(), handshake.clone());
+        let task = tokio::spawn(async move { dialer.dial(&first).await });
+        Self { upstream: upstream.clone(), handshake, task }
+    }
+}
+
+impl Drop for Dialling {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Says who we are: the agent cannot check Twilio's signature, which is over our URL.
+fn handshake(tenant: &TenantId, route: &Route, upstream: &Upstream) -> Handshake {
+    let mut random = [0; 16];
+    // Without random bytes there is no key either, and so no call.
+    let _filled = fill_random(&mut random).is_ok();
+    let proof = Proof {
+        timestamp: clock::wall().0 / 1000,
+        tenant: tenant.as_str(),
+        route: route.name.as_str(),
+        stream: &encode_hex(&random),
+        target: upstream.url.target(),
+    };
+    let mut headers = upstream.headers.clone();
+    let secrets: Vec<&[u8]> = upstream.secrets.iter().map(|secret| secret.expose()).collect();
+    let values = [
+        (TENANT_HEADER, proof.tenant.to_owned()),
+        (ROUTE_HEADER, proof.route.to_owned()),
+        (STREAM_HEADER, proof.stream.to_owned()),
+        (TIMESTAMP_HEADER, proof.timestamp.to_string()),
+        (PROOF_HEADER, proof.signatures(&secrets)),
+    ];
+    for (name, value) in values {
+        // Ids, digits and hexadecimal digits always make a header.
+        if let Ok(value) = value.parse() {
+            headers.insert(name, value);
+        }
+    }
+    Handshake { url: upstream.url.clone(), headers }
+}
+
+/// Runs a call until it ends.
+pub(super) async fn run(mut socket: Socket, mut admitted: Admitted, dialling: Dialling, node: Arc<Node>) {
+    gauge!(names::LIVE_STREAMS).increment(1.0);
+    // Until the provider knows: the process must not end between our close frame and its answer.
+    let (place, alive) = (admitted.place.take(), node.drain.alive());
+    let settings = settings(&admitted.tenant, &dialling.upstream, &node);
+    let Admitted { tenant, route, key, permit, .. } = admitted;
+    let mut stream = StreamInHand::new(Arc::clone(&node), tenant, route, permit, key);
+    match greeting(&mut socket, &mut stream, &node).await {
+        Err(end) => {
+            stream.finish(end.cause);
+            connection::close_with(&mut socket, end).await;
+        }
+        Ok(greeting) => {
+            Box::pin(pass_on(socket, stream, greeting, dialling, settings, &node)).await;
+        }
+    }
+    gauge!(names::LIVE_STREAMS).decrement(1.0);
+    drop((place, alive));
+}
+
+fn settings(tenant: &Tenant, upstream: &Upstream, node: &Node) -> Settings {
+    let ingest = &node.config.ingest;
+    Settings {
+        queue_bytes: node.config.relay.queue_bytes,
+        on_loss: upstream.on_loss,
+        ping_after: ingest.ping_after,
+        dead_after: ingest.dead_after,
+        ends_at: clock::monotonic() + tenant.limits.max_stream.min(ingest.max_stream),
+    }
+}
+
+/// Reads until the stream has said whose it is. Nothing reaches the agent before that.
+async fn greeting(
+    socket: &mut Socket,
+    stream: &mut StreamInHand,
+    node: &Node,
+) -> Result<Vec<Utf8Bytes>, connection::End> {
+    let until = clock::monotonic() + node.config.ingest.start_timeout;
+    let mut greeting = Vec::new();
+    loop {
+        let message = tokio::select! {
+            message = socket.next() => message,
+            () = sleep_until(until.into()) => {
+                return Err(connection::End::closing(EndCause::ProtocolError, 1008, "no_start"));
+            }
+            () = node.drain.reached(Phase::Stopping) => {
+                return Err(connection::End::closing(EndCause::Shutdown, 1001, "shutting down"));
+            }
+        };
+        let must_end = match message {
+            Some(Ok(Message::Text(text))) => {
+                let must_end = stream.text(clock::monotonic(), &text);
+                greeting.push(text);
+                must_end
+            }
+            Some(Ok(Message::Binary(_))) => stream.dropped(DropReason::Binary),
+            Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => None,
+            Some(Ok(Message::Close(_))) => return Err(connection::End::quietly(EndCause::ClosedEarly)),
+            Some(Err(error)) => return Err(connection::End::of_error(&error, EndCause::PeerLost)),
+            None => return Err(connection::End::quietly(EndCause::PeerLost)),
+        };
+        if let Some(end) = must_end {
+            return Err(end.into());
+        }
+        if stream.has_started() {
+            return Ok(greeting);
+        }
+        if greeting.len() >= MAX_GREETING {
+            return Err(connection::End::closing(EndCause::ProtocolError, 1008, "no_start"));
+        }
+    }
+}
+
+async fn pass_on(
+    socket: Socket,
+    stream: StreamInHand,
+    greeting: Vec<Utf8Bytes>,
+    mut dialling: Dialling,
+    settings: Settings,
+    node: &Arc<Node>,
+) {
+    let (listener, listening) = overhear();
+    let (ended, end) = oneshot::channel();
+    let tenant = stream.tenant().clone();
+    let listener_task = tokio::spawn(listen(listening, stream, end));
+    let first = std::mem::replace(&mut dialling.task, tokio::spawn(async { Err(DialError::TimedOut) }));
+    let call = Call {
+        provider: socket,
+        greeting,
+        dialling: Box::pin(async move { first.await.unwrap_or(Err(DialError::TimedOut)) }),
+        dialer: node.dialer.clone(),
+        handshake: dialling.handshake.clone(),
+        listener,
+    };
+    let outcome = relay(call, settings, node.drain.reached(Phase::Stopping)).await;
+    tracing::info!(%tenant, ended = ?outcome, "relayed call is over");
+    // Nobody listens any more when the recording has ended before the call.
+    let _told = ended.send(cause_of(outcome)).is_ok();
+    if listener_task.await.is_err() {
+        counter!(names::STREAMS_ENDED, "cause" => "panic").increment(1);
+        tracing::error!(%tenant, "recording of a relayed call failed; recovery will finish it");
+    }
+}
+
+fn cause_of(ended: Ended) -> EndCause {
+    match ended {
+        Ended::ByProvider => EndCause::ClosedEarly,
+        Ended::ProviderLost => EndCause::PeerLost,
+        Ended::ByAgent => EndCause::AgentClosed,
+        Ended::AgentLost => EndCause::AgentLost,
+        Ended::ByRule => EndCause::ProtocolError,
+        Ended::TooLong => EndCause::Limit,
+        Ended::Stopping => EndCause::Shutdown,
+    }
+}
+
+/// Takes copies until the call is over. Holds the process until the recording has ended.
+async fn listen(mut listening: Listening, mut stream: StreamInHand, end: oneshot::Receiver<EndCause>) {
+    loop {
+        let timeout = stream.next_timeout();
+        let due = async {
+            match timeout {
+                Some(at) => sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            copy = listening.next() => {
+                let Some(copy) = copy else { break };
+                let read_at = copy.at;
+                let mut next = Some(copy);
+                for _ in 0..BATCH {
+                    let Some(copy) = next else { break };
+                    if let Some(MustEnd { code, reason, .. }) = take(&mut stream, &copy) {
+                        listening.tell(Verdict { has_stopped: stream.has_stopped(), close: Some((code, reason)) });
+                    }
+                    next = listening.next_now();
+                }
+                if let Some(copy) = next {
+                    take(&mut stream, &copy);
+                }
+                stream.hand_over(read_at);
+                if stream.has_stopped() {
+                    listening.tell(Verdict { has_stopped: true, close: None });
+                }
+            }
+            () = due => stream.timeout(clock::monotonic()),
+        }
+    }
+    let cause = end.await.unwrap_or(EndCause::Internal);
+    stream.finish(cause);
+}
+
+fn take(stream: &mut StreamInHand, copy: &crate::relay::Copy) -> Option<MustEnd> {
+    if copy.missed > 0 {
+        stream.missed(copy.missed);
+    }
+    match copy.side {
+        Side::Provider => stream.text(copy.at, &copy.text),
+        Side::Agent => {
+            stream.said(copy.at, &copy.text);
+            None
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! Copies of what passes, for whoever listens. Bounded; when the listener is too slow it misses messages and is told how
+//! many, and the call is not delayed.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Instant;
+
+use tokio::sync::{mpsc, watch};
+use tokio_tungstenite::tungstenite::Utf8Bytes;
+
+/// Messages that may wait: five seconds of a call with both sides talking.
+const MAX_MESSAGES: usize = 512;
+/// Their bytes: agents send seconds of audio in one message.
+const MAX_BYTES: usize = 1 << 20;
+
+/// Who said something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The provider, for the caller.
+    Provider,
+    /// The agent.
+    Agent,
+}
+
+/// A copy of a message. The text is shared, not copied.
+#[derive(Debug, Clone)]
+pub struct Copy {
+    /// Who said it.
+    pub side: Side,
+    /// When it was read from its socket.
+    pub at: Instant,
+    /// Verbatim.
+    pub text: Utf8Bytes,
+    /// How many messages were missed since the last copy.
+    pub missed: u64,
+}
+
+/// What the listener makes of a call.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Verdict {
+    /// The provider has said that the stream is over.
+    pub has_stopped: bool,
+    /// The provider broke the protocol: the call must end with this code and reason.
+    pub close: Option<(u16, &'static str)>,
+}
+
+/// The call's end: gives copies, sees verdicts.
+pub struct Listener {
+    copies: mpsc::Sender<Copy>,
+    bytes: Arc<AtomicUsize>,
+    missed: AtomicU64,
+    verdicts: watch::Receiver<Verdict>,
+}
+
+/// The listener's end.
+pub struct Listening {
+    copies: mpsc::Receiver<Copy>,
+    bytes: Arc<AtomicUsize>,
+    verdicts: watch::Sender<Verdict>,
+}
+
+/// Makes both ends.
+pub fn overhear() -> (Listener, Listening) {
+    let (copies, received) = mpsc::channel(MAX_MESSAGES);
+    let (verdict, verdicts) = watch::channel(Verdict::default());
+    let bytes = Arc::new(AtomicUsize::new(0));
+    let listener = Listener { copies, bytes: Arc::clone(&bytes), missed: AtomicU64::new(0), verdicts };
+    (listener, Listening { copies: received, bytes, verdicts: verdict })
+}
+
+impl Listener {
+    /// Gives a copy, or counts that there was no room. Never waits.
+    pub fn offer(&self, side: Side, at: Instant, text: &Utf8Bytes) {
+        let length = text.len();
+        if self.bytes.fetch_add(length, Ordering::AcqRel) + length <= MAX_BYTES {
+            let missed = self.missed.swap(0, Ordering::AcqRel);
+            let copy = Copy { side, at, text: text.clone(), missed };
+            match self.copies.try_send(copy) {
+                Ok(()) => return,
+                Err(_) => self.missed.fetch_add(missed, Ordering::AcqRel),
+            };
+        }
+        self.bytes.fetch_sub(length, Ordering::AcqRel);
+        self.missed.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Returns what the listener makes of the call so far.
+    pub fn verdict(&self) -> Verdict {
+        *self.verdicts.borrow()
+    }
+
+    /// Returns what waits for verdicts.
+    pub fn verdicts(&self) -> Verdicts {
+        Verdicts(self.verdicts.clone())
+    }
+}
+
+/// Waits for verdicts.
+pub struct Verdicts(watch::Receiver<Verdict>);
+
+impl Verdicts {
+    /// Waits for another verdict; for ever when the listener is gone.
+    pub async fn changed(&mut self) {
+        if self.0.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+impl Listening {
+    /// Waits for the next copy; `None` when the call is over.
+    pub async fn next(&mut self) -> Option<Copy> {
+        let copy = self.copies.recv().await?;
+        self.bytes.fetch_sub(copy.text.len(), Ordering::AcqRel);
+        Some(copy)
+    }
+
+    /// Returns the next copy if there is one.
+    pub fn next_now(&mut self) -> Option<Copy> {
+        let copy = self.copies.try_recv().ok()?;
+        self.bytes.fetch_sub(copy.text.len(), Ordering::AcqRel);
+        Some(copy)
+    }
+
+    /// Tells the call what to make of it.
+    pub fn tell(&self, verdict: Verdict) {
+        self.verdicts.send_if_modified(|known| {
+            let is_new = *known != verdict;
+            *known = verdict;
+            is_new
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock;
+
+    #[test]
+    fn a_slow_listener_misses_messages_and_is_told_how_many() {
+        let (listener, mut listening) = overhear();
+        let now = clock::monotonic();
+        let text = Utf8Bytes::from("x");
+        for _ in 0..MAX_MESSAGES + 7 {
+            listener.offer(Side::Provider, now, &text);
+        }
+        let first: Vec<_> = std::iter::from_fn(|| listening.next_now()).collect();
+        assert_eq!((first.len(), first.iter().map(|copy| copy.missed).sum::<u64>()), (MAX_MESSAGES, 0));
+        listener.offer(Side::Agent, now, &text);
+        assert_eq!(listening.next_now().unwrap().missed, 7);
+        let large = Utf8Bytes::from("x".repeat(MAX_BYTES / 2 + 1));
+        listener.offer(Side::Agent, now, &large);
+        listener.offer(Side::Agent, now, &large);
+        assert_eq!(listening.next_now().unwrap().missed, 0);
+        listener.offer(Side::Agent, now, &large);
+        assert_eq!(listening.next_now().unwrap().missed, 1);
+    }
+
+    #[tokio::test]
+    async fn verdicts_arrive_and_a_listener_that_is_gone_says_nothing() {
+        let (listener, listening) = overhear();
+        let mut verdicts = listener.verdicts();
+        let verdict = Verdict { has_stopped: true, close: None };
+        listening.tell(verdict);
+        verdicts.changed().await;
+        assert_eq!(listener.verdict(), verdict);
+        drop(listening);
+        listener.offer(Side::Provider, clock::monotonic(), &Utf8Bytes::from("x"));
+        let silence = tokio::time::timeout(std::time::Duration::from_millis(1), verdicts.changed()).await;
+        assert!(silence.is_err());
+    }
+}
