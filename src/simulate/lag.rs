@@ -53,7 +53,12 @@ impl LagHistogram {
 
     /// Returns a delay that `percent` of all are not above; zero where none was counted.
     pub fn percentile(&self, percent: u8) -> Duration {
-        let rank = (self.count * u64::from(percent)).div_ceil(100);
+        self.per_mille(u16::from(percent) * 10)
+    }
+
+    /// Returns a delay that so many of a thousand are not above; zero where none was counted.
+    pub fn per_mille(&self, share: u16) -> Duration {
+        let rank = (self.count * u64::from(share)).div_ceil(1000);
         let mut counted = 0;
         for (index, bucket) in self.buckets.iter().enumerate() {
             counted += bucket;

@@ -4,6 +4,8 @@
 //! is an attack.
 
 mod faults;
+mod latency;
+mod node;
 mod process;
 mod report;
 mod scenario;
@@ -23,7 +25,7 @@ use zeroize::Zeroizing;
 use scenario::Target;
 
 /// Scenarios that have a name already.
-const PLANNED: [&str; 4] = ["burst", "drain", "vapi", "relay-latency"];
+const PLANNED: [&str; 3] = ["burst", "drain", "vapi"];
 /// Nothing was measured: bad options, an unreadable file.
 const EXIT_USAGE: u8 = 2;
 
@@ -71,6 +73,8 @@ enum Scenario {
     Steady(Box<Steady>),
     /// Calls while something breaks: the store, the way to it, the server or its disk; then every sample is compared.
     Faults(Box<faults::Faults>),
+    /// How much later messages arrive through callseal than through a plain TCP relay, in both directions.
+    RelayLatency(latency::Latency),
     #[command(external_subcommand)]
     Other(Vec<String>),
 }
@@ -134,6 +138,7 @@ fn run(cli: Cli) -> anyhow::Result<bool> {
     let steady = match cli.scenario {
         Scenario::Steady(steady) => steady,
         Scenario::Faults(options) => return run_faults(&options),
+        Scenario::RelayLatency(options) => return run_latency(&options),
         Scenario::Other(words) => return refuse_scenario(&words),
     };
     let json = steady.json;
@@ -149,6 +154,13 @@ fn run_faults(options: &faults::Faults) -> anyhow::Result<bool> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let report = runtime.block_on(faults::run(options, !options.json))?;
     report::print_json(&report)?;
+    Ok(report.all_went_well())
+}
+
+fn run_latency(options: &latency::Latency) -> anyhow::Result<bool> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let report = runtime.block_on(latency::run(options))?;
+    report.print(options.json)?;
     Ok(report.all_went_well())
 }
 
@@ -186,7 +198,7 @@ fn plan(options: Steady) -> anyhow::Result<scenario::Steady> {
 fn refuse_scenario(words: &[String]) -> anyhow::Result<bool> {
     let name = words.first().map_or("", String::as_str);
     if PLANNED.contains(&name) {
-        bail!("scenario {name} is not available yet; available: steady, faults");
+        bail!("scenario {name} is not available yet; available: steady, faults, relay-latency");
     }
-    bail!("there is no scenario {name:?}; available: steady, faults")
+    bail!("there is no scenario {name:?}; available: steady, faults, relay-latency")
 }

@@ -20,12 +20,12 @@ const NOISE_CHUNKS: usize = 3_049;
 const CHUNK: usize = 160;
 
 /// Where calls go.
-pub(super) struct Target {
-    pub(super) endpoint: Endpoint,
-    pub(super) path: String,
-    pub(super) tls: TlsClient,
-    pub(super) account: AccountSid,
-    pub(super) auth_token: Vec<u8>,
+pub(crate) struct Target {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) path: String,
+    pub(crate) tls: TlsClient,
+    pub(crate) account: AccountSid,
+    pub(crate) auth_token: Vec<u8>,
 }
 
 /// Running calls.

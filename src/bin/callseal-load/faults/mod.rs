@@ -6,7 +6,6 @@
 
 mod calls;
 mod ledger;
-mod node;
 mod options;
 mod recordings;
 mod report;
@@ -18,11 +17,12 @@ use anyhow::{Context, ensure};
 use callseal::clock;
 use callseal::simulate::{Chaos, Passed, Weather};
 
+use crate::node::{Home, Server};
 use calls::Calls;
+pub(crate) use calls::Target;
 use ledger::Ledger;
-use node::{Home, Server};
-pub(crate) use options::Faults;
 use options::{Fault, Plan};
+pub(crate) use options::{Faults, read_store, upstream};
 use recordings::Recordings;
 pub(crate) use report::Report;
 
@@ -60,9 +60,9 @@ pub(crate) async fn run(options: &Faults, show_progress: bool) -> anyhow::Result
         Some(upstream) => Some(Chaos::start(upstream).await.context("start the proxy")?),
         None => None,
     };
-    let home = Home::make(&plan, chaos.as_ref().map(Chaos::address))?;
+    let home = Home::make(&plan.launch(), chaos.as_ref().map(Chaos::address))?;
     let mut recordings = Recordings::open(&home).await?;
-    let mut server = Server::start(&plan, &home)?;
+    let mut server = Server::start(&plan.launch(), &home)?;
     let mut runs = Vec::new();
     for number in 0..plan.repeat {
         if show_progress {
@@ -102,7 +102,7 @@ impl Scene<'_> {
                 server.kill()?;
                 self.hook(&self.plan.after_fault)?;
                 let restarted = clock::monotonic();
-                *server = Server::start(self.plan, self.home)?;
+                *server = Server::start(&self.plan.launch(), self.home)?;
                 server.wait_until_ready(self.plan.patience).await?;
                 ready_after = Some(clock::since(restarted));
             }

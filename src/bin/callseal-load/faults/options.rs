@@ -1,5 +1,6 @@
 //! What is to be broken, when and how.
 
+use crate::node::Launch;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -184,6 +185,16 @@ impl Faults {
 }
 
 impl Plan {
+    pub(super) fn launch(&self) -> Launch<'_> {
+        Launch {
+            dir: &self.dir,
+            callseal: &self.callseal,
+            wrap: &self.wrap,
+            store: self.store.as_ref(),
+            agent: None,
+        }
+    }
+
     /// Returns when the fault of a run begins; a random moment lies between the first 0.3 s and the last 0.1 s.
     pub(super) fn fault_at(&self, run: u32) -> Duration {
         self.after.unwrap_or_else(|| {
@@ -195,7 +206,8 @@ impl Plan {
     }
 }
 
-fn read_store(path: &PathBuf) -> anyhow::Result<Table> {
+/// Reads the `[store]` table of a file.
+pub(crate) fn read_store(path: &PathBuf) -> anyhow::Result<Table> {
     let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
     let mut file: Table = toml::from_str(&text).with_context(|| format!("read {}", path.display()))?;
     match file.remove("store") {
@@ -204,7 +216,8 @@ fn read_store(path: &PathBuf) -> anyhow::Result<Table> {
     }
 }
 
-fn upstream(store: &Table) -> anyhow::Result<SocketAddr> {
+/// Finds out where a store is.
+pub(crate) fn upstream(store: &Table) -> anyhow::Result<SocketAddr> {
     let endpoint =
         store.get("endpoint").and_then(toml::Value::as_str).context("the store has no endpoint")?;
     let address = endpoint.strip_prefix("http://").context("the store's endpoint must begin with http://")?;

@@ -17,7 +17,7 @@ use futures_util::{StreamExt, stream};
 
 use super::calls::{Call, Outcome};
 use super::ledger::Ledger;
-use super::node::{Home, TENANT};
+use crate::node::{Home, TENANT};
 
 /// Samples painted at a time.
 const WINDOW: u64 = 400_000;

@@ -16,15 +16,16 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use toml::Table;
 
-use super::calls::Target;
-use super::options::Plan;
+use crate::faults::Target;
 use crate::process::Process;
 
 const PUBLIC_URL: &str = "wss://localhost:8443";
 const ACCOUNT: &str = "AC000000000000000000000000c0ffee01";
 const PATH: &str = "/twilio/v1/acme-dental/reception";
 /// The tenant's id.
-pub(super) const TENANT: &str = "acme-dental";
+pub(crate) const TENANT: &str = "acme-dental";
+/// The file of the agent's certificate.
+const AGENT_CA: &str = "agent.pem";
 /// How long one look at the ops listener may take.
 const OPS_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause between two looks.
@@ -50,8 +51,32 @@ provider = "twilio"
 mode = "fork"
 "#;
 
+/// The route that is passed on to an agent.
+const AGENT_ROUTE: &str = r#"
+[[route]]
+name = "agent"
+provider = "twilio"
+mode = "bidirectional"
+[route.upstream]
+url = "wss://localhost:PORT/agent"
+"#;
+
+/// What a server is started with.
+pub(crate) struct Launch<'a> {
+    /// Where its files go.
+    pub(crate) dir: &'a Path,
+    /// The program.
+    pub(crate) callseal: &'a Path,
+    /// A program before it, and its words.
+    pub(crate) wrap: &'a [String],
+    /// Its `[store]` table; a folder without one.
+    pub(crate) store: Option<&'a Table>,
+    /// The port and the certificate of an agent, for the route `agent`.
+    pub(crate) agent: Option<(u16, &'a str)>,
+}
+
 /// The directory of a server.
-pub(super) struct Home {
+pub(crate) struct Home {
     dir: PathBuf,
     config: PathBuf,
     direct: PathBuf,
@@ -60,20 +85,26 @@ pub(super) struct Home {
 impl Home {
     /// Writes configurations, keys and secrets: one for the server, whose store is behind the proxy, and one that
     /// reaches the store directly, to compare.
-    pub(super) fn make(plan: &Plan, proxy: Option<SocketAddr>) -> anyhow::Result<Self> {
-        fs::create_dir_all(plan.dir.join("tenants"))
-            .with_context(|| format!("make {}", plan.dir.display()))?;
-        let dir = fs::canonicalize(&plan.dir).with_context(|| format!("open {}", plan.dir.display()))?;
+    pub(crate) fn make(launch: &Launch<'_>, proxy: Option<SocketAddr>) -> anyhow::Result<Self> {
+        let given = launch.dir;
+        fs::create_dir_all(given.join("tenants")).with_context(|| format!("make {}", given.display()))?;
+        let dir = fs::canonicalize(given).with_context(|| format!("open {}", given.display()))?;
         let home = Self { config: dir.join("callseal.toml"), direct: dir.join("direct.toml"), dir };
-        fs::write(home.dir.join("tenants/acme-dental.toml"), TENANT_FILE).context("write the tenant")?;
-        let mut behind_proxy = plan.store.clone();
+        let mut tenant = TENANT_FILE.to_owned();
+        if let Some((port, certificate)) = launch.agent {
+            tenant.push_str(&AGENT_ROUTE.replace("PORT", &port.to_string()));
+            fs::write(home.dir.join(AGENT_CA), certificate).context("write the agent's certificate")?;
+        }
+        fs::write(home.dir.join("tenants/acme-dental.toml"), tenant).context("write the tenant")?;
+        let mut behind_proxy = launch.store.cloned();
         if let (Some(store), Some(proxy)) = (&mut behind_proxy, proxy) {
             store.insert("endpoint".to_owned(), toml::Value::String(format!("http://{proxy}")));
         }
         home.write(&home.config, behind_proxy)?;
-        home.write(&home.direct, plan.store.clone())?;
-        let made = Command::new(&plan.callseal).args(["keys", "init", "--config"]).arg(&home.config).output();
-        let made = made.with_context(|| format!("run {}", plan.callseal.display()))?;
+        home.write(&home.direct, launch.store.cloned())?;
+        let made =
+            Command::new(launch.callseal).args(["keys", "init", "--config"]).arg(&home.config).output();
+        let made = made.with_context(|| format!("run {}", launch.callseal.display()))?;
         ensure!(made.status.success(), "keys init: {}", String::from_utf8_lossy(&made.stderr));
         Ok(home)
     }
@@ -91,6 +122,9 @@ impl Home {
         };
         put("listen", pairs(&[("public", "127.0.0.1:0".into()), ("ops", "127.0.0.1:0".into())]));
         put("tls", pairs(&[("self_signed", true.into())]));
+        if self.dir.join(AGENT_CA).exists() {
+            put("relay", pairs(&[("ca_file", AGENT_CA.into())]));
+        }
         if let Some(store) = store {
             put("store", toml::Value::Table(store));
         }
@@ -98,13 +132,13 @@ impl Home {
     }
 
     /// Reads the configuration that reaches the store directly.
-    pub(super) fn direct_config(&self) -> anyhow::Result<Config> {
+    pub(crate) fn direct_config(&self) -> anyhow::Result<Config> {
         Config::load(&self.direct, process_environment()).map_err(|faults| anyhow::anyhow!("{faults}"))
     }
 }
 
 /// A running server.
-pub(super) struct Server {
+pub(crate) struct Server {
     child: Child,
     public: SocketAddr,
     ops: SocketAddr,
@@ -114,18 +148,18 @@ pub(super) struct Server {
 
 impl Server {
     /// Starts it and waits until it takes calls. Its log goes to `server.log`.
-    pub(super) fn start(plan: &Plan, home: &Home) -> anyhow::Result<Self> {
-        let mut command = match plan.wrap.split_first() {
+    pub(crate) fn start(launch: &Launch<'_>, home: &Home) -> anyhow::Result<Self> {
+        let mut command = match launch.wrap.split_first() {
             Some((wrapper, words)) => {
                 let mut command = Command::new(wrapper);
-                command.args(words).arg(&plan.callseal);
+                command.args(words).arg(launch.callseal);
                 command
             }
-            None => Command::new(&plan.callseal),
+            None => Command::new(launch.callseal),
         };
         command.args(["serve", "--config"]).arg(&home.config);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let mut child = command.spawn().with_context(|| format!("run {}", plan.callseal.display()))?;
+        let mut child = command.spawn().with_context(|| format!("run {}", launch.callseal.display()))?;
         let stderr = child.stderr.take().context("the server has no standard error")?;
         let log = home.dir.join("server.log");
         let mut log = fs::File::options().create(true).append(true).open(&log).context("open server.log")?;
@@ -165,7 +199,7 @@ impl Server {
         })
     }
 
-    pub(super) fn target(&self) -> anyhow::Result<Target> {
+    pub(crate) fn target(&self) -> anyhow::Result<Target> {
         let ca = fs::read(&self.ca_file).with_context(|| format!("read {}", self.ca_file.display()))?;
         let token = fs::read_to_string(&self.token_file).context("read the auth token")?;
         Ok(Target {
@@ -177,19 +211,19 @@ impl Server {
         })
     }
 
-    pub(super) fn process(&self) -> Process {
+    pub(crate) fn process(&self) -> Process {
         Process::new(self.child.id())
     }
 
     /// Kills it as a crash would.
-    pub(super) fn kill(&mut self) -> anyhow::Result<()> {
+    pub(crate) fn kill(&mut self) -> anyhow::Result<()> {
         self.child.kill().context("kill the server")?;
         self.child.wait().context("wait for the server")?;
         Ok(())
     }
 
     /// Stops it as an operator would.
-    pub(super) fn stop(mut self) -> anyhow::Result<()> {
+    pub(crate) fn stop(mut self) -> anyhow::Result<()> {
         let signalled = Command::new("kill").args(["-INT", &self.child.id().to_string()]).status();
         ensure!(signalled.context("run kill")?.success(), "the server cannot be signalled");
         let status = self.child.wait().context("wait for the server")?;
@@ -197,7 +231,7 @@ impl Server {
         Ok(())
     }
 
-    pub(super) async fn wait_until_ready(&self, patience: Duration) -> anyhow::Result<()> {
+    pub(crate) async fn wait_until_ready(&self, patience: Duration) -> anyhow::Result<()> {
         let began = clock::monotonic();
         while clock::since(began) < patience {
             if self.ops_get("/readyz").await?.0 == 200 {
@@ -209,7 +243,7 @@ impl Server {
     }
 
     /// Returns the value of a series without labels; 0 when there is none.
-    pub(super) async fn metric(&self, name: &str) -> anyhow::Result<f64> {
+    pub(crate) async fn metric(&self, name: &str) -> anyhow::Result<f64> {
         let (_, page) = self.ops_get("/metrics").await?;
         let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         Ok(value.map(str::parse).transpose()?.unwrap_or(0.0))
