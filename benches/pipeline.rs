@@ -123,6 +123,8 @@ fn setup() -> SessionSetup {
         started_ms: 0,
         parameters: BTreeMap::new(),
         retention_days: 90,
+        ticket: BTreeMap::new(),
+        consent: None,
     };
     SessionSetup { dek, ids, limits: LIMITS, dtmf: DtmfPolicy::Redact, agent: AgentAudio::Received, metadata }
 }

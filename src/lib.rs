@@ -30,6 +30,7 @@
 //! | [`control`] | audit, recovery, listing | frame layout, sockets |
 //! | [`http`] | routes, status codes, who is asking | SDK types, bare keys |
 //! | [`claims`] | whether a bucket does what is claimed of it | what it is used for |
+//! | [`tickets`] | which tickets were used | what is in them |
 //! | [`server`] | the order of start and stop | everything else |
 //! | [`cli`] | arguments, what is printed | how anything is done |
 //! | [`simulate`] | what a provider and a player do, seen from outside | the server |
@@ -59,4 +60,5 @@ pub mod relay;
 pub mod server;
 pub mod simulate;
 pub mod store;
+pub mod tickets;
 pub mod upload;

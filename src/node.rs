@@ -16,6 +16,7 @@ use crate::journal::{Journal, JournalState};
 use crate::keys::KeyService;
 use crate::relay::Dialer;
 use crate::store::Store;
+use crate::tickets::Tickets;
 use crate::upload::Uploader;
 
 /// How long readiness waits for the store.
@@ -35,6 +36,8 @@ pub struct Node {
     pub uploader: Uploader,
     /// Who did what.
     pub audit: AuditLog,
+    /// Which tickets were used.
+    pub tickets: Tickets,
     /// Dials agents.
     pub dialer: Dialer,
     /// How far stopping has come.

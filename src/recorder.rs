@@ -19,6 +19,7 @@ use crate::domain::session::{
     SegmentLimits, SessionError, SessionSetup, Stored,
 };
 use crate::domain::sign::encode_hex;
+use crate::domain::ticket::Ticket;
 use crate::domain::time::UnixMillis;
 use crate::journal::{Journal, Record};
 use crate::keys::{Minted, fill_random};
@@ -33,6 +34,38 @@ impl Entropy for SystemEntropy {
     fn fill(&mut self, out: &mut [u8]) -> Result<(), EntropyFailed> {
         fill_random(out).map_err(|_| EntropyFailed)
     }
+}
+
+/// How a recording begins.
+pub(crate) struct Begin<'a> {
+    /// What the stream says of itself.
+    pub(crate) start: &'a StreamStart,
+    /// The ticket that it has brought.
+    pub(crate) ticket: Option<&'a Ticket>,
+    /// How the caller's consent is known.
+    pub(crate) consent: Option<&'static str>,
+}
+
+/// Notes in the audit log that a stream is not recorded.
+pub(crate) fn skipped(node: &Arc<Node>, tenant: &Tenant, why: &'static str) {
+    counter!(names::WITHOUT_CONSENT).increment(1);
+    let event = AuditEvent {
+        actor: node.config.node.as_str().to_owned(),
+        role: "node".to_owned(),
+        source: None,
+        action: "record".to_owned(),
+        subject: "stream".to_owned(),
+        reason: Some(why.to_owned()),
+        result: "skipped".to_owned(),
+        request: String::new(),
+        detail: None,
+    };
+    let (audit, tenant) = (node.audit.clone(), tenant.id.clone());
+    tokio::spawn(async move {
+        if let Err(error) = audit.record(&tenant, event).await {
+            tracing::error!(%tenant, error = &error as &dyn std::error::Error, "skipped stream is not in the audit log");
+        }
+    });
 }
 
 /// One stream being recorded.
@@ -73,11 +106,12 @@ impl Recorder {
         tenant: &Arc<Tenant>,
         route: &Route,
         key: Minted,
-        start: &StreamStart,
+        begin: &Begin<'_>,
     ) -> Result<Self, SessionError> {
         let (now, wall) = (clock::monotonic(), clock::wall());
         let ids = key.ids;
-        let retention_days = tenant.retention.call_audio_days;
+        let retention_days =
+            begin.ticket.and_then(|ticket| ticket.retention_days).unwrap_or(tenant.retention.call_audio_days);
         let setup = SessionSetup {
             dek: key.dek,
             ids,
@@ -90,10 +124,10 @@ impl Recorder {
                 Dtmf::Keep => DtmfPolicy::Keep,
             },
             agent: if route.upstream.is_some() { AgentAudio::Queued } else { AgentAudio::Received },
-            metadata: metadata(tenant, route, start, wall),
+            metadata: metadata(tenant, route, begin, retention_days, wall),
         };
         let mut session = CallSession::start(setup, Box::new(SystemEntropy), now, wall)?;
-        session.handle_number(start.sequence);
+        session.handle_number(begin.start.sequence);
         let retention = RetentionTags { tenant: ids.tenant, days: retention_days };
         let note = OpenedNote { v: 1, tenant: tenant.id.to_string(), retention_days };
         let body = Bytes::from(serde_json::to_vec(&note).unwrap_or_default());
@@ -322,7 +356,14 @@ impl Recorder {
     }
 }
 
-fn metadata(tenant: &Tenant, route: &Route, start: &StreamStart, wall: UnixMillis) -> RecordingMetadata {
+fn metadata(
+    tenant: &Tenant,
+    route: &Route,
+    begin: &Begin<'_>,
+    retention_days: u32,
+    wall: UnixMillis,
+) -> RecordingMetadata {
+    let Begin { start, ticket, consent } = begin;
     RecordingMetadata {
         v: 1,
         tenant: tenant.id.to_string(),
@@ -333,7 +374,9 @@ fn metadata(tenant: &Tenant, route: &Route, start: &StreamStart, wall: UnixMilli
         stream: start.stream.clone(),
         started_ms: wall.0,
         parameters: start.parameters.clone(),
-        retention_days: tenant.retention.call_audio_days,
+        retention_days,
+        ticket: ticket.map(|ticket| ticket.metadata.clone()).unwrap_or_default(),
+        consent: consent.map(str::to_owned),
     }
 }
 

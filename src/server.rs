@@ -31,6 +31,7 @@ use crate::store::folder::Folder;
 use crate::store::metered::Metered;
 use crate::store::s3::S3Store;
 use crate::store::{Store, StoreError};
+use crate::tickets::Tickets;
 use crate::upload::{RetryPolicy, Uploader};
 
 /// Closed calls must have finished their recordings in this time.
@@ -186,6 +187,7 @@ pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running,
         journal,
         uploader,
         audit,
+        tickets: Tickets::new(Arc::clone(&store)),
         dialer,
         drain: Drain::new(),
         limits: StreamLimits::default(),

@@ -15,6 +15,7 @@ mod serve;
 mod store;
 mod sweep;
 mod target;
+mod ticket;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -53,6 +54,8 @@ enum Command {
     Keys(keys::KeysCommand),
     /// Make a signed, expiring link to a recording
     Grant(grant::GrantArgs),
+    /// Make a URL for one call: sealed, expiring, for single use
+    Ticket(ticket::TicketArgs),
     /// Recordings in the store
     #[command(subcommand)]
     Recordings(recordings::RecordingsCommand),
@@ -114,6 +117,7 @@ pub fn run() -> ExitCode {
         Command::CheckConfig(args) => serve::check(&args),
         Command::Keys(command) => keys::run(&command),
         Command::Grant(args) => grant::run(&args),
+        Command::Ticket(args) => ticket::run(&args),
         Command::Recordings(command) => recordings::run(&command),
         Command::Open(args) => recordings::open(&args),
         Command::Verify(args) => recordings::verify(&args),

@@ -152,6 +152,12 @@ async fn show(target: &RecordingArg, as_json: bool) -> CommandResult {
         shown.insert("expires".into(), json!(clock::rfc3339(UnixMillis(end.expires_ms))));
         shown.insert("route".into(), json!(finished.metadata.route));
         shown.insert("provider".into(), json!(finished.metadata.provider));
+        if let Some(consent) = &finished.metadata.consent {
+            shown.insert("consent".into(), json!(consent));
+        }
+        if !finished.metadata.ticket.is_empty() {
+            shown.insert("ticket".into(), json!(finished.metadata.ticket));
+        }
         shown.insert("call".into(), json!(finished.metadata.call));
         shown.insert("gaps".into(), json!(end.gaps));
         shown.insert("counts".into(), json!(end.counts));

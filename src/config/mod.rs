@@ -53,7 +53,9 @@ pub use secret::{Secret, SecretRef};
 pub use serving::{Drain, Ingest, Log, LogFormat, Playback, Repair};
 pub use store::{S3, S3Checksum, S3Claims, S3Credentials, S3Encryption, S3ObjectLock, StoreKind};
 pub use sweep::Sweep;
-pub use tenant::{HipaaMode, Limits, NoKeyPolicy, Retention, Tenant, TenantPlayback, TenantStatus};
+pub use tenant::{
+    HipaaMode, Limits, NoKeyPolicy, Retention, Tenant, TenantPlayback, TenantStatus, TenantTickets,
+};
 pub use twilio::Twilio;
 pub use upstream::{OnLoss, Relay, Upstream};
 

@@ -162,6 +162,7 @@ section!(
         hipaa: Table,
         limits: Table,
         twilio: Table,
+        tickets: Table,
         playback: Table,
         route: Vec<Table>,
     } later ["webhook", "keys"]
@@ -177,6 +178,7 @@ section!(
         require_shared_key: bool,
     } later []
 );
+section!(Tickets { keys: Value, kid: String, max_ttl_secs: i64 } later []);
 section!(
     TenantPlayback {
         max_ttl_secs: i64,
@@ -194,7 +196,8 @@ section!(
         record_only: bool,
         dtmf: String,
         upstream: Table,
-    } later ["require_ticket"]
+        require_ticket: bool,
+    } later []
 );
 section!(
     Upstream {

@@ -24,6 +24,8 @@ pub struct Route {
     pub record_only: bool,
     /// What becomes of pressed digits.
     pub dtmf: Dtmf,
+    /// Whether a stream must bring a ticket.
+    pub require_ticket: bool,
     /// Whom the call is passed on to; none exactly for forks and with `record_only`.
     pub upstream: Option<Upstream>,
 }
@@ -49,6 +51,8 @@ pub enum RouteMode {
 pub enum Record {
     /// Every stream makes a recording.
     Always,
+    /// Only streams of callers who have agreed, as a ticket or a parameter says.
+    OnConsent,
     /// No stream does.
     Never,
 }
@@ -100,7 +104,16 @@ impl Route {
                 format!("contradicts {why}, which passes nothing on; allowed: one of both"),
             );
         }
-        Some(Self { name: name?, provider, mode, record, record_only, dtmf, upstream })
+        Some(Self {
+            name: name?,
+            provider,
+            mode,
+            record,
+            record_only,
+            dtmf,
+            require_ticket: raw.require_ticket.unwrap_or(false),
+            upstream,
+        })
     }
 }
 
@@ -137,8 +150,8 @@ impl Record {
     fn check(given: Option<&str>, scope: &Scope<'_>) -> Self {
         let words = Words {
             default: Self::Always,
-            allowed: &[("always", Self::Always), ("never", Self::Never)],
-            later: &["on-consent"],
+            allowed: &[("always", Self::Always), ("on-consent", Self::OnConsent), ("never", Self::Never)],
+            later: &[],
         };
         scope.word("record", given, &words)
     }

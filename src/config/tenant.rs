@@ -23,9 +23,11 @@ const ACCESS_LOG_DAYS: Bounds = Bounds::new(365, DAYS);
 const MAX_STREAMS: Bounds = Bounds::new(200, 1..=1_000_000);
 const MAX_STARTS_PER_SEC: Bounds = Bounds::new(20, 1..=10_000);
 const MAX_STREAM_HOURS: Bounds = Bounds::new(24, 1..=24);
+/// A day: tickets are made when a call is placed, or for calls that are planned.
+const TICKET_TTL_SECS: Bounds = Bounds::new(3_600, 1..=86_400);
 const MAX_KID: usize = 32;
-/// As many bytes as the HMAC of a grant has; a shorter key would be its weakest part.
-const MIN_GRANT_KEY_BYTES: usize = 32;
+/// As many bytes as the HMACs of grants and tickets have; a shorter key would be their weakest part.
+const MIN_KEY_BYTES: usize = 32;
 
 /// A customer whose keys and rules apply.
 #[derive(Debug, Clone)]
@@ -44,6 +46,8 @@ pub struct Tenant {
     pub limits: Limits,
     /// How Twilio proves who it is.
     pub twilio: Twilio,
+    /// What tickets are sealed with.
+    pub tickets: TenantTickets,
     /// Who may listen.
     pub playback: TenantPlayback,
     /// The routes, in the order of the file, with different names.
@@ -112,6 +116,17 @@ pub struct TenantPlayback {
     pub grant_kid: Option<String>,
 }
 
+/// What a tenant's tickets are sealed with.
+#[derive(Debug, Clone)]
+pub struct TenantTickets {
+    /// The secrets by `kid`; each has at least 32 bytes.
+    pub keys: BTreeMap<String, Secret>,
+    /// The `kid` of the secret that new tickets are sealed with; none exactly when there are no secrets.
+    pub kid: Option<String>,
+    /// The longest life of a ticket.
+    pub max_ttl: Duration,
+}
+
 /// A tenant's file after its checks.
 pub(super) struct CheckedFile {
     /// Known even when something else is wrong, to find two files for one tenant.
@@ -136,6 +151,7 @@ impl Tenant {
         let limits = Limits::check(raw.limits, scope);
         let has_routes = raw.route.as_ref().is_some_and(|routes| !routes.is_empty());
         let twilio = Twilio::check(raw.twilio, scope, references, has_routes);
+        let tickets = TenantTickets::check(raw.tickets, scope, references);
         let playback = TenantPlayback::check(raw.playback, scope, references, max_ttl);
         let routes = Route::check_all(raw.route.unwrap_or_default(), scope, references);
         let tenant = id.clone().map(|id| Self {
@@ -146,6 +162,7 @@ impl Tenant {
             hipaa,
             limits,
             twilio,
+            tickets,
             playback,
             routes,
         });
@@ -231,6 +248,18 @@ impl Limits {
     }
 }
 
+impl TenantTickets {
+    fn check(table: Option<Table>, scope: &Scope<'_>, references: &References<'_>) -> Self {
+        let (scope, raw): (_, raw::Tickets) = scope.section("tickets", table);
+        let names = key_names(raw.keys.as_ref());
+        Self {
+            keys: check_keys(&scope, "keys", references.map(&scope, "keys", raw.keys, MAX_KID)),
+            kid: check_kid(("kid", "tickets.keys"), raw.kid, &names, &scope),
+            max_ttl: scope.secs("max_ttl_secs", raw.max_ttl_secs, &TICKET_TTL_SECS),
+        }
+    }
+}
+
 impl TenantPlayback {
     fn check(
         table: Option<Table>,
@@ -242,40 +271,51 @@ impl TenantPlayback {
         let ttl = Bounds::new(node_max.as_secs(), 1..=node_max.as_secs());
         let parse = |(index, text): (usize, &String)| scope.parse(&format!("allowed_origins[{index}]"), text);
         let origins = raw.allowed_origins.unwrap_or_default();
-        let names = grant_key_names(raw.grant_keys.as_ref());
+        let names = key_names(raw.grant_keys.as_ref());
         let grant_keys = references.map(&scope, "grant_keys", raw.grant_keys, MAX_KID);
-        for (kid, _) in grant_keys.iter().filter(|(_, key)| key.expose().len() < MIN_GRANT_KEY_BYTES) {
-            let problem = format!("the secret is too short; allowed: at least {MIN_GRANT_KEY_BYTES} bytes");
-            scope.fault(&format!("grant_keys.{kid}"), problem);
-        }
+        let grant_keys = check_keys(&scope, "grant_keys", grant_keys);
         Self {
             max_ttl: scope.secs("max_ttl_secs", raw.max_ttl_secs, &ttl),
             allowed_origins: origins.iter().enumerate().filter_map(parse).collect(),
             grant_keys,
-            grant_kid: check_grant_kid(raw.grant_kid, &names, &scope),
+            grant_kid: check_kid(("grant_kid", "playback.grant_keys"), raw.grant_kid, &names, &scope),
         }
     }
 }
 
-/// Returns the names of all grant keys as written, also of those that cannot be read.
-fn grant_key_names(given: Option<&Value>) -> Vec<String> {
+/// Reports keys that are too short.
+fn check_keys(scope: &Scope<'_>, option: &str, keys: BTreeMap<String, Secret>) -> BTreeMap<String, Secret> {
+    for (kid, _) in keys.iter().filter(|(_, key)| key.expose().len() < MIN_KEY_BYTES) {
+        let problem = format!("the secret is too short; allowed: at least {MIN_KEY_BYTES} bytes");
+        scope.fault(&format!("{option}.{kid}"), problem);
+    }
+    keys
+}
+
+/// Returns the names of all keys as written, also of those that cannot be read.
+fn key_names(given: Option<&Value>) -> Vec<String> {
     given.and_then(Value::as_table).map(|keys| keys.keys().cloned().collect()).unwrap_or_default()
 }
 
-/// Finds the key that signs; a single key needs no naming. A wrong name is not shown: it may be a key.
-fn check_grant_kid(given: Option<String>, names: &[String], scope: &Scope<'_>) -> Option<String> {
+/// Finds the key that signs or seals; a single key needs no naming. A wrong name is not shown: it may be a key.
+fn check_kid(
+    (option, keys): (&str, &str),
+    given: Option<String>,
+    names: &[String],
+    scope: &Scope<'_>,
+) -> Option<String> {
     match (given, names) {
         (Some(kid), _) if names.contains(&kid) => Some(kid),
         (Some(_), _) => {
-            scope.fault("grant_kid", "names no key; allowed: a name from playback.grant_keys");
+            scope.fault(option, format!("names no key; allowed: a name from {keys}"));
             None
         }
         (None, []) => None,
         (None, [only]) => Some(only.clone()),
         (None, _) => {
             scope.fault(
-                "grant_kid",
-                "is missing; allowed: the name from playback.grant_keys that signs new grants",
+                option,
+                format!("is missing; allowed: the name from {keys} that new ones are made with"),
             );
             None
         }

@@ -103,7 +103,7 @@ fn the_commented_file_states_the_defaults() {
 #[test]
 fn the_commented_tenant_states_the_defaults() {
     let implied = "id = \"acme-dental\"\n[twilio]\naccount_sids = [\"AC000000000000000000000000c0ffee01\"]\n\
-                   auth_tokens = [{ file = \"t\" }]\n[playback]\ngrant_keys.k1 = { file = \"g\" }\n\
+                   auth_tokens = [{ file = \"t\" }]\n[tickets]\nkeys.t1 = { file = \"k\" }\n[playback]\ngrant_keys.k1 = { file = \"g\" }\n\
                    [[route]]\nname = \"reception\"\n\
                    [[route]]\nname = \"agent\"\nmode = \"bidirectional\"\n\
                    [route.upstream]\nurl = \"wss://agent.example.com/twilio\"\non_loss = \"hold\"\n\
@@ -165,6 +165,7 @@ fn the_commented_files_have_every_option() {
     assert_has_options::<raw::Hipaa>(&tenant, "hipaa");
     assert_has_options::<raw::Limits>(&tenant, "limits");
     assert_has_options::<raw::Twilio>(&tenant, "twilio");
+    assert_has_options::<raw::Tickets>(&tenant, "tickets");
     assert_has_options::<raw::TenantPlayback>(&tenant, "playback");
     assert_has_options::<raw::Route>(&tenant, "route");
     assert_has_options::<raw::Upstream>(&tenant, "route.upstream");
@@ -204,8 +205,9 @@ fn the_places_of_secrets_are_found_without_them() {
     let places = Config::secret_places(&dev, NO_ENV).expect("dev.toml has no fault");
     assert_eq!(places.keyring_file, Path::new("data/keyring.json"));
     let secrets = dev.parent().unwrap().join("tenants").join("../../data/secrets");
-    let named = ["acme-dental.agent-secret", "acme-dental.grant-k1", "acme-dental.twilio-token"]
-        .map(|name| secrets.join(name));
+    let named =
+        ["agent-secret", "grant-k1", "ticket-t1", "twilio-token"].map(|name| format!("acme-dental.{name}"));
+    let named = named.map(|name| secrets.join(name));
     assert_eq!(places.secret_files, named);
 }
 
@@ -276,7 +278,6 @@ fn what_comes_later_is_refused_by_name() {
     let tenant = ACME
         .replace("provider = \"twilio\"\nmode = \"fork\"", "provider = \"vapi-listen\"\nmode = \"fork\"")
         .replace("provider = \"twilio\"", "provider = \"vapi-listen\"")
-        .replace("record = \"always\"", "record = \"on-consent\"\nrequire_ticket = true")
         .replace("mode = \"off\"", "mode = \"on\"\nbaa = \"active\"")
         .replace("[hipaa]", "[webhook]\nurl = \"https://a\"\n[keys]\nprovider = \"aws-kms\"\n[hipaa]");
     let faults = tenant_faults(&tenant);
@@ -285,8 +286,6 @@ fn what_comes_later_is_refused_by_name() {
         "hipaa.mode",
         "keys",
         "route[0].provider",
-        "route[0].record",
-        "route[0].require_ticket",
         "route[1].provider",
         "route[2].provider",
         "webhook",

@@ -32,6 +32,10 @@ const CONCURRENCY: usize = 8;
 /// An entry that turns out to be too early stays so long after its date: whoever puts an early entry puts the order that
 /// needs it a moment later.
 const STALE_AFTER: Duration = Duration::from_secs(48 * 3600);
+/// Days of used tickets that one sweep destroys; the next one goes on.
+const TICKET_DAYS: usize = 16;
+/// An hour: far more than clocks may differ.
+const TICKET_SLACK_MS: u64 = 3_600_000;
 /// An unfinished upload of a recording that nobody works on is given up after so many milliseconds: a day.
 const UPLOAD_AGE_MS: u64 = 24 * 3600 * 1000;
 
@@ -179,6 +183,12 @@ impl Sweeper {
 
     async fn sweep(&self, tenants: &[TenantId]) -> Result<SweepReport, SweepError> {
         let Survey { now, due, mut report, too_much, .. } = self.look(tenants, true).await?;
+        if let Err(error) = self.forget_tickets(now).await {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "used tickets of earlier days stay in the store"
+            );
+        }
         if let Some(too_much) = too_much {
             #[expect(clippy::cast_precision_loss, reason = "recordings are far below 2^52")]
             ::metrics::gauge!(metrics::RETENTION_OVERDUE).set(report.overdue as f64);
@@ -256,6 +266,20 @@ impl Sweeper {
         survey.report.due = survey.due.len() as u64 + unjudged;
         survey.too_much = self.too_much(survey.report.due, listed, after).await?;
         Ok(survey)
+    }
+
+    /// Destroys what tells that tickets were used, once these are worth nothing anyway.
+    async fn forget_tickets(&self, now: UnixMillis) -> Result<(), StoreError> {
+        let store = &self.deletions.store;
+        // A ticket that another clock still takes has its entry.
+        let today = clock::utc_date(UnixMillis(now.0.saturating_sub(TICKET_SLACK_MS)));
+        for _ in 0..TICKET_DAYS {
+            let first = store.list_after(layout::TICKETS_PREFIX, None, 1).await?.pop();
+            let date = first.as_ref().and_then(|info| info.name.as_str().split('/').nth(1));
+            let Some(date) = date.filter(|date| *date < today.as_str()) else { return Ok(()) };
+            store.purge(&format!("{}{date}/", layout::TICKETS_PREFIX)).await?;
+        }
+        Ok(())
     }
 
     /// Reads the store's clock, if it can be believed.

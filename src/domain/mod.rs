@@ -15,4 +15,5 @@ pub mod relay_proof;
 pub mod retention;
 pub mod session;
 pub mod sign;
+pub mod ticket;
 pub mod time;

@@ -61,6 +61,12 @@ pub struct RecordingMetadata {
     pub parameters: BTreeMap<String, String>,
     /// How many days after its end the recording is kept.
     pub retention_days: u32,
+    /// What the call's ticket says; often personal data.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub ticket: BTreeMap<String, String>,
+    /// How the caller's consent is known, where the route asks for it: `ticket` or `parameter`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consent: Option<String>,
 }
 
 /// Where a recording stands.

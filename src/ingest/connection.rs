@@ -100,7 +100,7 @@ struct Timers {
 
 impl Connection {
     fn new(admitted: Admitted, node: Arc<Node>) -> Self {
-        let Admitted { tenant, route, key, permit, .. } = admitted;
+        let Admitted { tenant, route, ticket, key, permit, .. } = admitted;
         let now = clock::monotonic();
         let longest = tenant.limits.max_stream.min(node.config.ingest.max_stream);
         Self {
@@ -111,7 +111,7 @@ impl Connection {
                 stopped_at: None,
                 longest,
             },
-            stream: StreamInHand::new(Arc::clone(&node), tenant, route, permit, key),
+            stream: StreamInHand::new(Arc::clone(&node), tenant, route, permit, ticket, key),
             node,
             messages: 0,
             bytes: 0,

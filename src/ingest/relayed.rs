@@ -94,8 +94,8 @@ pub(super) async fn run(mut socket: Socket, mut admitted: Admitted, dialling: Di
     // Until the provider knows: the process must not end between our close frame and its answer.
     let (place, alive) = (admitted.place.take(), node.drain.alive());
     let settings = settings(&admitted.tenant, &dialling.upstream, &node);
-    let Admitted { tenant, route, key, permit, .. } = admitted;
-    let mut stream = StreamInHand::new(Arc::clone(&node), tenant, route, permit, key);
+    let Admitted { tenant, route, ticket, key, permit, .. } = admitted;
+    let mut stream = StreamInHand::new(Arc::clone(&node), tenant, route, permit, ticket, key);
     match greeting(&mut socket, &mut stream, &node).await {
         Err(end) => {
             stream.finish(end.cause);

@@ -12,10 +12,12 @@ use crate::domain::provider::twilio_agent::{Said, decode_said};
 use crate::domain::provider::{CloseReason, DropReason, Event, Refusal, StreamStart};
 use crate::domain::recording::EndCause;
 use crate::domain::session::SessionError;
+use crate::domain::ticket::Ticket;
 use crate::keys::Minted;
 use crate::node::Node;
 use crate::observe::metrics as names;
-use crate::recorder::Recorder;
+use crate::recorder::{self, Begin, Recorder};
+use crate::tickets::Redeemed;
 
 use super::limits::StreamPermit;
 
@@ -34,6 +36,7 @@ pub(super) struct StreamInHand {
     tenant: Arc<Tenant>,
     route: Route,
     permit: StreamPermit,
+    ticket: Option<(Ticket, Redeemed)>,
     /// Until the stream starts; `None` also where the tenant lets calls go on unrecorded.
     key: Option<Minted>,
     decoder: TwilioDecoder,
@@ -46,11 +49,12 @@ impl StreamInHand {
         tenant: Arc<Tenant>,
         route: Route,
         permit: StreamPermit,
+        ticket: Option<(Ticket, Redeemed)>,
         key: Option<Minted>,
     ) -> Self {
         let accounts: Vec<AccountSid> = tenant.twilio.account_sids.clone();
         let decoder = TwilioDecoder::new(accounts, node.config.ingest.max_dropped_messages);
-        Self { node, tenant, route, permit, key, decoder, recorder: None }
+        Self { node, tenant, route, permit, ticket, key, decoder, recorder: None }
     }
 
     pub(super) fn tenant(&self) -> &TenantId {
@@ -67,6 +71,15 @@ impl StreamInHand {
 
     /// Takes a text message of the provider.
     pub(super) fn text(&mut self, now: Instant, text: &str) -> Option<MustEnd> {
+        if self.ticket.as_ref().is_some_and(|(_, redeemed)| redeemed.was_used_elsewhere()) {
+            self.ticket = None;
+            tracing::warn!(tenant = %self.tenant.id, "ticket was used on another node");
+            return Some(MustEnd {
+                cause: EndCause::ProtocolError,
+                code: 1008,
+                reason: "ticket already used",
+            });
+        }
         let outcome = match self.decoder.decode(text) {
             Ok(Event::Media(media)) => match &mut self.recorder {
                 Some(recorder) => recorder.media(now, &media),
@@ -170,12 +183,27 @@ impl StreamInHand {
                 reason: reason.name(),
             });
         }
+        let ticket = self.ticket.as_ref().map(|(ticket, _)| ticket);
+        if ticket.and_then(|ticket| ticket.call.as_ref()).is_some_and(|call| *call != start.call) {
+            tracing::warn!(tenant = %self.tenant.id, "ticket is for another call");
+            return Some(MustEnd { cause: EndCause::ProtocolError, code: 1008, reason: "other_call" });
+        }
         let key = self.key.take()?;
-        if self.route.record == RecordPolicy::Never {
+        let consent = consent(ticket, start);
+        let is_wanted = match self.route.record {
+            RecordPolicy::Always => true,
+            RecordPolicy::OnConsent => consent.is_some(),
+            RecordPolicy::Never => false,
+        };
+        if !is_wanted {
             self.node.keys.give_back(&self.tenant.id, key);
+            if self.route.record == RecordPolicy::OnConsent {
+                recorder::skipped(&self.node, &self.tenant, "no-consent");
+            }
             return None;
         }
-        match Recorder::start(&self.node, &self.tenant, &self.route, key, start) {
+        let begin = Begin { start, ticket, consent };
+        match Recorder::start(&self.node, &self.tenant, &self.route, key, &begin) {
             Ok(recorder) => {
                 tracing::info!(
                     tenant = %self.tenant.id,
@@ -238,4 +266,15 @@ impl StreamInHand {
             }
         }
     }
+}
+
+/// The parameter by which whoever places a call says that the caller agrees to be recorded.
+const CONSENT_PARAMETER: &str = "callseal_consent";
+
+/// Returns how the caller's consent is known.
+fn consent(ticket: Option<&Ticket>, start: &StreamStart) -> Option<&'static str> {
+    if ticket.is_some_and(|ticket| ticket.consent) {
+        return Some("ticket");
+    }
+    start.parameters.get(CONSENT_PARAMETER).is_some_and(|value| value == "true").then_some("parameter")
 }

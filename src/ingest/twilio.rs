@@ -25,11 +25,13 @@ use crate::domain::ids::{RouteName, TenantId};
 use crate::domain::provider::twilio_signature::{
     MAX_FORM_BYTES, Refusal, SignatureHeaders, TwilioSecrets, parse_form, verify_callback, verify_handshake,
 };
+use crate::domain::ticket::Ticket;
 use crate::drain::Phase;
 use crate::keys::Minted;
 use crate::node::Node;
 use crate::observe::metrics;
 use crate::relay::MAX_MESSAGE_BYTES;
+use crate::tickets::{NotTaken, Redeemed};
 
 use super::Peer;
 use super::connection;
@@ -47,6 +49,8 @@ const UPGRADE_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) struct Admitted {
     pub(super) tenant: Arc<Tenant>,
     pub(super) route: Route,
+    /// What it has brought, and whether another node was brought it before.
+    pub(super) ticket: Option<(Ticket, Redeemed)>,
     /// `None` where there is none to be had and the tenant lets calls go on unrecorded.
     pub(super) key: Option<Minted>,
     pub(super) permit: StreamPermit,
@@ -85,7 +89,8 @@ pub async fn answer(request: Request<Incoming>, peer: Peer, id: &str, node: Arc<
 struct Target {
     tenant: Option<TenantId>,
     route: Option<RouteName>,
-    /// A ticket, or more than a path may have.
+    ticket: Option<String>,
+    /// More than a path may have.
     has_more: bool,
     /// `…/{route}/status`
     is_status: bool,
@@ -100,8 +105,9 @@ impl Target {
             Some(part) => part.parse().ok(),
         };
         let rest: Vec<&str> = parts.collect();
-        let has_more = !matches!(rest.as_slice(), [] | [""]);
-        Self { tenant, route, has_more, is_status: rest == ["status"] }
+        let ticket = rest.first().filter(|ticket| !ticket.is_empty()).map(|ticket| (*ticket).to_owned());
+        let has_more = !matches!(rest.as_slice(), [] | [_] | [_, ""]);
+        Self { tenant, route, ticket, has_more, is_status: rest == ["status"] }
     }
 }
 
@@ -112,10 +118,10 @@ async fn handshake(
     node: &Arc<Node>,
 ) -> Result<Answer, Refused> {
     let accept = check_form(&request)?;
-    let (tenant, route) = authenticate(&request, target, node).inspect_err(|_| {
+    let (tenant, route, ticket) = authenticate(&request, target, node).inspect_err(|_| {
         tracing::warn!(source = %peer.source, "stream handshake refused: forbidden");
     })?;
-    let admitted = admit(tenant, route, &mut request, node).await?;
+    let admitted = admit(tenant, route, ticket, &mut request, node).await?;
     let upstream = admitted.route.upstream.as_ref();
     let dialling =
         upstream.map(|upstream| Dialling::begin(node, &admitted.tenant.id, &admitted.route, upstream));
@@ -170,7 +176,7 @@ fn authenticate(
     request: &Request<Incoming>,
     target: &Target,
     node: &Node,
-) -> Result<(Arc<Tenant>, Route), Refused> {
+) -> Result<(Arc<Tenant>, Route, Option<Ticket>), Refused> {
     let tenant = target.tenant.as_ref().and_then(|tenant| node.tenant(tenant));
     let route = target.route.as_ref().and_then(|route| tenant.as_deref()?.route(route).cloned());
     let path = request.uri().path();
@@ -179,10 +185,24 @@ fn authenticate(
     });
     match (tenant, route, checked) {
         (Some(tenant), Some(route), Ok(())) if tenant.status == TenantStatus::Active && !target.has_more => {
-            Ok((tenant, route))
+            let ticket = open_ticket(target.ticket.as_deref(), &tenant, &route)?;
+            Ok((tenant, route, ticket))
         }
         _ => Err(FORBIDDEN),
     }
+}
+
+/// A ticket that is brought must be good, also where none is needed.
+fn open_ticket(text: Option<&str>, tenant: &Tenant, route: &Route) -> Result<Option<Ticket>, Refused> {
+    let Some(text) = text else {
+        return if route.require_ticket { Err(FORBIDDEN) } else { Ok(None) };
+    };
+    let secret = |kid: &str| tenant.tickets.keys.get(kid).map(|key| key.expose());
+    let opened = Ticket::open(text, &tenant.id, route.name.as_str(), secret, clock::wall().0 / 1000);
+    opened.map(Some).map_err(|refusal| {
+        tracing::warn!(tenant = %tenant.id, route = %route.name, why = %refusal, "ticket is not taken");
+        FORBIDDEN
+    })
 }
 
 /// Verifies with a tenant's secrets, or with one that nobody has, which takes as long.
@@ -214,6 +234,7 @@ fn verify(
 async fn admit(
     tenant: Arc<Tenant>,
     route: Route,
+    ticket: Option<Ticket>,
     request: &mut Request<Incoming>,
     node: &Arc<Node>,
 ) -> Result<Admitted, Refused> {
@@ -249,8 +270,24 @@ async fn admit(
             None
         }
     };
+    // Last, so that a call that is refused for another reason keeps its ticket.
+    let redeemed = ticket.as_ref().map(|ticket| node.tickets.redeem(tenant.id.tag(), ticket)).transpose();
+    let redeemed = match redeemed {
+        Ok(redeemed) => redeemed,
+        Err(not_taken) => {
+            if let Some(key) = key {
+                node.keys.give_back(&tenant.id, key);
+            }
+            tracing::warn!(tenant = %tenant.id, why = %not_taken, "ticket is not taken");
+            return Err(match not_taken {
+                NotTaken::Used => FORBIDDEN,
+                NotTaken::Full => unavailable("too many tickets"),
+            });
+        }
+    };
+    let ticket = ticket.zip(redeemed);
     let place = request.extensions_mut().remove::<Arc<OwnedSemaphorePermit>>();
-    Ok(Admitted { tenant, route, key, permit, place })
+    Ok(Admitted { tenant, route, ticket, key, permit, place })
 }
 
 async fn run_upgraded(

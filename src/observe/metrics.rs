@@ -48,6 +48,10 @@ pub const RELAY_DROPPED: &str = "relay_messages_dropped_total";
 pub const UPSTREAM_DIALS: &str = "relay_dials_total";
 /// Counter, label `action`: agents that were lost, and what became of the call.
 pub const AGENTS_LOST: &str = "relay_agents_lost_total";
+/// Counter: tickets of which the store did not say in time whether another node had used them; they were taken.
+pub const TICKETS_UNCONFIRMED: &str = "tickets_unconfirmed_total";
+/// Counter: streams that were not recorded, because nobody said that the caller agrees.
+pub const WITHOUT_CONSENT: &str = "streams_without_consent_total";
 /// Counter: calls passed on without a recording, because no key was to be had.
 pub const CALLS_UNRECORDED: &str = "calls_unrecorded_total";
 /// Gauge: sealed bytes waiting in memory for the store.
@@ -240,6 +244,8 @@ pub const ALL: &[Metric] = &[
     metric(RELAY_DROPPED, Kind::Counter, Unit::Count, "Messages not passed on, by direction."),
     metric(UPSTREAM_DIALS, Kind::Counter, Unit::Count, "Attempts to reach an agent, by result."),
     metric(AGENTS_LOST, Kind::Counter, Unit::Count, "Agents lost, by what became of the call."),
+    metric(TICKETS_UNCONFIRMED, Kind::Counter, Unit::Count, "Tickets taken that the store did not confirm."),
+    metric(WITHOUT_CONSENT, Kind::Counter, Unit::Count, "Streams not recorded for want of consent."),
     metric(CALLS_UNRECORDED, Kind::Counter, Unit::Count, "Calls passed on without a recording."),
     metric(KEY_ERRORS, Kind::Counter, Unit::Count, "Keys that could not be minted."),
     metric(PLAYS, Kind::Counter, Unit::Count, "Playback requests, by result."),

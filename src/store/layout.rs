@@ -9,6 +9,7 @@
 //! e/<yyyy-mm-dd>/<tenant tag>/<recording>             expiry index
 //! h/<tenant tag>/<recording>/<revision>.json          retention order: hold, release, earlier expiry; the highest counts
 //! d/<tenant tag>/<recording>.json                     deletion receipt
+//! n/<yyyy-mm-dd>/<tenant tag>/<ticket>                used tickets, by the date on which they expire
 //! a/<tenant tag>/<yyyy>/<mm>/<dd>/<chain>-<seq>.car   audit records
 //! ```
 
@@ -91,6 +92,15 @@ pub fn expiry(date: &str, tenant: TenantTag, recording: RecordingId) -> ObjectNa
 
 /// The prefix of the expiry index; its entries are in the order of their dates.
 pub const EXPIRY_PREFIX: &str = "e/";
+
+/// The prefix of used tickets; they are in the order of the dates on which they expire.
+pub const TICKETS_PREFIX: &str = "n/";
+
+/// A used ticket; `date` is `yyyy-mm-dd`. `None` for an id that is not of a ticket.
+pub fn used_ticket(date: &str, tenant: TenantTag, id: &str) -> Option<ObjectName> {
+    let is_id = id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit());
+    is_id.then(|| name(format!("{TICKETS_PREFIX}{date}/{tenant}/{id}")))
+}
 
 /// Reads date, tenant and recording out of the name of an entry of the expiry index.
 pub fn expiry_of(name: &ObjectName) -> Option<(&str, TenantTag, RecordingId)> {

@@ -104,6 +104,8 @@ pub enum ObjectClass {
     Order,
     /// The receipt of a deletion.
     Receipt,
+    /// A ticket that was used.
+    Ticket,
 }
 
 impl ObjectClass {
@@ -116,6 +118,7 @@ impl ObjectClass {
             Self::Audit => "audit",
             Self::Order => "order",
             Self::Receipt => "receipt",
+            Self::Ticket => "ticket",
         }
     }
 }

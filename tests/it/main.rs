@@ -26,5 +26,6 @@ mod s3;
 mod secrets;
 mod shutdown;
 mod support;
+mod tickets;
 mod tls;
 mod vectors;

@@ -286,6 +286,8 @@ fn feed(
                 started_ms: STARTED.0,
                 parameters: start.parameters,
                 retention_days: 90,
+                ticket: BTreeMap::new(),
+                consent: None,
             };
             let setup = SessionSetup {
                 dek: dek_of(dek),

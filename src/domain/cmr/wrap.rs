@@ -52,6 +52,8 @@ pub struct SealedBox {
 impl SealedBox {
     /// A DEK wrapped under a KEK.
     pub const WRAPPED_DEK: Self = Self { label: b"cmr1 wrap\0" };
+    /// A ticket under one of the tenant's ticket secrets.
+    pub const TICKET: Self = Self { label: b"callseal ticket\0" };
     /// An audit record under the tenant's audit key.
     pub const AUDIT_RECORD: Self = Self { label: b"callseal audit\0" };
 

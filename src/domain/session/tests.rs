@@ -55,6 +55,8 @@ fn setup(limits: SegmentLimits, dtmf: DtmfPolicy) -> SessionSetup {
         started_ms: 0,
         parameters: BTreeMap::new(),
         retention_days: 90,
+        ticket: BTreeMap::new(),
+        consent: None,
     };
     SessionSetup { dek: dek(), ids: ids(), limits, dtmf, agent: AgentAudio::Received, metadata }
 }

@@ -26,6 +26,7 @@ use callseal::store::folder::Folder;
 use callseal::store::{
     ByteRange, Fetched, ObjectInfo, ObjectName, PutOutcome, Store, StoreError, StoreProfile, Tags, Upload,
 };
+use callseal::tickets::Tickets;
 use callseal::upload::{RetryPolicy, Uploader};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
@@ -215,7 +216,9 @@ impl TestNode {
         let uploader = Uploader::new(Arc::clone(&store), journal.clone(), policy, 4, budget);
         let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
         let endpoint = Endpoint::new(listener.local_addr().unwrap(), home.public_url()).unwrap();
+        let tickets = Tickets::new(Arc::clone(&store));
         let node = Arc::new(Node {
+            tickets,
             audit: AuditLog::start("test".to_owned(), Arc::clone(&keys), Arc::clone(&store)),
             store,
             keys,

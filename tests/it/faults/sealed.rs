@@ -187,6 +187,8 @@ fn metadata() -> RecordingMetadata {
         started_ms: STARTED.0,
         parameters: BTreeMap::new(),
         retention_days: 90,
+        ticket: BTreeMap::new(),
+        consent: None,
     }
 }
 

@@ -370,5 +370,7 @@ fn metadata(days: u32, started: UnixMillis) -> RecordingMetadata {
         started_ms: started.0,
         parameters: BTreeMap::new(),
         retention_days: days,
+        ticket: BTreeMap::new(),
+        consent: None,
     }
 }

@@ -1,0 +1,226 @@
+//! Tickets: path segments that make one call's URL, sealed so that nobody else can make or read one.
+//!
+//! `<kid>.<base64url of a sealed box>` (`docs/FORMAT.md` section 11 has the box). Inside is JSON: an id for single use, the
+//! time of its making and of its end, the route, and what is known of the call. A ticket in a URL is a bearer secret.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::cmr::{Salt, SealedBox};
+use super::ids::TenantId;
+use super::sign::{decode_base64url, encode_base64url, hmac_sha256};
+
+/// A URL in TwiML may be longer, but nobody documents how much.
+pub const MAX_TEXT_BYTES: usize = 1_500;
+/// Names and values of the metadata together.
+pub const MAX_METADATA_BYTES: usize = 512;
+/// Entries of the metadata.
+pub const MAX_METADATA: usize = 16;
+/// The clock of whoever made a ticket may be ahead by so much, in seconds.
+pub const SKEW_SECS: u64 = 30;
+
+/// What a ticket says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ticket {
+    /// Version of this record: 1.
+    pub v: u8,
+    /// 32 hexadecimal digits, random.
+    pub id: String,
+    /// Unix seconds of its making.
+    pub iat: u64,
+    /// Unix seconds from which on it is worth nothing.
+    pub exp: u64,
+    /// The only route that it is for.
+    pub route: String,
+    /// The provider's call that it is for; any unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub call: Option<String>,
+    /// How many days the recording is kept, instead of the tenant's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention_days: Option<u32>,
+    /// The caller has agreed to be recorded.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub consent: bool,
+    /// What the recording shall say of itself. Often personal data.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// Why a ticket cannot be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TicketFault {
+    /// Too much in it.
+    #[error(
+        "ticket is too long; allowed: {MAX_METADATA} entries of metadata, {MAX_METADATA_BYTES} bytes together"
+    )]
+    TooLong,
+    /// The cipher refuses.
+    #[error("ticket cannot be sealed")]
+    Unsealable,
+}
+
+/// Why a ticket is not taken. Who brings it is never told which.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TicketRefusal {
+    /// Not the form of a ticket, or a key that the tenant does not have.
+    #[error("not a ticket")]
+    Malformed,
+    /// Not sealed by the tenant's key.
+    #[error("not sealed by this tenant's key")]
+    NotAuthentic,
+    /// For another route.
+    #[error("of another route")]
+    OtherRoute,
+    /// Over, or not begun.
+    #[error("expired, or not yet valid")]
+    Expired,
+}
+
+impl Ticket {
+    /// Seals a ticket with one of the tenant's secrets. `salt` must be fresh random bytes.
+    ///
+    /// # Errors
+    /// [`TicketFault`].
+    pub fn seal(
+        &self,
+        tenant: &TenantId,
+        kid: &str,
+        secret: &[u8],
+        salt: &Salt,
+    ) -> Result<String, TicketFault> {
+        let metadata_bytes: usize = self.metadata.iter().map(|(name, value)| name.len() + value.len()).sum();
+        if self.metadata.len() > MAX_METADATA || metadata_bytes > MAX_METADATA_BYTES {
+            return Err(TicketFault::TooLong);
+        }
+        let text = serde_json::to_vec(self).map_err(|_| TicketFault::Unsealable)?;
+        let sealed = SealedBox::TICKET
+            .seal(&key(secret), salt, &context(tenant, kid), &text)
+            .map_err(|_| TicketFault::Unsealable)?;
+        let ticket = format!("{kid}.{}", encode_base64url(&sealed));
+        if ticket.len() > MAX_TEXT_BYTES { Err(TicketFault::TooLong) } else { Ok(ticket) }
+    }
+
+    /// Opens a ticket that was brought to a route; `secrets` finds the tenant's by name. Takes as long for a ticket of a key
+    /// that there is not as for one that is not authentic.
+    ///
+    /// # Errors
+    /// [`TicketRefusal`].
+    pub fn open<'s>(
+        text: &str,
+        tenant: &TenantId,
+        route: &str,
+        secrets: impl FnOnce(&str) -> Option<&'s [u8]>,
+        now_secs: u64,
+    ) -> Result<Self, TicketRefusal> {
+        if text.len() > MAX_TEXT_BYTES {
+            return Err(TicketRefusal::Malformed);
+        }
+        let (kid, sealed) = text.split_once('.').ok_or(TicketRefusal::Malformed)?;
+        let sealed = decode_base64url(sealed.as_bytes()).ok_or(TicketRefusal::Malformed)?;
+        let secret = secrets(kid).unwrap_or(b"no tenant has this key");
+        let opened = SealedBox::TICKET
+            .open(&key(secret), &context(tenant, kid), &sealed)
+            .map_err(|_| TicketRefusal::NotAuthentic)?;
+        let ticket: Self = serde_json::from_slice(&opened).map_err(|_| TicketRefusal::Malformed)?;
+        if ticket.v != 1 {
+            return Err(TicketRefusal::Malformed);
+        }
+        if ticket.route != route {
+            return Err(TicketRefusal::OtherRoute);
+        }
+        if now_secs >= ticket.exp || now_secs.saturating_add(SKEW_SECS) < ticket.iat {
+            return Err(TicketRefusal::Expired);
+        }
+        Ok(ticket)
+    }
+}
+
+fn key(secret: &[u8]) -> [u8; 32] {
+    hmac_sha256(secret, [b"callseal-ticket-v1".as_slice()])
+}
+
+fn context(tenant: &TenantId, kid: &str) -> Vec<u8> {
+    format!("callseal-ticket-v1\n{kid}\n{tenant}").into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECRET: &[u8] = b"a ticket secret of more than 32 bytes, invented";
+
+    fn tenant() -> TenantId {
+        "acme-dental".parse().unwrap()
+    }
+
+    fn ticket() -> Ticket {
+        Ticket {
+            v: 1,
+            id: "000102030405060708090a0b0c0d0e0f".to_owned(),
+            iat: 1_000,
+            exp: 1_300,
+            route: "agent".to_owned(),
+            call: Some("CA1".to_owned()),
+            retention_days: Some(30),
+            consent: true,
+            metadata: BTreeMap::from([("order".to_owned(), "r-20417".to_owned())]),
+        }
+    }
+
+    fn open(text: &str, tenant: &TenantId, route: &str, now: u64) -> Result<Ticket, TicketRefusal> {
+        Ticket::open(text, tenant, route, |kid| (kid == "k1").then_some(SECRET), now)
+    }
+
+    #[test]
+    fn a_ticket_comes_back_and_is_one_text_for_ever() {
+        let text = ticket().seal(&tenant(), "k1", SECRET, &[7; 32]).unwrap();
+        assert_eq!(open(&text, &tenant(), "agent", 1_100), Ok(ticket()));
+        // Tickets that were made by one version are taken by the next.
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors/ticket.txt");
+        assert_eq!(text, std::fs::read_to_string(path).unwrap().trim_end());
+        let plain = Ticket {
+            call: None,
+            retention_days: None,
+            consent: false,
+            metadata: BTreeMap::new(),
+            ..ticket()
+        };
+        let text = plain.seal(&tenant(), "k1", SECRET, &[8; 32]).unwrap();
+        assert_eq!(open(&text, &tenant(), "agent", 1_100), Ok(plain));
+    }
+
+    #[test]
+    fn anything_else_is_refused() {
+        let text = ticket().seal(&tenant(), "k1", SECRET, &[7; 32]).unwrap();
+        for at in 0..text.len() {
+            let mut changed = text.clone().into_bytes();
+            changed[at] = if changed[at] == b'A' { b'B' } else { b'A' };
+            let changed = String::from_utf8(changed).unwrap();
+            assert!(open(&changed, &tenant(), "agent", 1_100).is_err(), "character {at}");
+            assert!(open(&text[..at], &tenant(), "agent", 1_100).is_err(), "cut at {at}");
+        }
+        let refused =
+            |tenant: &str, route: &str, now| open(&text, &tenant.parse().unwrap(), route, now).unwrap_err();
+        assert_eq!(refused("acme", "agent", 1_100), TicketRefusal::NotAuthentic);
+        assert_eq!(refused("acme-dental", "default", 1_100), TicketRefusal::OtherRoute);
+        assert_eq!(refused("acme-dental", "agent", 1_300), TicketRefusal::Expired);
+        assert_eq!(refused("acme-dental", "agent", 969), TicketRefusal::Expired);
+        assert!(open(&text, &tenant(), "agent", 970).is_ok());
+        let renamed = text.replacen("k1.", "k2.", 1);
+        assert_eq!(open(&renamed, &tenant(), "agent", 1_100), Err(TicketRefusal::NotAuthentic));
+        let long = format!("k1.{}", "A".repeat(MAX_TEXT_BYTES));
+        assert_eq!(open(&long, &tenant(), "agent", 1_100), Err(TicketRefusal::Malformed));
+    }
+
+    #[test]
+    fn metadata_is_bounded() {
+        let many = (0..17).map(|number| (number.to_string(), String::new())).collect();
+        let long = BTreeMap::from([("x".to_owned(), "y".repeat(512))]);
+        for metadata in [many, long] {
+            let ticket = Ticket { metadata, ..ticket() };
+            assert_eq!(ticket.seal(&tenant(), "k1", SECRET, &[7; 32]), Err(TicketFault::TooLong));
+        }
+    }
+}
