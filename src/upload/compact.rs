@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::{StreamExt, stream};
 use sha2::{Digest, Sha256};
 
 use crate::domain::cmr::{Manifest, ReadError, Row, Tail, check_digest};
@@ -18,6 +19,9 @@ use super::objects::{FinalObject, RecordingObjects, SegmentId};
 use super::requests::Requests;
 use super::retry::RetryPolicy;
 use super::tags::{locked_until, newest_order, tag_hold};
+
+/// Segments asked for at the same time: 4 of 90 KB are little beside the part that they go into.
+const READ_AHEAD: usize = 4;
 
 /// Why a recording could not be compacted.
 #[derive(Debug, thiserror::Error)]
@@ -191,18 +195,26 @@ impl Writing<'_> {
     /// Writes the object; answers its digest and length. `None`: an earlier run wrote it, and it is the right one.
     async fn write(&mut self, parts: &mut Parts<'_>) -> Result<Option<([u8; 32], u64)>, CompactError> {
         let RecordingObjects { requests, tenant, recording } = self.objects;
-        for (number, row) in (0..).zip(self.rows.clone()) {
-            let name = layout::segment(tenant, recording, row.writer, row.seq);
-            let segment = match requests.get(&name, None).await {
+        let rows = self.rows.clone();
+        // Some are asked for ahead: one after the other, an hour of a call would take a minute in a distant store.
+        let mut segments = stream::iter(rows.clone())
+            .map(|row: Row| {
+                let name = layout::segment(tenant, recording, row.writer, row.seq);
+                async move { (requests.get(&name, None).await, name) }
+            })
+            .buffered(READ_AHEAD);
+        for (number, row) in (0..).zip(&rows) {
+            let Some((fetched, name)) = segments.next().await else { break };
+            let segment = match fetched {
                 // Deleted by whoever has written a final object with it.
                 Err(StoreError::NotFound) if self.is_there().await? => {
                     self.check_final().await?;
                     return Ok(None);
                 }
-                Err(StoreError::NotFound) => self.row_of_older(&row, name).await?,
+                Err(StoreError::NotFound) => self.row_of_older(row, name).await?,
                 segment => {
                     let segment = segment?.bytes;
-                    check_digest(number, &row, &segment)?;
+                    check_digest(number, row, &segment)?;
                     self.written.copied.insert((row.writer, row.seq));
                     segment
                 }
