@@ -7,6 +7,10 @@ pub mod twilio;
 pub mod twilio_agent;
 mod twilio_scan;
 pub mod twilio_signature;
+pub mod vapi;
+pub mod vapi_listen;
+pub mod vapi_pcm;
+pub mod vapi_transport;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -221,6 +225,12 @@ pub enum CloseReason {
     OtherStream,
     /// Another encoding, rate or channel count than the provider's constant.
     UnsupportedFormat,
+    /// A later start with another format than the first one.
+    OtherFormat,
+    /// A message longer than any that the provider needs.
+    TooLarge,
+    /// More audio than real time can hold.
+    TooFast,
     /// More than the allowed number of dropped messages.
     Flood,
     /// No start message in time.
@@ -231,11 +241,14 @@ impl CloseReason {
     /// Returns the websocket close code (RFC 6455 section 7.4.1).
     pub fn code(self) -> u16 {
         match self {
+            Self::OtherFormat => 1002,
             Self::UnsupportedFormat => 1003,
+            Self::TooLarge => 1009,
             Self::MediaBeforeStart
             | Self::BadStart
             | Self::ForeignAccount
             | Self::OtherStream
+            | Self::TooFast
             | Self::Flood
             | Self::NoStart => 1008,
         }
@@ -249,6 +262,9 @@ impl CloseReason {
             Self::ForeignAccount => "foreign_account",
             Self::OtherStream => "other_stream",
             Self::UnsupportedFormat => "unsupported_format",
+            Self::OtherFormat => "other_format",
+            Self::TooLarge => "too_large",
+            Self::TooFast => "too_fast",
             Self::Flood => "flood",
             Self::NoStart => "no_start",
         }
