@@ -20,6 +20,8 @@ use super::requests::Requests;
 use super::retry::RetryPolicy;
 use super::tags::{locked_until, newest_order, tag_hold};
 
+/// A finished object is read back in pieces of 1 MiB: an answer is in memory twice for a moment.
+const READ_BACK_BYTES: u64 = 1 << 20;
 /// Segments asked for at the same time: 4 of 90 KB are little beside the part that they go into.
 const READ_AHEAD: usize = 4;
 
@@ -345,7 +347,7 @@ async fn read_back(requests: Requests<'_>, name: &ObjectName, length: u64) -> Re
     let mut hash = Sha256::new();
     let mut position = 0;
     while position < length {
-        let end = length.min(position + MIN_PART_BYTES as u64);
+        let end = length.min(position + READ_BACK_BYTES);
         let fetched = match requests.get(name, Some(ByteRange::Span(position..end))).await {
             Err(StoreError::OutOfRange { .. }) => return Err(CompactError::Differs),
             fetched => fetched?,

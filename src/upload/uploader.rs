@@ -32,9 +32,9 @@ use super::retry::{Retry, RetryPolicy};
 use super::tags::RetentionTags;
 use super::turns::Urgency;
 
-/// Memory for all recordings that are being merged, in MiB: two long ones, or many short ones. Calls may end together, by
+/// Memory for all recordings that are being merged, in MiB: a long one and some short ones. Calls may end together, by
 /// hundreds.
-const MERGING_MIB: u32 = 32;
+const MERGING_MIB: u32 = 24;
 /// Segments of one recording that may wait. A day of the shortest ones, of one second, is 86,400; bursts make some more.
 /// Their bytes are bounded elsewhere; each costs about 200 bytes here.
 const LANE_QUEUE: usize = 1 << 18;
