@@ -5,7 +5,8 @@
 //! it as it is played, so that nothing is recorded which nobody heard, wherever a call ends.
 //!
 //! Positions are samples on the clock of the provider's timestamps. An instant is put on that clock by the caller's least
-//! delayed message; how much later than our sending the provider plays is learned from marks.
+//! delayed message; how much later than our sending the provider plays is learned from marks. A mark comes in order with the
+//! caller's audio, so the audio before it says when it was sent, however late both arrive.
 //!
 //! Invariants: pieces come out in order, without overlap; the queue holds at most [`MAX_QUEUED_SAMPLES`].
 
@@ -86,7 +87,7 @@ impl Playout {
     pub(super) fn caller_at(&mut self, now: Instant, timestamp_ms: Option<u64>, samples: u32) {
         let start = timestamp_ms.and_then(|ms| i64::try_from(ms).ok());
         let Some(start) = start.and_then(|ms| ms.checked_mul(i64::from(SAMPLES_PER_MS))) else { return };
-        self.clock.observe(now, start.saturating_add(i64::from(samples)));
+        self.clock.observe(now, start.saturating_add(i64::from(samples)), samples);
     }
 
     /// Queues audio that was sent to the provider at `now`.
@@ -161,7 +162,8 @@ impl Playout {
         // They come back in order; those before it were never returned.
         let Some(index) = self.marks.iter().position(|mark| mark.name == name) else { return };
         let Some(mark) = self.marks.drain(..=index).next_back() else { return };
-        let late = self.clock.position(now) - mark.end;
+        let Some(sent_at) = self.clock.sent_at(now) else { return };
+        let late = sent_at - mark.end;
         if !(-MAX_LATENCY..=MAX_LATENCY).contains(&late) {
             return;
         }
@@ -197,15 +199,18 @@ struct StreamClock {
     newest: Option<i64>,
     before: Option<i64>,
     window_from: Instant,
+    /// Where the caller's next message ends at the latest, if it follows the one before.
+    next_end: Option<i64>,
 }
 
 impl StreamClock {
     fn new(now: Instant) -> Self {
-        Self { began: now, newest: None, before: None, window_from: now }
+        Self { began: now, newest: None, before: None, window_from: now, next_end: None }
     }
 
-    /// Audio that ends at `end` was there at `now`.
-    fn observe(&mut self, now: Instant, end: i64) {
+    /// Audio of `samples` that ends at `end` was there at `now`.
+    fn observe(&mut self, now: Instant, end: i64, samples: u32) {
+        self.next_end = self.next_end.max(Some(end.saturating_add(i64::from(samples))));
         if now.saturating_duration_since(self.window_from) >= WINDOW {
             (self.before, self.newest, self.window_from) = (self.newest, None, now);
         }
@@ -220,6 +225,12 @@ impl StreamClock {
             (None, None) => 0,
         };
         self.since_begin(now).saturating_sub(offset)
+    }
+
+    /// Returns where the provider was when it sent what arrives at `now`: no later than the least delay allows, and before
+    /// the caller's next message. `None` before the caller's first.
+    fn sent_at(&self, now: Instant) -> Option<i64> {
+        self.next_end.map(|next| next.min(self.position(now)))
     }
 
     fn since_begin(&self, now: Instant) -> i64 {
@@ -272,8 +283,17 @@ mod tests {
         Say(usize),
         Clear,
         Mark,
-        /// The network holds the caller's messages back for so long.
+        /// The network holds back for so long what the provider sends.
         Stall(u32),
+    }
+
+    /// What a provider sends.
+    enum Down {
+        /// 20 ms of the caller that end there.
+        Caller {
+            end_ms: u64,
+        },
+        Mark(String),
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -295,9 +315,9 @@ mod tests {
         let (mut provider, mut now_ms, mut spoken, mut marks) = (Provider::default(), 0u64, 0u8, 0u32);
         let mut heard: Vec<Option<u8>> = Vec::new();
         let mut held_until = 0;
-        // What is on its way to the provider, and marks on their way back, with the time of arrival.
+        // What is on its way to the provider, and what on its way back in one connection, with the time of arrival.
         let mut up: VecDeque<(u64, Step, Vec<u8>, String)> = VecDeque::new();
-        let mut down: VecDeque<(u64, String)> = VecDeque::new();
+        let mut down: VecDeque<(u64, Down)> = VecDeque::new();
         let mut pending: VecDeque<Step> = steps.iter().cloned().chain([Step::Wait(4_000)]).collect();
         let mut wait = 0u32;
         loop {
@@ -337,15 +357,16 @@ mod tests {
                     (.., name) => provider.marks.push_back((name, provider.queue.len())),
                 }
             }
-            down.extend(back.into_iter().map(|(name, _)| (now_ms + down_ms, name)));
-            if now_ms % 20 == 0 && now_ms >= held_until && now_ms >= down_ms {
-                // The caller's 20 ms that ended `down_ms` ago.
-                let end_ms = now_ms - down_ms;
-                model.caller_at(now, end_ms.checked_sub(20), 160);
+            down.extend(back.into_iter().map(|(name, _)| (now_ms + down_ms, Down::Mark(name))));
+            if now_ms % 20 == 0 {
+                down.push_back((now_ms + down_ms, Down::Caller { end_ms: now_ms }));
             }
-            while down.front().is_some_and(|(at, _)| *at <= now_ms) {
+            while now_ms >= held_until && down.front().is_some_and(|(at, _)| *at <= now_ms) {
                 drain(&mut model, now, &mut heard);
-                model.mark_back(now, &down.pop_front().unwrap().1);
+                match down.pop_front().unwrap().1 {
+                    Down::Caller { end_ms } => model.caller_at(now, end_ms.checked_sub(20), 160),
+                    Down::Mark(name) => model.mark_back(now, &name),
+                }
             }
             drain(&mut model, now, &mut heard);
             now_ms += 1;
@@ -394,8 +415,8 @@ mod tests {
         fn without_delay_the_model_hears_what_the_caller_hears(steps in prop::collection::vec(step(), 1..40)) {
             let (truth, heard) = run(&steps, 0, 0);
             // One millisecond is the step of the schedule, at both ends; ten are taken as an agent's jitter, and a mark may
-            // take them back.
-            let slack = 2 * JITTER + 4 * MS;
+            // take them back; of a mark that was held back it is known which two of the caller's messages it was between.
+            let slack = 2 * JITTER + 4 * MS + 20 * MS;
             for (of_truth, of_model) in [(starts(&truth), starts(&heard)), (amounts(&truth), amounts(&heard))] {
                 let long = |list: &[(u8, i64)]| list.len();
                 prop_assert!(long(&of_truth).abs_diff(long(&of_model)) <= 2, "{of_truth:?} {of_model:?}");
@@ -431,6 +452,9 @@ mod tests {
         let mut model = Playout::new(began);
         model.push(at(0), Zeroizing::new(vec![1; 800])).unwrap();
         model.mark_sent(at(0), "a");
+        for frame in 0..12 {
+            model.caller_at(at(20 * frame + 20), Some(20 * frame), 160);
+        }
         while model.poll(at(300)).is_some() {}
         // 100 ms of audio sent at 0 were played at 250: 150 ms there and back.
         model.mark_back(at(250), "a");
@@ -440,6 +464,24 @@ mod tests {
         assert_eq!(model.poll(at(1_300)).unwrap().pts, 1_150 * 8);
         model.mark_back(at(1_300), "never sent");
         assert_eq!(model.latency, 150 * MS);
+    }
+
+    #[test]
+    fn a_mark_that_was_held_back_teaches_nothing_wrong() {
+        let began = crate::clock::monotonic();
+        let at = |ms: u64| began + Duration::from_millis(ms);
+        let mut model = Playout::new(began);
+        for frame in 0..5 {
+            model.caller_at(at(20 * frame + 20), Some(20 * frame), 160);
+        }
+        model.push(at(100), Zeroizing::new(vec![1; 800])).unwrap();
+        model.mark_sent(at(100), "a");
+        // Played at 200; then the connection stands still until 900.
+        for frame in 5..10 {
+            model.caller_at(at(900), Some(20 * frame), 160);
+        }
+        model.mark_back(at(900), "a");
+        assert!(model.latency <= 20 * MS, "{}", model.latency);
     }
 
     #[test]

@@ -26,29 +26,25 @@ pub struct Conversation {
     pub marks: Vec<String>,
     /// Code and reason with which the server ended it, if it did.
     pub closed: Option<(Option<u16>, String)>,
+    /// How much later than it should have the most delayed message of the caller was sent: this process was busy.
+    pub worst_delay: Duration,
 }
 
-/// What Twilio plays.
+/// What Twilio plays: 20 ms with each message of the caller.
 struct Player {
     conversation: Conversation,
     queue: VecDeque<u8>,
     /// Names, and how many samples of the queue are before each.
     marks: VecDeque<(String, usize)>,
-    began: Instant,
-    /// The position on the stream's clock at `began`, in samples.
-    origin: u64,
 }
 
 impl Player {
-    /// Plays up to now; answers the marks that are to be returned.
-    fn play(&mut self) -> Vec<String> {
-        let elapsed = clock::since(self.began).as_micros() * u128::from(SAMPLES_PER_MS) / 1000;
-        let until = usize::try_from(u128::from(self.origin) + elapsed).unwrap_or(usize::MAX);
+    /// Plays up to a position on the stream's clock, in samples; answers the marks that are to be returned.
+    fn play(&mut self, until: u64) -> Vec<String> {
+        let until = usize::try_from(until).unwrap_or(usize::MAX);
         let mut returned = Vec::new();
         loop {
-            while self.marks.front().is_some_and(|(_, before)| *before == 0) {
-                returned.extend(self.marks.pop_front().map(|(name, _)| name));
-            }
+            returned.append(&mut self.reached());
             if self.conversation.heard.len() >= until {
                 return returned;
             }
@@ -58,6 +54,12 @@ impl Player {
             }
             self.conversation.heard.push(sample);
         }
+    }
+
+    /// Returns the marks before which nothing is left to play.
+    fn reached(&mut self) -> Vec<String> {
+        let reached = self.marks.iter().take_while(|(_, before)| *before == 0).count();
+        self.marks.drain(..reached).map(|(name, _)| name).collect()
     }
 
     /// Takes a message of the agent; answers the marks that are to be returned at once.
@@ -72,7 +74,7 @@ impl Player {
             }
             "mark" => {
                 self.marks.push_back((field("/mark/name").to_owned(), self.queue.len()));
-                self.play()
+                self.reached()
             }
             "clear" => {
                 self.queue.clear();
@@ -93,27 +95,26 @@ impl TwilioCall {
         self.greet().await?;
         let began = clock::monotonic();
         let first_ms = self.plan.first_timestamp_ms;
-        let mut player = Player {
-            conversation: Conversation::default(),
-            queue: VecDeque::new(),
-            marks: VecDeque::new(),
-            began,
-            // The first 20 ms are over when they are sent.
-            origin: (first_ms + CHUNK_MS) * SAMPLES_PER_MS,
-        };
+        let mut player =
+            Player { conversation: Conversation::default(), queue: VecDeque::new(), marks: VecDeque::new() };
         let ticks = u64::try_from(longest.as_millis()).unwrap_or(u64::MAX) / CHUNK_MS;
         for tick in 0..ticks {
             let due = began + Duration::from_millis(tick * CHUNK_MS);
             if !self.listen_until(due, &mut player).await? {
                 return Ok(player.conversation);
             }
+            let delay = clock::since(due);
+            player.conversation.worst_delay = player.conversation.worst_delay.max(delay);
+            let timestamp_ms = first_ms + tick * CHUNK_MS;
+            // The caller's 20 ms are over when they are sent, and so are those that were played meanwhile.
+            let returned = player.play((timestamp_ms + CHUNK_MS) * SAMPLES_PER_MS);
             let chunk = usize::try_from(tick).unwrap_or(usize::MAX);
             if let Some(payload) = self.plan.caller.base64(chunk) {
-                let media = self.messages.media(Direction::Inbound, first_ms + tick * CHUNK_MS, payload);
+                let media = self.messages.media(Direction::Inbound, timestamp_ms, payload);
                 self.send_text(media).await?;
             }
+            self.return_marks(returned, &mut player).await?;
         }
-        player.play();
         Ok(player.conversation)
     }
 
@@ -124,27 +125,29 @@ impl TwilioCall {
         loop {
             let received = tokio::select! {
                 biased;
-                () = &mut alarm => None,
-                received = self.recv() => Some(received?),
+                () = &mut alarm => return Ok(true),
+                received = self.recv() => received?,
             };
-            let is_due = received.is_none();
-            let mut returned = player.play();
             match received {
-                Some(Received::Text(text)) => returned.extend(player.take(&text)),
-                Some(Received::Closed { code, reason }) => {
+                Received::Text(text) => {
+                    let returned = player.take(&text);
+                    self.return_marks(returned, player).await?;
+                }
+                Received::Closed { code, reason } => {
                     player.conversation.closed = Some((code, reason));
                     return Ok(false);
                 }
-                Some(Received::Binary(_)) | None => {}
-            }
-            for name in returned {
-                let mark = self.messages.mark(&name);
-                player.conversation.marks.push(name);
-                self.send_text(mark).await?;
-            }
-            if is_due {
-                return Ok(true);
+                Received::Binary(_) => {}
             }
         }
+    }
+
+    async fn return_marks(&mut self, names: Vec<String>, player: &mut Player) -> Result<(), CallError> {
+        for name in names {
+            let mark = self.messages.mark(&name);
+            player.conversation.marks.push(name);
+            self.send_text(mark).await?;
+        }
+        Ok(())
     }
 }

@@ -6,8 +6,11 @@ use callseal::simulate::{AgentCall, AgentServer, Conversation, Received, Track};
 use super::{SECOND, clear, connect, greeted, mark, media, noise, serve, stored};
 use crate::support::TENANT;
 
-/// By how much the model may be off: the way there and back on a busy machine, and what it takes as jitter.
-const SLACK: usize = 60 * 8;
+/// By how many samples the model may be off: 60 ms for the way there and back and what it takes as jitter, and as much as the
+/// provider of this test was late itself.
+fn slack(conversation: &Conversation) -> usize {
+    60 * 8 + usize::try_from(conversation.worst_delay.as_millis()).unwrap() * 8
+}
 
 /// Says something in one message, then something that is interrupted, then answers in small pieces.
 async fn talk(mut agent: AgentCall) {
@@ -68,6 +71,7 @@ async fn what_is_recorded_is_what_was_said_and_what_was_heard() {
     assert_eq!(call.close(1000, "").await, Some(1000));
     talking.await.unwrap();
     assert_eq!(conversation.marks, ["greeting", "interrupted"]);
+    let slack = slack(&conversation);
 
     let recording = stored(&mut server, 1).await;
     assert_eq!(home.show(TENANT, &recording)["state"], "complete");
@@ -83,7 +87,7 @@ async fn what_is_recorded_is_what_was_said_and_what_was_heard() {
     let (wanted, found) = (utterances(heard), utterances(&sound));
     let spoken = |list: &[(usize, Vec<u8>)]| list.iter().map(|(_, samples)| samples.len()).sum::<usize>();
     assert!(
-        spoken(&wanted).abs_diff(spoken(&found)) <= SLACK,
+        spoken(&wanted).abs_diff(spoken(&found)) <= slack,
         "{} heard, {} recorded",
         spoken(&wanted),
         spoken(&found)
@@ -101,8 +105,8 @@ async fn what_is_recorded_is_what_was_said_and_what_was_heard() {
         same(&heard[4_000 + cut..], &answer, who);
     }
     let last = |list: &[(usize, Vec<u8>)]| list.last().map(|(at, samples)| at + samples.len()).unwrap();
-    assert!(wanted[0].0.abs_diff(found[0].0) <= SLACK, "{} {}", wanted[0].0, found[0].0);
-    assert!(last(&wanted).abs_diff(last(&found)) <= SLACK, "{} {}", last(&wanted), last(&found));
+    assert!(wanted[0].0.abs_diff(found[0].0) <= slack, "{} {}", wanted[0].0, found[0].0);
+    assert!(last(&wanted).abs_diff(last(&found)) <= slack, "{} {}", last(&wanted), last(&found));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -124,5 +128,8 @@ async fn what_an_agent_has_sent_and_nobody_heard_is_not_recorded() {
     let recorded = home.open_ulaw(TENANT, &recording, "agent");
     let spoken = recorded.iter().filter(|byte| **byte != 0xff).count();
     let heard = conversation.heard.iter().flatten().count();
-    assert!(heard < 9_000 && spoken.abs_diff(heard) <= SLACK, "{heard} heard, {spoken} recorded of 80000");
+    assert!(
+        heard < 9_000 && spoken.abs_diff(heard) <= slack(&conversation),
+        "{heard} heard, {spoken} recorded of 80000"
+    );
 }
