@@ -255,8 +255,13 @@ pub async fn read(
         let key = keys.open(tenant, chain).await?;
         records.extend(read_chain(chain, tag, key.dek.expose(), objects, store).await?);
     }
-    records.sort_by(|a, b| (&a.time, a.number).cmp(&(&b.time, b.number)));
+    sort_by_time(&mut records);
     Ok(records)
+}
+
+/// Joins chains. Times are compared as times: as texts, a second without a fraction would come after its own milliseconds.
+fn sort_by_time(records: &mut [AuditRecord]) {
+    records.sort_by_key(|record| (clock::parse_rfc3339(&record.time), record.number));
 }
 
 async fn read_chain(
@@ -295,4 +300,36 @@ fn parse_name(name: &ObjectName) -> Option<(RecordingId, u32)> {
 
 fn context(tenant: TenantTag, chain: RecordingId, object: u32) -> Vec<u8> {
     [&tenant.0[..], &chain.0, &object.to_be_bytes()].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::time::UnixMillis;
+
+    #[test]
+    fn records_come_in_the_order_of_their_times() {
+        let record = |(number, millis): (u64, u64)| AuditRecord {
+            v: 1,
+            number,
+            prev: String::new(),
+            time: clock::rfc3339(UnixMillis(1_790_000_000_000 + millis)),
+            node: "a".to_owned(),
+            event: AuditEvent {
+                actor: String::new(),
+                role: String::new(),
+                source: None,
+                action: String::new(),
+                subject: String::new(),
+                reason: None,
+                result: String::new(),
+                request: String::new(),
+                detail: None,
+            },
+        };
+        // Written without the zeros at their end, these are not in the order of the alphabet.
+        let mut records: Vec<_> = [(3, 632), (2, 631), (1, 630), (0, 0), (4, 632)].map(record).into();
+        sort_by_time(&mut records);
+        assert_eq!(records.iter().map(|record| record.number).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
+    }
 }
