@@ -4,6 +4,7 @@
 //! was first, the call that came second is closed. A store that does not answer in time decides nothing.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -18,8 +19,10 @@ use crate::domain::time::UnixMillis;
 use crate::observe::metrics as names;
 use crate::store::{ObjectClass, PutOutcome, Store, Tags, layout};
 
-/// Used tickets that are remembered: a day of 1,000 calls a second with tickets of five minutes is far below.
+/// Used tickets that are remembered, of about 100 bytes each: 1,000 calls a second with tickets of a quarter of an hour.
 const MAX_REMEMBERED: usize = 1 << 20;
+/// From so many on, those that have expired are looked for whenever their number has doubled.
+const FORGET_FROM: usize = 1 << 10;
 /// How long the store may take to say that a ticket is new.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -37,8 +40,15 @@ pub enum NotTaken {
 /// The used tickets of a node.
 pub struct Tickets {
     store: Arc<dyn Store>,
-    /// Ids of used tickets, and when each has expired (Unix seconds).
-    used: Mutex<HashMap<String, u64>>,
+    used: Mutex<Used>,
+}
+
+/// What a node remembers.
+struct Used {
+    /// Tickets by tenant and id, and when each has expired (Unix seconds).
+    expiries: HashMap<(TenantTag, String), u64>,
+    /// How many there may be before the expired ones are forgotten.
+    forget_at: usize,
 }
 
 /// Tells whether a ticket turns out to have been used elsewhere.
@@ -55,7 +65,7 @@ impl Redeemed {
 impl Tickets {
     /// Tells other nodes through `store`.
     pub fn new(store: Arc<dyn Store>) -> Self {
-        Self { store, used: Mutex::default() }
+        Self { store, used: Mutex::new(Used { expiries: HashMap::new(), forget_at: FORGET_FROM }) }
     }
 
     /// Uses a ticket of a tenant.
@@ -63,20 +73,7 @@ impl Tickets {
     /// # Errors
     /// [`NotTaken`].
     pub fn redeem(&self, tenant: TenantTag, ticket: &Ticket) -> Result<Redeemed, NotTaken> {
-        let now = clock::wall().0 / 1000;
-        {
-            let mut used = self.used();
-            if used.len() >= MAX_REMEMBERED {
-                used.retain(|_, exp| *exp >= now);
-            }
-            if used.contains_key(&ticket.id) {
-                return Err(NotTaken::Used);
-            }
-            if used.len() >= MAX_REMEMBERED {
-                return Err(NotTaken::Full);
-            }
-            used.insert(ticket.id.clone(), ticket.exp);
-        }
+        self.used().remember(tenant, ticket, clock::wall().0 / 1000)?;
         let redeemed = Redeemed::default();
         let (store, told) = (Arc::clone(&self.store), redeemed.clone());
         let date = clock::utc_date(UnixMillis(ticket.exp.saturating_mul(1000)));
@@ -94,7 +91,77 @@ impl Tickets {
         Ok(redeemed)
     }
 
-    fn used(&self) -> MutexGuard<'_, HashMap<String, u64>> {
+    fn used(&self) -> MutexGuard<'_, Used> {
         self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Used {
+    fn remember(&mut self, tenant: TenantTag, ticket: &Ticket, now_secs: u64) -> Result<(), NotTaken> {
+        if self.expiries.len() >= self.forget_at {
+            self.expiries.retain(|_, exp| *exp >= now_secs);
+            self.expiries.shrink_to(FORGET_FROM);
+            self.forget_at = (2 * self.expiries.len()).clamp(FORGET_FROM, MAX_REMEMBERED);
+        }
+        let is_full = self.expiries.len() >= MAX_REMEMBERED;
+        match self.expiries.entry((tenant, ticket.id.clone())) {
+            Entry::Occupied(_) => Err(NotTaken::Used),
+            Entry::Vacant(_) if is_full => Err(NotTaken::Full),
+            Entry::Vacant(unused) => {
+                unused.insert(ticket.exp);
+                Ok(())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::ids::TenantId;
+
+    fn tag(tenant: &str) -> TenantTag {
+        tenant.parse::<TenantId>().unwrap().tag()
+    }
+
+    fn ticket(number: usize, exp: u64) -> Ticket {
+        Ticket {
+            v: 1,
+            id: format!("{number:032x}"),
+            iat: 0,
+            exp,
+            route: "default".to_owned(),
+            call: None,
+            retention_days: None,
+            consent: false,
+            metadata: std::collections::BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn a_ticket_is_used_once_by_each_tenant_and_forgotten_when_it_has_expired() {
+        let mut used = Used { expiries: HashMap::new(), forget_at: FORGET_FROM };
+        let (acme, other) = (tag("acme"), tag("other"));
+        assert_eq!(used.remember(acme, &ticket(0, 100), 50), Ok(()));
+        assert_eq!(used.remember(acme, &ticket(0, 100), 100), Err(NotTaken::Used));
+        assert_eq!(used.remember(other, &ticket(0, 100), 50), Ok(()), "ids of tenants do not meet");
+        for number in 1..100_000 {
+            let now = number as u64;
+            assert_eq!(used.remember(acme, &ticket(number, now + 300), now), Ok(()));
+            assert!(used.expiries.len() <= 2 * FORGET_FROM, "300 are valid at a time");
+        }
+        assert_eq!(used.remember(acme, &ticket(99_999, 0), 99_999), Err(NotTaken::Used));
+    }
+
+    #[test]
+    fn what_is_valid_is_never_forgotten() {
+        let mut used = Used { expiries: HashMap::new(), forget_at: FORGET_FROM };
+        let acme = tag("acme");
+        for number in 0..MAX_REMEMBERED {
+            assert_eq!(used.remember(acme, &ticket(number, 100), 50), Ok(()));
+        }
+        assert_eq!(used.remember(acme, &ticket(MAX_REMEMBERED, 100), 50), Err(NotTaken::Full));
+        assert_eq!(used.remember(acme, &ticket(0, 100), 50), Err(NotTaken::Used));
+        assert_eq!(used.remember(acme, &ticket(MAX_REMEMBERED, 200), 101), Ok(()));
     }
 }

@@ -13,7 +13,8 @@ use crate::config::{Config, Tenant};
 use crate::control::audit::{AuditEvent, AuditLog};
 use crate::domain::ids::RouteName;
 use crate::domain::sign::encode_hex;
-use crate::domain::ticket::Ticket;
+use crate::domain::ticket::{RETENTION_DAYS, Ticket};
+use crate::domain::time::UnixMillis;
 use crate::keys::fill_random;
 
 use super::target::TenantArg;
@@ -36,7 +37,7 @@ pub(super) struct TicketArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_TTL_SECS)]
     ttl_secs: u64,
     /// How many days the recording is kept, instead of the tenant's [1 to 3650]
-    #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..=3650))]
+    #[arg(long, value_name = "DAYS", value_parser = retention_days)]
     retention_days: Option<u32>,
     /// The caller has agreed to be recorded
     #[arg(long)]
@@ -50,6 +51,11 @@ pub(super) struct TicketArgs {
     /// As one JSON object
     #[arg(long)]
     json: bool,
+}
+
+fn retention_days(text: &str) -> Result<u32, String> {
+    let days = text.parse().ok().filter(|days| RETENTION_DAYS.contains(days));
+    days.ok_or_else(|| format!("allowed: {} to {}", RETENTION_DAYS.start(), RETENTION_DAYS.end()))
 }
 
 fn name_and_value(text: &str) -> Result<(String, String), String> {
@@ -70,7 +76,7 @@ pub(super) fn run(args: &TicketArgs) -> CommandResult {
             AuditLog::start(opened.config.node.as_str().to_owned(), opened.keys, Arc::clone(&opened.store));
         audit.record(&tenant.id, event(args, &ticket)).await.context("no audit record, no ticket")?;
         output::line(&if args.json {
-            let expires = clock::rfc3339(crate::domain::time::UnixMillis(ticket.exp * 1000));
+            let expires = clock::rfc3339(UnixMillis(ticket.exp * 1000));
             json!({"ticket": text, "url": url, "expires": expires}).to_string()
         } else {
             url

@@ -4,6 +4,7 @@
 //! time of its making and of its end, the route, and what is known of the call. A ticket in a URL is a bearer secret.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +18,8 @@ pub const MAX_TEXT_BYTES: usize = 1_500;
 pub const MAX_METADATA_BYTES: usize = 512;
 /// Entries of the metadata.
 pub const MAX_METADATA: usize = 16;
+/// Days for which a recording may be kept.
+pub const RETENTION_DAYS: RangeInclusive<u32> = 1..=3650;
 /// The clock of whoever made a ticket may be ahead by so much, in seconds.
 pub const SKEW_SECS: u64 = 30;
 
@@ -48,6 +51,17 @@ pub struct Ticket {
     pub metadata: BTreeMap<String, String>,
 }
 
+/// Where a ticket was brought.
+#[derive(Debug, Clone, Copy)]
+pub struct BroughtTo<'t> {
+    /// Whose it must be.
+    pub tenant: &'t TenantId,
+    /// The route that it must be for.
+    pub route: &'t str,
+    /// The tenant's longest life of a ticket, in seconds.
+    pub max_ttl_secs: u64,
+}
+
 /// Why a ticket cannot be made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TicketFault {
@@ -76,6 +90,9 @@ pub enum TicketRefusal {
     /// Over, or not begun.
     #[error("expired, or not yet valid")]
     Expired,
+    /// Sealed by the tenant's key, but it says what no ticket may say.
+    #[error("ticket's {0} is outside its bounds")]
+    OutOfBounds(&'static str),
 }
 
 impl Ticket {
@@ -90,8 +107,7 @@ impl Ticket {
         secret: &[u8],
         salt: &Salt,
     ) -> Result<String, TicketFault> {
-        let metadata_bytes: usize = self.metadata.iter().map(|(name, value)| name.len() + value.len()).sum();
-        if self.metadata.len() > MAX_METADATA || metadata_bytes > MAX_METADATA_BYTES {
+        if !self.is_metadata_bounded() {
             return Err(TicketFault::TooLong);
         }
         let text = serde_json::to_vec(self).map_err(|_| TicketFault::Unsealable)?;
@@ -109,8 +125,7 @@ impl Ticket {
     /// [`TicketRefusal`].
     pub fn open<'s>(
         text: &str,
-        tenant: &TenantId,
-        route: &str,
+        place: BroughtTo<'_>,
         secrets: impl FnOnce(&str) -> Option<&'s [u8]>,
         now_secs: u64,
     ) -> Result<Self, TicketRefusal> {
@@ -121,19 +136,40 @@ impl Ticket {
         let sealed = decode_base64url(sealed.as_bytes()).ok_or(TicketRefusal::Malformed)?;
         let secret = secrets(kid).unwrap_or(b"no tenant has this key");
         let opened = SealedBox::TICKET
-            .open(&key(secret), &context(tenant, kid), &sealed)
+            .open(&key(secret), &context(place.tenant, kid), &sealed)
             .map_err(|_| TicketRefusal::NotAuthentic)?;
         let ticket: Self = serde_json::from_slice(&opened).map_err(|_| TicketRefusal::Malformed)?;
         if ticket.v != 1 {
             return Err(TicketRefusal::Malformed);
         }
-        if ticket.route != route {
+        if ticket.route != place.route {
             return Err(TicketRefusal::OtherRoute);
         }
         if now_secs >= ticket.exp || now_secs.saturating_add(SKEW_SECS) < ticket.iat {
             return Err(TicketRefusal::Expired);
         }
+        ticket.check_bounds(place.max_ttl_secs)?;
         Ok(ticket)
+    }
+
+    /// A tenant's key may be with a program that knows no bounds.
+    fn check_bounds(&self, max_ttl_secs: u64) -> Result<(), TicketRefusal> {
+        let is_hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        let rules = [
+            ("id", self.id.len() == 32 && self.id.bytes().all(is_hex)),
+            ("life", self.exp.saturating_sub(self.iat) <= max_ttl_secs),
+            ("retention_days", self.retention_days.is_none_or(|days| RETENTION_DAYS.contains(&days))),
+            ("metadata", self.is_metadata_bounded()),
+        ];
+        match rules.iter().find(|(_, is_kept)| !is_kept) {
+            Some((field, _)) => Err(TicketRefusal::OutOfBounds(field)),
+            None => Ok(()),
+        }
+    }
+
+    fn is_metadata_bounded(&self) -> bool {
+        let bytes: usize = self.metadata.iter().map(|(name, value)| name.len() + value.len()).sum();
+        self.metadata.len() <= MAX_METADATA && bytes <= MAX_METADATA_BYTES
     }
 }
 
@@ -170,7 +206,8 @@ mod tests {
     }
 
     fn open(text: &str, tenant: &TenantId, route: &str, now: u64) -> Result<Ticket, TicketRefusal> {
-        Ticket::open(text, tenant, route, |kid| (kid == "k1").then_some(SECRET), now)
+        let place = BroughtTo { tenant, route, max_ttl_secs: 600 };
+        Ticket::open(text, place, |kid| (kid == "k1").then_some(SECRET), now)
     }
 
     #[test]
@@ -212,6 +249,35 @@ mod tests {
         assert_eq!(open(&renamed, &tenant(), "agent", 1_100), Err(TicketRefusal::NotAuthentic));
         let long = format!("k1.{}", "A".repeat(MAX_TEXT_BYTES));
         assert_eq!(open(&long, &tenant(), "agent", 1_100), Err(TicketRefusal::Malformed));
+    }
+
+    #[test]
+    fn what_is_outside_its_bounds_is_refused_although_it_is_sealed() {
+        let id = |id: &str| Ticket { id: id.to_owned(), ..ticket() };
+        let days = |days| Ticket { retention_days: Some(days), ..ticket() };
+        let outside = [
+            ("id", id("")),
+            ("id", id("../../r/0102030405060708090a0b0c")),
+            ("id", id("000102030405060708090A0B0C0D0E0F")),
+            ("life", Ticket { exp: 1_601, ..ticket() }),
+            ("retention_days", days(0)),
+            ("retention_days", days(3_651)),
+            (
+                "metadata",
+                Ticket { metadata: BTreeMap::from([("x".to_owned(), "y".repeat(512))]), ..ticket() },
+            ),
+        ];
+        for (field, outside) in outside {
+            // As a program seals it that does not look.
+            let text = serde_json::to_vec(&outside).unwrap();
+            let sealed = SealedBox::TICKET.seal(&key(SECRET), &[7; 32], &context(&tenant(), "k1"), &text);
+            let text = format!("k1.{}", encode_base64url(&sealed.unwrap()));
+            let refused = open(&text, &tenant(), "agent", 1_100);
+            assert_eq!(refused, Err(TicketRefusal::OutOfBounds(field)), "{outside:?}");
+        }
+        let longest = Ticket { exp: 1_600, retention_days: Some(3_650), ..ticket() };
+        let text = longest.seal(&tenant(), "k1", SECRET, &[7; 32]).unwrap();
+        assert_eq!(open(&text, &tenant(), "agent", 1_100), Ok(longest));
     }
 
     #[test]

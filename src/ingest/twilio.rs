@@ -25,7 +25,7 @@ use crate::domain::ids::{RouteName, TenantId};
 use crate::domain::provider::twilio_signature::{
     MAX_FORM_BYTES, Refusal, SignatureHeaders, TwilioSecrets, parse_form, verify_callback, verify_handshake,
 };
-use crate::domain::ticket::Ticket;
+use crate::domain::ticket::{BroughtTo, Ticket};
 use crate::drain::Phase;
 use crate::keys::Minted;
 use crate::node::Node;
@@ -198,7 +198,12 @@ fn open_ticket(text: Option<&str>, tenant: &Tenant, route: &Route) -> Result<Opt
         return if route.require_ticket { Err(FORBIDDEN) } else { Ok(None) };
     };
     let secret = |kid: &str| tenant.tickets.keys.get(kid).map(|key| key.expose());
-    let opened = Ticket::open(text, &tenant.id, route.name.as_str(), secret, clock::wall().0 / 1000);
+    let place = BroughtTo {
+        tenant: &tenant.id,
+        route: route.name.as_str(),
+        max_ttl_secs: tenant.tickets.max_ttl.as_secs(),
+    };
+    let opened = Ticket::open(text, place, secret, clock::wall().0 / 1000);
     opened.map(Some).map_err(|refusal| {
         tracing::warn!(tenant = %tenant.id, route = %route.name, why = %refusal, "ticket is not taken");
         FORBIDDEN

@@ -121,7 +121,9 @@ async fn a_ticket_that_another_node_was_brought_first_ends_the_second_call() {
         let secret = secret.trim_end().as_bytes().to_vec();
         let tenant = TENANT.parse().unwrap();
         let now = callseal::clock::wall().0 / 1000;
-        callseal::domain::ticket::Ticket::open(&text, &tenant, "ticketed", |_| Some(&secret), now).unwrap()
+        let place =
+            callseal::domain::ticket::BroughtTo { tenant: &tenant, route: "ticketed", max_ttl_secs: 600 };
+        callseal::domain::ticket::Ticket::open(&text, place, |_| Some(&secret), now).unwrap()
     };
     let store = callseal::store::folder::Folder::open(home.data().join("store")).await.unwrap();
     let store: std::sync::Arc<dyn callseal::store::Store> = std::sync::Arc::new(store);
