@@ -30,6 +30,7 @@
 //! | [`control`] | audit, recovery, listing | frame layout, sockets |
 //! | [`http`] | routes, status codes, who is asking | SDK types, bare keys |
 //! | [`claims`] | whether a bucket does what is claimed of it | what it is used for |
+//! | [`websocket`] | what a failure means, pings, closing | whose socket it is |
 //! | [`tickets`] | which tickets were used | what is in them |
 //! | [`server`] | the order of start and stop | everything else |
 //! | [`cli`] | arguments, what is printed | how anything is done |
@@ -62,3 +63,4 @@ pub mod simulate;
 pub mod store;
 pub mod tickets;
 pub mod upload;
+pub mod websocket;

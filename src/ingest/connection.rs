@@ -7,13 +7,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use futures_util::{SinkExt, Stream, StreamExt};
+use futures_util::Stream;
 use metrics::{Counter, counter, gauge};
-use tokio::io::AsyncWriteExt;
 use tokio::time::sleep_until;
-use tokio_tungstenite::tungstenite::error::{CapacityError, Error as WsError};
-use tokio_tungstenite::tungstenite::protocol::CloseFrame;
-use tokio_tungstenite::tungstenite::{Bytes, Message};
+use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 
 use crate::clock;
 use crate::config::Ingest;
@@ -22,14 +19,13 @@ use crate::domain::recording::EndCause;
 use crate::drain::Phase;
 use crate::node::Node;
 use crate::observe::metrics as names;
+use crate::websocket::{self, Close, Failure};
 
 use super::stream::{MustEnd, StreamInHand};
 use super::twilio::{Admitted, Socket};
 
 /// After the provider's `stop` it closes the socket; we do after this.
 const CLOSE_AFTER_STOP: Duration = Duration::from_secs(5);
-/// How long a close handshake or a ping may take.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Messages taken in a row before sealed bytes are handed over.
 const BATCH: usize = 64;
 /// Message counts are published after so many.
@@ -52,7 +48,7 @@ pub(super) async fn run(mut socket: Socket, mut admitted: Admitted, node: Arc<No
 pub(super) struct End {
     pub(super) cause: EndCause,
     /// Code and reason of our close frame; `None` when there is nobody to tell.
-    close: Option<(u16, &'static str)>,
+    close: Option<Close>,
 }
 
 impl End {
@@ -66,16 +62,9 @@ impl End {
 
     /// `lost` is what a connection is that breaks without anybody's fault.
     pub(super) fn of_error(error: &WsError, lost: EndCause) -> Self {
-        tracing::debug!(error = error as &dyn std::error::Error, "websocket failed");
-        #[expect(clippy::wildcard_enum_match_arm, reason = "everything else is a lost peer")]
-        match error {
-            WsError::Capacity(CapacityError::MessageTooLong { .. }) => {
-                Self::closing(EndCause::ProtocolError, 1009, "message too big")
-            }
-            WsError::Utf8(_) => Self::closing(EndCause::ProtocolError, 1007, "text is not UTF-8"),
-            WsError::Protocol(_) => Self::closing(lost, 1002, "protocol error"),
-            _ => Self::quietly(lost),
-        }
+        let failure = Failure::of(error);
+        let cause = if failure.is_violation { EndCause::ProtocolError } else { lost };
+        Self { cause, close: failure.close }
     }
 }
 
@@ -100,9 +89,8 @@ struct Timers {
 
 impl Connection {
     fn new(admitted: Admitted, node: Arc<Node>) -> Self {
-        let Admitted { tenant, route, ticket, key, permit, .. } = admitted;
         let now = clock::monotonic();
-        let longest = tenant.limits.max_stream.min(node.config.ingest.max_stream);
+        let longest = admitted.tenant.limits.max_stream.min(node.config.ingest.max_stream);
         Self {
             timers: Timers {
                 opened_at: now,
@@ -111,7 +99,7 @@ impl Connection {
                 stopped_at: None,
                 longest,
             },
-            stream: StreamInHand::new(Arc::clone(&node), tenant, route, permit, ticket, key),
+            stream: StreamInHand::new(Arc::clone(&node), admitted),
             node,
             messages: 0,
             bytes: 0,
@@ -146,7 +134,7 @@ impl Connection {
                 Woken::Ended(end) => return end,
                 Woken::Stopping => return End::closing(EndCause::Shutdown, 1001, "shutting down"),
                 Woken::Deadline => {
-                    if let Some(end) = self.timeout(socket).await {
+                    if let Some(end) = self.timeout(socket) {
                         return end;
                     }
                     armed = self.next_deadline();
@@ -230,7 +218,7 @@ impl Connection {
         }
     }
 
-    async fn timeout(&mut self, socket: &mut Socket) -> Option<End> {
+    fn timeout(&mut self, socket: &mut Socket) -> Option<End> {
         let now = clock::monotonic();
         if let Some(end) = self.expired(now, &self.node.config.ingest) {
             return Some(end);
@@ -239,8 +227,7 @@ impl Connection {
         let silent_since = now.duration_since(self.timers.last_message_at);
         if !self.timers.ping_sent && silent_since >= self.node.config.ingest.ping_after {
             self.timers.ping_sent = true;
-            let ping = socket.send(Message::Ping(Bytes::new()));
-            if !matches!(tokio::time::timeout(WRITE_TIMEOUT, ping).await, Ok(Ok(()))) {
+            if !websocket::ping(socket) {
                 return Some(End::quietly(self.cause_of_close(EndCause::PeerLost)));
             }
         }
@@ -303,21 +290,5 @@ type Next = Option<Result<Message, WsError>>;
 
 /// Sends our close frame, if there is one to send, and waits a little for the provider's.
 pub(super) async fn close_with(socket: &mut Socket, end: End) {
-    let frame = end.close.map(|(code, reason)| CloseFrame { code: code.into(), reason: reason.into() });
-    let closing = async {
-        if let Some(frame) = frame
-            && socket.close(Some(frame)).await.is_err()
-        {
-            return;
-        }
-        // Reading on also sends the answer to the provider's own close frame.
-        while let Some(Ok(_)) = socket.next().await {}
-        // The answer may still be inside the TLS session; ending that properly sends it.
-        if let Err(error) = socket.get_mut().shutdown().await {
-            tracing::debug!(error = &error as &dyn std::error::Error, "provider was gone before we closed");
-        }
-    };
-    if tokio::time::timeout(WRITE_TIMEOUT, closing).await.is_err() {
-        tracing::debug!("provider did not answer our close frame");
-    }
+    websocket::close(socket, std::iter::empty(), end.close).await;
 }

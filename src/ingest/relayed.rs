@@ -1,6 +1,7 @@
 //! A call that is passed on to an agent: the stream begins here, then two tasks go on with it. One passes messages on and
 //! waits for nobody; the other decodes and records copies.
 
+use std::iter;
 use std::sync::Arc;
 
 use futures_util::StreamExt;
@@ -8,6 +9,7 @@ use metrics::{counter, gauge};
 use tokio::sync::oneshot;
 use tokio::time::sleep_until;
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::clock;
 use crate::config::{Route, Tenant, Upstream};
@@ -39,7 +41,8 @@ const BATCH: usize = 64;
 pub(super) struct Dialling {
     upstream: Upstream,
     handshake: Handshake,
-    task: tokio::task::JoinHandle<Result<UpstreamSocket, DialError>>,
+    /// Given up with this value.
+    task: AbortOnDropHandle<Result<UpstreamSocket, DialError>>,
 }
 
 impl Dialling {
@@ -48,13 +51,7 @@ impl Dialling {
         let handshake = handshake(tenant, route, upstream);
         let (dialer, first) = (node.dialer.clone(), handshake.clone());
         let task = tokio::spawn(async move { dialer.dial(&first).await });
-        Self { upstream: upstream.clone(), handshake, task }
-    }
-}
-
-impl Drop for Dialling {
-    fn drop(&mut self) {
-        self.task.abort();
+        Self { upstream: upstream.clone(), handshake, task: AbortOnDropHandle::new(task) }
     }
 }
 
@@ -94,8 +91,7 @@ pub(super) async fn run(mut socket: Socket, mut admitted: Admitted, dialling: Di
     // Until the provider knows: the process must not end between our close frame and its answer.
     let (place, alive) = (admitted.place.take(), node.drain.alive());
     let settings = settings(&admitted.tenant, &dialling.upstream, &node);
-    let Admitted { tenant, route, ticket, key, permit, .. } = admitted;
-    let mut stream = StreamInHand::new(Arc::clone(&node), tenant, route, permit, ticket, key);
+    let mut stream = StreamInHand::new(Arc::clone(&node), admitted);
     match greeting(&mut socket, &mut stream, &node).await {
         Err(end) => {
             stream.finish(end.cause);
@@ -166,7 +162,7 @@ async fn pass_on(
     socket: Socket,
     stream: StreamInHand,
     greeting: Vec<Utf8Bytes>,
-    mut dialling: Dialling,
+    dialling: Dialling,
     settings: Settings,
     node: &Arc<Node>,
 ) {
@@ -174,13 +170,12 @@ async fn pass_on(
     let (ended, end) = oneshot::channel();
     let tenant = stream.tenant().clone();
     let listener_task = tokio::spawn(listen(listening, stream, end));
-    let first = std::mem::replace(&mut dialling.task, tokio::spawn(async { Err(DialError::TimedOut) }));
     let call = Call {
         provider: socket,
         greeting,
-        dialling: Box::pin(async move { first.await.unwrap_or(Err(DialError::TimedOut)) }),
+        dialling: Box::pin(async move { dialling.task.await.unwrap_or(Err(DialError::TimedOut)) }),
         dialer: node.dialer.clone(),
-        handshake: dialling.handshake.clone(),
+        handshake: dialling.handshake,
         listener,
     };
     let outcome = relay(call, settings, node.drain.reached(Phase::Stopping)).await;
@@ -207,6 +202,7 @@ fn cause_of(ended: Ended) -> EndCause {
 
 /// Takes copies until the call is over. Holds the process until the recording has ended.
 async fn listen(mut listening: Listening, mut stream: StreamInHand, end: oneshot::Receiver<EndCause>) {
+    let mut verdict = Verdict::default();
     loop {
         let timeout = stream.next_timeout();
         let due = async {
@@ -217,35 +213,27 @@ async fn listen(mut listening: Listening, mut stream: StreamInHand, end: oneshot
         };
         tokio::select! {
             copy = listening.next() => {
-                let Some(copy) = copy else { break };
-                let read_at = copy.at;
-                let mut next = Some(copy);
-                for _ in 0..BATCH {
-                    let Some(copy) = next else { break };
-                    if let Some(MustEnd { code, reason, .. }) = take(&mut stream, &copy) {
-                        listening.tell(Verdict { has_stopped: stream.has_stopped(), close: Some((code, reason)) });
-                    }
-                    next = listening.next_now();
-                }
-                if let Some(copy) = next {
-                    take(&mut stream, &copy);
+                let Some(first) = copy else { break };
+                let read_at = first.at;
+                let rest = iter::from_fn(|| listening.next_now()).take(BATCH - 1);
+                for copy in iter::once(first).chain(rest) {
+                    let must_end = take(&mut stream, &copy);
+                    verdict.close = verdict.close.or(must_end.map(|end| (end.code, end.reason)));
                 }
                 stream.hand_over(read_at);
-                if stream.has_stopped() {
-                    listening.tell(Verdict { has_stopped: true, close: None });
-                }
+                verdict.has_stopped = stream.has_stopped();
+                listening.tell(verdict);
             }
             () = due => stream.timeout(clock::monotonic()),
         }
     }
+    stream.missed(listening.missed_last());
     let cause = end.await.unwrap_or(EndCause::Internal);
     stream.finish(cause);
 }
 
 fn take(stream: &mut StreamInHand, copy: &crate::relay::Copy) -> Option<MustEnd> {
-    if copy.missed > 0 {
-        stream.missed(copy.missed);
-    }
+    stream.missed(copy.missed);
     match copy.side {
         Side::Provider => stream.text(copy.at, &copy.text),
         Side::Agent => {

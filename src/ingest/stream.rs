@@ -20,6 +20,7 @@ use crate::recorder::{self, Begin, Recorder};
 use crate::tickets::Redeemed;
 
 use super::limits::StreamPermit;
+use super::twilio::Admitted;
 
 /// Why a stream must end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,14 +45,9 @@ pub(super) struct StreamInHand {
 }
 
 impl StreamInHand {
-    pub(super) fn new(
-        node: Arc<Node>,
-        tenant: Arc<Tenant>,
-        route: Route,
-        permit: StreamPermit,
-        ticket: Option<(Ticket, Redeemed)>,
-        key: Option<Minted>,
-    ) -> Self {
+    /// Takes what was admitted, but not its place.
+    pub(super) fn new(node: Arc<Node>, admitted: Admitted) -> Self {
+        let Admitted { tenant, route, ticket, key, permit, place: _ } = admitted;
         let accounts: Vec<AccountSid> = tenant.twilio.account_sids.clone();
         let decoder = TwilioDecoder::new(accounts, node.config.ingest.max_dropped_messages);
         Self { node, tenant, route, permit, ticket, key, decoder, recorder: None }
@@ -137,7 +133,7 @@ impl StreamInHand {
 
     /// Notes that messages were not looked at, because there was no time for them.
     pub(super) fn missed(&mut self, messages: u64) {
-        if let Some(recorder) = &mut self.recorder {
+        if let Some(recorder) = self.recorder.as_mut().filter(|_| messages > 0) {
             recorder.missed(messages);
         }
     }

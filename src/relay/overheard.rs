@@ -48,7 +48,7 @@ pub struct Verdict {
 pub struct Listener {
     copies: mpsc::Sender<Copy>,
     bytes: Arc<AtomicUsize>,
-    missed: AtomicU64,
+    missed: Arc<AtomicU64>,
     verdicts: watch::Receiver<Verdict>,
 }
 
@@ -56,6 +56,7 @@ pub struct Listener {
 pub struct Listening {
     copies: mpsc::Receiver<Copy>,
     bytes: Arc<AtomicUsize>,
+    missed: Arc<AtomicU64>,
     verdicts: watch::Sender<Verdict>,
 }
 
@@ -63,9 +64,9 @@ pub struct Listening {
 pub fn overhear() -> (Listener, Listening) {
     let (copies, received) = mpsc::channel(MAX_MESSAGES);
     let (verdict, verdicts) = watch::channel(Verdict::default());
-    let bytes = Arc::new(AtomicUsize::new(0));
-    let listener = Listener { copies, bytes: Arc::clone(&bytes), missed: AtomicU64::new(0), verdicts };
-    (listener, Listening { copies: received, bytes, verdicts: verdict })
+    let (bytes, missed) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicU64::new(0)));
+    let listener = Listener { copies, bytes: Arc::clone(&bytes), missed: Arc::clone(&missed), verdicts };
+    (listener, Listening { copies: received, bytes, missed, verdicts: verdict })
 }
 
 impl Listener {
@@ -122,6 +123,11 @@ impl Listening {
         Some(copy)
     }
 
+    /// Returns how many messages were missed since the last copy: at the call's end there is no later one to say so.
+    pub fn missed_last(&self) -> u64 {
+        self.missed.swap(0, Ordering::AcqRel)
+    }
+
     /// Tells the call what to make of it.
     pub fn tell(&self, verdict: Verdict) {
         self.verdicts.send_if_modified(|known| {
@@ -155,6 +161,12 @@ mod tests {
         assert_eq!(listening.next_now().unwrap().missed, 0);
         listener.offer(Side::Agent, now, &large);
         assert_eq!(listening.next_now().unwrap().missed, 1);
+        listener.offer(Side::Agent, now, &large);
+        listener.offer(Side::Agent, now, &large);
+        drop(listener);
+        assert_eq!(listening.next_now().unwrap().missed, 0);
+        assert_eq!((listening.next_now().is_none(), listening.missed_last()), (true, 1));
+        assert_eq!(listening.missed_last(), 0, "told once");
     }
 
     #[tokio::test]

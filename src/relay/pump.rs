@@ -8,25 +8,26 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use futures_util::Stream;
 use futures_util::future::BoxFuture;
-use futures_util::{SinkExt, Stream};
 use metrics::{counter, gauge};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::sleep_until;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tokio_tungstenite::tungstenite::{Bytes, Message, Utf8Bytes};
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
 use crate::clock;
 use crate::config::OnLoss;
 use crate::observe::metrics as names;
+use crate::websocket::{self, Failure};
 
 use super::counts::Counts;
 use super::dial::{DialError, Dialer, Handshake, UpstreamSocket};
 use super::overheard::{Listener, Side};
 use super::queue::{Pushed, Queue};
-use super::socket::{Broken, CLOSE_TIMEOUT, close, write};
+use super::socket::{Broken, close, write};
 
 /// After the provider's last message both sides are closed by us.
 const CLOSE_AFTER_STOP: Duration = Duration::from_secs(5);
@@ -133,7 +134,7 @@ struct Pulse {
 /// What happened that the pump cannot deal with by itself.
 enum Event {
     ProviderClosed(Option<CloseFrame>),
-    ProviderLost,
+    ProviderFailed(Failure),
     Dialled(Result<UpstreamSocket, DialError>),
     AgentClosed(Option<CloseFrame>),
     AgentLost,
@@ -200,7 +201,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
         }
         let written = write(&mut self.provider, &mut self.to_provider, &mut self.counts.to_provider, context);
         if let Err(Broken) = written {
-            return Poll::Ready(Event::ProviderLost);
+            return Poll::Ready(Event::ProviderFailed(Failure::LOST));
         }
         Poll::Pending
     }
@@ -213,37 +214,36 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
             match message {
                 Some(Ok(Message::Text(text))) => {
                     self.counts.count_in(text.len());
-                    self.forward_to_agent(now, &text);
                     self.listener.offer(Side::Provider, now, &text);
+                    if let Err(Broken) = self.forward_to_agent(now, &text) {
+                        return Some(Event::AgentLost);
+                    }
                 }
                 Some(Ok(Message::Binary(_))) => self.counts.dropped_to_agent.increment(1),
                 Some(Ok(Message::Close(frame))) => return Some(Event::ProviderClosed(frame)),
                 Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
-                Some(Err(_)) | None => return Some(Event::ProviderLost),
+                Some(Err(error)) => return Some(Event::ProviderFailed(Failure::of(&error))),
+                None => return Some(Event::ProviderFailed(Failure::LOST)),
             }
         }
         context.waker().wake_by_ref();
         None
     }
 
-    fn forward_to_agent(&mut self, now: Instant, text: &Utf8Bytes) {
+    fn forward_to_agent(&mut self, now: Instant, text: &Utf8Bytes) -> Result<(), Broken> {
         if self.away.is_some() {
             // What the caller says while there is no agent would be stale when there is one again.
             self.counts.dropped_to_agent.increment(1);
-            return;
+            return Ok(());
         }
         match self.to_agent.push(text.clone()) {
             Pushed::Kept { dropped } => {
                 self.counts.to_agent.begin(now);
-                if dropped > 0 {
-                    self.counts.dropped_to_agent.increment(dropped);
-                }
-            }
-            // Nobody reads there, not even what is no audio: what waits is given up, and its silence ends the agent.
-            Pushed::Overflowed => {
-                let dropped = self.to_agent.clear();
                 self.counts.dropped_to_agent.increment(dropped);
+                Ok(())
             }
+            // An agent without the rest would know another call than the one there is.
+            Pushed::Overflowed => Err(Broken),
         }
     }
 
@@ -288,9 +288,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
                 self.end(None, Some((code, reason.as_str()))).await;
                 Some(Ended::ByProvider)
             }
-            Event::ProviderLost => {
-                self.end(None, Some((1001, "caller's connection was lost"))).await;
-                Some(if self.stopped_at.is_some() { Ended::ByProvider } else { Ended::ProviderLost })
+            Event::ProviderFailed(failure) => {
+                self.end(failure.close, Some((1001, "caller's connection was lost"))).await;
+                Some(match failure {
+                    _ if self.stopped_at.is_some() => Ended::ByProvider,
+                    Failure { is_violation: true, .. } => Ended::ByRule,
+                    Failure { is_violation: false, .. } => Ended::ProviderLost,
+                })
             }
             Event::Dialled(Ok(agent)) => {
                 self.opened(agent);
@@ -391,19 +395,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
             self.end(close, close).await;
             return Some(Ended::TooLong);
         }
-        match &self.agent {
-            Agent::Away(until) if now >= *until => self.dial_again(),
-            Agent::Away(_) | Agent::Dialling(_) | Agent::Open(_) => {}
+        if let Agent::Away(until) = &self.agent
+            && now >= *until
+        {
+            self.dial_again();
         }
         if self.provider_pulse.deadline(&self.settings) <= now
-            && !self.provider_pulse.ping(&mut self.provider).await
+            && !self.provider_pulse.ping(&mut self.provider)
         {
             self.end(None, Some((1001, "caller's connection was lost"))).await;
             return Some(Ended::ProviderLost);
         }
         if let Agent::Open(agent) = &mut self.agent
             && self.agent_pulse.deadline(&self.settings) <= now
-            && !self.agent_pulse.ping(agent).await
+            && !self.agent_pulse.ping(agent)
         {
             return self.lost("agent lost").await;
         }
@@ -444,12 +449,8 @@ impl Pulse {
     }
 
     /// Pings a side that was silent for long; `false` when it was silent after that as well, or cannot be written to.
-    async fn ping<S: AsyncRead + AsyncWrite + Unpin>(&mut self, socket: &mut WebSocketStream<S>) -> bool {
-        if std::mem::replace(&mut self.is_pinged, true) {
-            return false;
-        }
-        let ping = socket.send(Message::Ping(Bytes::new()));
-        matches!(tokio::time::timeout(CLOSE_TIMEOUT, ping).await, Ok(Ok(())))
+    fn ping<S: AsyncRead + AsyncWrite + Unpin>(&mut self, socket: &mut WebSocketStream<S>) -> bool {
+        !std::mem::replace(&mut self.is_pinged, true) && websocket::ping(socket)
     }
 }
 

@@ -2,19 +2,16 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
-use futures_util::{Sink, SinkExt, StreamExt};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use futures_util::Sink;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
+
+use crate::websocket;
 
 use super::counts::Lag;
 use super::queue::Queue;
-
-/// How long a close handshake, or what waits before it, may take.
-pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A side to which nothing can be written any more.
 pub(super) struct Broken;
@@ -55,25 +52,5 @@ pub(super) async fn close<S: AsyncRead + AsyncWrite + Unpin>(
     queue: &mut Queue,
     frame: Option<(u16, &str)>,
 ) {
-    let closing = async {
-        while let Some(text) = queue.pop() {
-            if socket.send(Message::Text(text)).await.is_err() {
-                break;
-            }
-        }
-        let frame = frame.map(|(code, reason)| CloseFrame { code: code.into(), reason: reason.into() });
-        if let Some(frame) = frame
-            && socket.close(Some(frame)).await.is_err()
-        {
-            return;
-        }
-        // Reading on also sends the answer to the other end's close.
-        while let Some(Ok(_)) = socket.next().await {}
-        if let Err(error) = socket.get_mut().shutdown().await {
-            tracing::debug!(error = &error as &dyn std::error::Error, "peer was gone before we closed");
-        }
-    };
-    if tokio::time::timeout(CLOSE_TIMEOUT, closing).await.is_err() {
-        tracing::debug!("peer did not answer our close frame");
-    }
+    websocket::close(socket, std::iter::from_fn(|| queue.pop().map(Message::Text)), frame).await;
 }

@@ -132,6 +132,20 @@ async fn a_message_of_another_stream_ends_a_call() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_is_too_long_ends_a_call_and_says_so() {
+    let mut agent = AgentServer::start(None).await.unwrap();
+    let (home, mut server) = serve(&agent, "");
+    let (mut call, mut reached) = connect(&server, &mut agent, 1, caller()).await;
+    call.greet().await.unwrap();
+    greeted(&mut reached).await;
+    call.send_text("x".repeat(70_000)).await.unwrap();
+    assert!(matches!(next_of(&mut call).await, Received::Closed { code: Some(1009), .. }));
+    assert!(matches!(next(&mut reached).await, Received::Closed { code: Some(1001), .. }));
+    let recording = stored(&mut server, 1).await;
+    assert_eq!(home.show(TENANT, &recording)["cause"], "protocol-error");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_agent_that_does_not_read_never_makes_us_read_the_caller_late() {
     let mut agent = AgentServer::start(None).await.unwrap();
     let (_home, mut server) = serve(&agent, "");
