@@ -50,15 +50,9 @@ pub(crate) struct Begin<'a> {
 pub(crate) fn skipped(node: &Arc<Node>, tenant: &Tenant, why: &'static str) {
     counter!(names::WITHOUT_CONSENT).increment(1);
     let event = AuditEvent {
-        actor: node.config.node.as_str().to_owned(),
-        role: "node".to_owned(),
-        source: None,
-        action: "record".to_owned(),
-        subject: "stream".to_owned(),
         reason: Some(why.to_owned()),
         result: "skipped".to_owned(),
-        request: String::new(),
-        detail: None,
+        ..AuditEvent::by_node(node.config.node.as_str(), "record", "stream".to_owned())
     };
     let (audit, tenant) = (node.audit.clone(), tenant.id.clone());
     tokio::spawn(async move {
@@ -280,15 +274,9 @@ impl Recorder {
         let SealedManifest { bytes, rows, end } = manifest;
         count_lost(&end.gaps);
         let event = AuditEvent {
-            actor: self.node.config.node.as_str().to_owned(),
-            role: "node".to_owned(),
-            source: None,
-            action: "record".to_owned(),
-            subject: self.recording.to_string(),
-            reason: None,
             result: end.life.name().to_owned(),
-            request: String::new(),
             detail: Some(format!("root={} revision=0 rows={}", encode_hex(&sha256(&bytes)), rows.len())),
+            ..AuditEvent::by_node(self.node.config.node.as_str(), "record", self.recording.to_string())
         };
         counter!(names::STREAMS_ENDED, "cause" => end.cause.name()).increment(1);
         tracing::info!(

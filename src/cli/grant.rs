@@ -1,13 +1,11 @@
 //! `callseal grant`.
 
-use std::sync::Arc;
-
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 
 use crate::clock;
 use crate::config::{Config, Tenant};
-use crate::control::audit::{AuditEvent, AuditLog};
+use crate::control::audit::AuditEvent;
 use crate::domain::address::IpRange;
 use crate::domain::ids::RecordingId;
 use crate::domain::playback::grant::{Grant, TrackSelection};
@@ -90,12 +88,11 @@ pub(super) fn run(args: &GrantArgs) -> CommandResult {
         opened.keys.open(&tenant.id, *recording).await.context("recording")?;
         let grant = grant(args, &opened.config, tenant, *recording)?;
         let url = url(&opened.config, tenant, &grant)?;
-        let audit = AuditLog::start(
-            opened.config.node.as_str().to_owned(),
-            Arc::clone(&opened.keys),
-            Arc::clone(&opened.store),
-        );
-        audit.record(&tenant.id, mint_event(&grant)).await.context("no audit record, no link")?;
+        opened
+            .audit_log()
+            .record(&tenant.id, mint_event(&grant))
+            .await
+            .context("no audit record, no link")?;
         output::line(&url);
         Ok(())
     })
@@ -140,14 +137,8 @@ pub(super) fn url(config: &Config, tenant: &Tenant, grant: &Grant) -> anyhow::Re
 /// The audit event of a minted grant.
 pub(super) fn mint_event(grant: &Grant) -> AuditEvent {
     AuditEvent {
-        actor: grant.sub.clone(),
-        role: "operator".to_owned(),
-        source: None,
-        action: "mint-grant".to_owned(),
-        subject: grant.recording.to_string(),
         reason: grant.reason.clone(),
-        result: "allowed".to_owned(),
-        request: String::new(),
         detail: Some(format!("exp={} track={}", grant.exp, grant.track.as_str())),
+        ..AuditEvent::by_operator(&grant.sub, "mint-grant", grant.recording.to_string())
     }
 }

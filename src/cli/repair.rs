@@ -8,13 +8,13 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use crate::config::Config;
-use crate::control::audit::AuditLog;
 use crate::control::repair::{Outcome, Settlement, Settler, Unsettled, scan};
 use crate::domain::ids::{RecordingId, TenantId};
 use crate::domain::time::UnixMillis;
-use crate::server::{open_keys, open_store, retry_policy};
+use crate::server::retry_policy;
 use crate::store::Store;
 
+use super::target::Opened;
 use super::{CommandResult, ConfigArg, output, runtime};
 
 #[derive(Debug, Args)]
@@ -41,12 +41,11 @@ pub(super) struct RepairArgs {
 
 pub(super) fn run(args: &RepairArgs) -> CommandResult {
     runtime()?.block_on(async {
-        let config = args.config.load()?;
-        let store = open_store(&config).await?;
-        let keys = open_keys(&config, &store)?;
+        let opened = Opened::of(args.config.load()?).await?;
+        let audit = opened.audit_log();
+        let Opened { config, store, keys } = opened;
         let policy = retry_policy(&config);
         let node = config.node.as_str().to_owned();
-        let audit = AuditLog::start(node.clone(), Arc::clone(&keys), Arc::clone(&store));
         let settler = Settler::new(Arc::clone(&store), keys, audit, node, policy);
         let after = args.after.map_or(config.repair.after, |secs| Duration::from_secs(u64::from(secs)));
         let mut failed = 0;

@@ -7,7 +7,6 @@ use clap::Args;
 use serde_json::json;
 
 use crate::clock;
-use crate::control::audit::AuditLog;
 use crate::control::retention::{OrderedBy, Orders};
 use crate::domain::retention::Change;
 use crate::domain::time::UnixMillis;
@@ -66,17 +65,15 @@ pub(super) fn place(args: &OrderArgs, what: What) -> CommandResult {
     let tenant = &tenant_arg.tenant;
     runtime()?.block_on(async {
         let opened = tenant_arg.open().await?;
-        let (store, keys) = (Arc::clone(&opened.store), Arc::clone(&opened.keys));
-        let audit =
-            AuditLog::start(opened.config.node.as_str().to_owned(), Arc::clone(&keys), Arc::clone(&store));
-        let orders = Orders::new(Arc::clone(&store), keys, audit);
+        let audit = opened.audit_log();
+        let orders = Orders::new(Arc::clone(&opened.store), opened.keys, audit);
         let by = OrderedBy { actor: args.actor.clone(), reason: args.reason.clone() };
         let placed = match what {
             _ if args.dry_run => {
                 let change = match what {
                     What::Hold => Change::Hold,
                     What::Release => Change::Release,
-                    What::Delete => Change::ExpireAt(store.now().await?),
+                    What::Delete => Change::ExpireAt(opened.store.now().await?),
                 };
                 orders.preview(tenant, *recording, change).await
             }

@@ -1,16 +1,14 @@
 //! `callseal sweep`.
 
-use std::sync::Arc;
-
 use anyhow::bail;
 use clap::Args;
 use serde_json::json;
 
-use crate::control::audit::AuditLog;
 use crate::control::sweep::{SweepOptions, SweepReport, Sweeper};
 use crate::domain::ids::TenantId;
-use crate::server::{open_keys, open_store, sweep_options};
+use crate::server::sweep_options;
 
+use super::target::Opened;
 use super::{CommandResult, ConfigArg, output, runtime, serve};
 
 #[derive(Debug, Args)]
@@ -35,9 +33,9 @@ pub(super) fn run(args: &SweepArgs) -> CommandResult {
     let config = args.config.load()?;
     serve::install_logs(&config)?;
     runtime()?.block_on(async {
-        let store = open_store(&config).await?;
-        let keys = open_keys(&config, &store)?;
-        let audit = AuditLog::start(config.node.as_str().to_owned(), Arc::clone(&keys), Arc::clone(&store));
+        let opened = Opened::of(config).await?;
+        let audit = opened.audit_log();
+        let Opened { config, store, keys } = opened;
         let options = sweep_options(&config);
         let max_share_percent = args.allow_share.unwrap_or(options.max_share_percent);
         let sweeper = Sweeper::new(store, keys, audit, SweepOptions { max_share_percent, ..options });

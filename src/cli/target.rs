@@ -6,6 +6,7 @@ use anyhow::Context;
 use clap::Args;
 
 use crate::config::Config;
+use crate::control::audit::AuditLog;
 use crate::domain::ids::{RecordingId, TenantId};
 use crate::keys::KeyService;
 use crate::server::{open_keys, open_store};
@@ -45,8 +46,20 @@ impl TenantArg {
     pub(super) async fn open(&self) -> Result<Opened, Failure> {
         let config = self.config.load()?;
         config.tenant(&self.tenant).with_context(|| format!("there is no tenant {}", self.tenant))?;
+        Ok(Opened::of(config).await?)
+    }
+}
+
+impl Opened {
+    /// Opens the store and the keys of a node.
+    pub(super) async fn of(config: Config) -> anyhow::Result<Self> {
         let store = open_store(&config).await?;
         let keys = open_keys(&config, &store)?;
-        Ok(Opened { config, store, keys })
+        Ok(Self { config, store, keys })
+    }
+
+    /// Starts the audit log; to be called once.
+    pub(super) fn audit_log(&self) -> AuditLog {
+        AuditLog::start(self.config.node.as_str().to_owned(), Arc::clone(&self.keys), Arc::clone(&self.store))
     }
 }

@@ -1,7 +1,6 @@
 //! `callseal ticket`.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -10,7 +9,7 @@ use zeroize::Zeroizing;
 
 use crate::clock;
 use crate::config::{Config, Tenant};
-use crate::control::audit::{AuditEvent, AuditLog};
+use crate::control::audit::AuditEvent;
 use crate::domain::ids::RouteName;
 use crate::domain::sign::encode_hex;
 use crate::domain::ticket::{RETENTION_DAYS, Ticket};
@@ -72,9 +71,11 @@ pub(super) fn run(args: &TicketArgs) -> CommandResult {
         let ticket = ticket(args, tenant)?;
         let text = seal(&ticket, tenant)?;
         let url = url(&opened.config, tenant, &ticket, &text);
-        let audit =
-            AuditLog::start(opened.config.node.as_str().to_owned(), opened.keys, Arc::clone(&opened.store));
-        audit.record(&tenant.id, event(args, &ticket)).await.context("no audit record, no ticket")?;
+        opened
+            .audit_log()
+            .record(&tenant.id, event(args, &ticket))
+            .await
+            .context("no audit record, no ticket")?;
         output::line(&if args.json {
             let expires = clock::rfc3339(UnixMillis(ticket.exp * 1000));
             json!({"ticket": text, "url": url, "expires": expires}).to_string()
@@ -125,14 +126,7 @@ fn url(config: &Config, tenant: &Tenant, ticket: &Ticket, text: &str) -> String 
 /// Says that a ticket was made, by its id: the ticket itself is a secret.
 fn event(args: &TicketArgs, ticket: &Ticket) -> AuditEvent {
     AuditEvent {
-        actor: args.actor.clone(),
-        role: "operator".to_owned(),
-        source: None,
-        action: "mint-ticket".to_owned(),
-        subject: ticket.id.clone(),
-        reason: None,
-        result: "allowed".to_owned(),
-        request: String::new(),
         detail: Some(format!("exp={} route={}", ticket.exp, ticket.route)),
+        ..AuditEvent::by_operator(&args.actor, "mint-ticket", ticket.id.clone())
     }
 }

@@ -52,6 +52,32 @@ pub struct AuditEvent {
     pub detail: Option<String>,
 }
 
+impl AuditEvent {
+    /// What a person or program orders that may; `allowed` unless said otherwise.
+    pub fn by_operator(actor: &str, action: &str, subject: String) -> Self {
+        Self::new(actor, "operator", action, subject)
+    }
+
+    /// What a node does of its own; `actor` is its name, or that of its part.
+    pub fn by_node(actor: &str, action: &str, subject: String) -> Self {
+        Self::new(actor, "node", action, subject)
+    }
+
+    fn new(actor: &str, role: &str, action: &str, subject: String) -> Self {
+        Self {
+            actor: actor.to_owned(),
+            role: role.to_owned(),
+            source: None,
+            action: action.to_owned(),
+            subject,
+            reason: None,
+            result: "allowed".to_owned(),
+            request: String::new(),
+            detail: None,
+        }
+    }
+}
+
 /// One link of a chain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditRecord {
@@ -315,17 +341,7 @@ mod tests {
             prev: String::new(),
             time: clock::rfc3339(UnixMillis(1_790_000_000_000 + millis)),
             node: "a".to_owned(),
-            event: AuditEvent {
-                actor: String::new(),
-                role: String::new(),
-                source: None,
-                action: String::new(),
-                subject: String::new(),
-                reason: None,
-                result: String::new(),
-                request: String::new(),
-                detail: None,
-            },
+            event: AuditEvent::by_node("a", "record", String::new()),
         };
         // Written without the zeros at their end, these are not in the order of the alphabet.
         let mut records: Vec<_> = [(3, 632), (2, 631), (1, 630), (0, 0), (4, 632)].map(record).into();

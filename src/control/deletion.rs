@@ -308,14 +308,8 @@ fn event(recording: RecordingId, deletion: &Deletion) -> AuditEvent {
         Reason::Requested => "delete",
     };
     AuditEvent {
-        actor: "sweeper".to_owned(),
-        role: "node".to_owned(),
-        source: None,
-        action: action.to_owned(),
-        subject: recording.to_string(),
         reason: Some(deletion.reason.name().to_owned()),
-        result: "allowed".to_owned(),
-        request: String::new(),
         detail: Some(format!("objects={}", deletion.objects)),
+        ..AuditEvent::by_node("sweeper", action, recording.to_string())
     }
 }

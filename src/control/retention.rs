@@ -278,14 +278,8 @@ fn action(change: Change) -> &'static str {
 
 fn event(recording: RecordingId, change: Change, by: &OrderedBy, result: &str) -> AuditEvent {
     AuditEvent {
-        actor: by.actor.clone(),
-        role: "operator".to_owned(),
-        source: None,
-        action: action(change).to_owned(),
-        subject: recording.to_string(),
         reason: Some(by.reason.clone()),
         result: result.to_owned(),
-        request: String::new(),
-        detail: None,
+        ..AuditEvent::by_operator(&by.actor, action(change), recording.to_string())
     }
 }

@@ -185,15 +185,10 @@ impl Rewrap {
         detail: String,
     ) -> Result<(), AuditError> {
         let event = AuditEvent {
-            actor: by.actor.clone(),
-            role: "operator".to_owned(),
-            source: None,
-            action: "keys-rewrap".to_owned(),
-            subject: tenant.to_string(),
             reason: Some(by.reason.clone()),
             result: result.to_owned(),
-            request: String::new(),
             detail: Some(detail),
+            ..AuditEvent::by_operator(&by.actor, "keys-rewrap", tenant.to_string())
         };
         self.audit.record(tenant, event).await
     }

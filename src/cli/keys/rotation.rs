@@ -132,15 +132,9 @@ impl Opened {
 
     async fn record(&self, tenant: &TenantId, by: &By, action: &str, version: u32) -> anyhow::Result<()> {
         let event = AuditEvent {
-            actor: by.actor.clone(),
-            role: "operator".to_owned(),
-            source: None,
-            action: action.to_owned(),
-            subject: tenant.to_string(),
             reason: Some(by.reason.clone()),
-            result: "allowed".to_owned(),
-            request: String::new(),
             detail: Some(format!("version={version}")),
+            ..AuditEvent::by_operator(&by.actor, action, tenant.to_string())
         };
         self.audit.record(tenant, event).await.context("audit log")
     }

@@ -397,15 +397,9 @@ impl Settling<'_> {
     /// Tells the audit log the root, so that verification can reach the grade of evidence.
     async fn record(&self, manifest: &[u8], revision: u32, rows: usize, life: Life) {
         let event = AuditEvent {
-            actor: self.settler.node.clone(),
-            role: "node".to_owned(),
-            source: None,
-            action: "record".to_owned(),
-            subject: self.objects.recording.to_string(),
-            reason: None,
             result: life.name().to_owned(),
-            request: String::new(),
             detail: Some(format!("root={} revision={revision} rows={rows}", encode_hex(&sha256(manifest)))),
+            ..AuditEvent::by_node(&self.settler.node, "record", self.objects.recording.to_string())
         };
         if let Err(error) = self.settler.audit.record(self.tenant, event).await {
             let error = &error as &dyn std::error::Error;
