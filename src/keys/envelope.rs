@@ -83,6 +83,11 @@ pub fn envelopes_prefix(tenant: TenantTag) -> String {
     format!("k/{tenant}/")
 }
 
+/// Reads the recording out of the name of an envelope.
+pub fn envelope_recording(name: &ObjectName) -> Option<RecordingId> {
+    name.as_str().split('/').nth(2)?.parse().ok()
+}
+
 /// Reads the revision out of the name of an envelope.
 pub(super) fn revision_of(name: &ObjectName) -> Option<u32> {
     name.as_str().rsplit_once('/')?.1.strip_suffix(".json")?.parse().ok()

@@ -15,10 +15,10 @@ use crate::domain::cmr::{Dek, Expected};
 use crate::domain::ids::TenantId;
 use crate::store::StoreError;
 
-pub use envelope::{Envelope, Wrap, envelope_name, envelope_prefix, envelopes_prefix};
+pub use envelope::{Envelope, Wrap, envelope_name, envelope_prefix, envelope_recording, envelopes_prefix};
 pub use keyring::{Keyring, KeyringError};
 pub use local::{LocalKeys, system_random};
-pub use rewrap::{Rewrapped, envelope_recording};
+pub use rewrap::Rewrapped;
 pub use service::{KeyService, Minted, OpenedKey};
 
 /// Why a key is not to be had.

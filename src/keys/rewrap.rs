@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use crate::domain::cmr::Expected;
 use crate::domain::ids::{RecordingId, TenantId, TenantTag};
-use crate::store::{ObjectClass, ObjectInfo, ObjectName, PutOutcome, StoreError, Tags};
+use crate::store::{ObjectClass, ObjectInfo, PutOutcome, StoreError, Tags};
 
 use super::envelope::{Envelope, envelope_name, envelope_prefix, revision_of};
 use super::{KeyError, KeyService};
@@ -67,15 +67,12 @@ impl KeyService {
     /// [`KeyError`]; calling again is safe.
     pub async fn drop_older(&self, tenant: &TenantId, recording: RecordingId) -> Result<(), KeyError> {
         let revisions = self.envelope_revisions(tenant.tag(), recording).await?;
-        let Some((newest, older)) = revisions.split_last() else { return Ok(()) };
+        let Some((_newest, older @ [_, ..])) = revisions.split_last() else { return Ok(()) };
         let Some(ids) = self.newest_envelope(tenant.tag(), recording).await?.map(|newest| newest.ids) else {
             return Ok(());
         };
-        if older.is_empty() {
-            return Ok(());
-        }
         self.check_opens(tenant, &ids).await?;
-        for old in older.iter().filter(|old| old.name != newest.name) {
+        for old in older {
             // The name of a revision is the prefix of nothing else, so that this takes its versions as well.
             self.store.purge(old.name.as_str()).await?;
         }
@@ -141,9 +138,4 @@ impl KeyService {
     ) -> Result<Vec<ObjectInfo>, StoreError> {
         self.store.list_after(&envelope_prefix(tenant, recording), None, MAX_REVISIONS).await
     }
-}
-
-/// Reads the recording out of the name of an envelope.
-pub fn envelope_recording(name: &ObjectName) -> Option<RecordingId> {
-    name.as_str().split('/').nth(2)?.parse().ok()
 }
