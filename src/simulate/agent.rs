@@ -20,7 +20,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{WebSocketStream, accept_hdr_async_with_config};
 
-use super::twilio::Received;
+use super::received::{Received, recv};
 
 /// How long a client may take to shake hands.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -115,21 +115,7 @@ impl AgentCall {
     /// # Errors
     /// The connection broke.
     pub async fn recv(&mut self) -> Result<Received, tungstenite::Error> {
-        loop {
-            let closing = match self.socket.next().await.transpose()? {
-                Some(Message::Text(text)) => return Ok(Received::Text(text.as_str().to_owned())),
-                Some(Message::Binary(bytes)) => return Ok(Received::Binary(bytes)),
-                Some(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => continue,
-                Some(Message::Close(closing)) => closing,
-                None => None,
-            };
-            return Ok(match closing {
-                Some(CloseFrame { code, reason }) => {
-                    Received::Closed { code: Some(code.into()), reason: reason.as_str().to_owned() }
-                }
-                None => Received::Closed { code: None, reason: String::new() },
-            });
-        }
+        recv(&mut self.socket).await
     }
 
     /// Sends a text message.

@@ -13,6 +13,7 @@ pub mod chaos;
 pub mod https;
 pub mod lag;
 pub mod messages;
+pub mod received;
 pub mod speech;
 #[cfg(test)]
 mod test_server;
@@ -24,8 +25,9 @@ pub use chaos::{Chaos, Mishap, Passed, Weather};
 pub use https::{HttpsClient, HttpsError, Response, StreamingResponse};
 pub use lag::LagHistogram;
 pub use messages::{CallIds, Direction, TwilioMessages};
+pub use received::Received;
 pub use speech::{CHUNK_BYTES, CHUNK_MS, Speech, Track};
 pub use tls::{ConnectError, Endpoint, TlsClient};
 pub use twilio::{
-    CallEnd, CallError, CallPlan, CallReport, Conversation, Pacing, Progress, Received, Signing, TwilioCall,
+    CallEnd, CallError, CallPlan, CallReport, Conversation, Pacing, Progress, Signing, TwilioCall,
 };

@@ -9,7 +9,7 @@ mod plan;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures_util::{FutureExt, SinkExt, StreamExt};
+use futures_util::{FutureExt, SinkExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
@@ -22,6 +22,7 @@ use crate::clock;
 
 use super::lag::LagHistogram;
 use super::messages::{Direction, TwilioMessages};
+use super::received::{Received, recv};
 use super::speech::CHUNK_MS;
 use super::tls::{ConnectError, TlsClient};
 
@@ -102,22 +103,6 @@ pub struct CallReport {
     pub last_sent: Instant,
     /// The code with which the server answered our close; `None` where none was awaited or came.
     pub close_code: Option<u16>,
-}
-
-/// What the server sent.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Received {
-    /// A text message.
-    Text(String),
-    /// A binary message.
-    Binary(Bytes),
-    /// The end: nothing follows.
-    Closed {
-        /// The close code; `None` where there was none.
-        code: Option<u16>,
-        /// The server's words.
-        reason: String,
-    },
 }
 
 /// A call whose websocket is open.
@@ -260,21 +245,7 @@ impl TwilioCall {
     /// # Errors
     /// [`CallError::WebSocket`] when the connection broke.
     pub async fn recv(&mut self) -> Result<Received, CallError> {
-        loop {
-            let closing = match self.socket.next().await.transpose()? {
-                Some(Message::Text(text)) => return Ok(Received::Text(text.as_str().to_owned())),
-                Some(Message::Binary(bytes)) => return Ok(Received::Binary(bytes)),
-                Some(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => continue,
-                Some(Message::Close(closing)) => closing,
-                None => None,
-            };
-            return Ok(match closing {
-                Some(CloseFrame { code, reason }) => {
-                    Received::Closed { code: Some(code.into()), reason: reason.as_str().to_owned() }
-                }
-                None => Received::Closed { code: None, reason: String::new() },
-            });
-        }
+        Ok(recv(&mut self.socket).await?)
     }
 
     /// Closes the websocket and returns the code with which the server answers within five seconds, if it does.

@@ -10,7 +10,8 @@ use crate::domain::sign::decode_base64;
 use crate::simulate::messages::Direction;
 use crate::simulate::speech::CHUNK_MS;
 
-use super::{CallError, Received, TwilioCall};
+use super::super::received::Received;
+use super::{CallError, TwilioCall};
 
 /// Samples per millisecond of μ-law at 8,000 Hz.
 const SAMPLES_PER_MS: u64 = 8;

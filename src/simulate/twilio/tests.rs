@@ -3,6 +3,8 @@ use std::sync::{Arc, Mutex};
 use tokio_tungstenite::accept_hdr_async;
 use tokio_tungstenite::tungstenite::handshake::server as upgrade;
 
+use futures_util::StreamExt;
+
 use super::*;
 use crate::domain::provider::Event;
 use crate::domain::provider::twilio::TwilioDecoder;
