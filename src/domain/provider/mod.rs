@@ -270,3 +270,27 @@ impl CloseReason {
         }
     }
 }
+
+/// Counts what is dropped of one stream: some damage is nobody's fault, much of it is an attack.
+#[derive(Debug)]
+pub(super) struct DropBudget {
+    left: u32,
+}
+
+impl DropBudget {
+    /// Allows so many messages to be dropped.
+    pub(super) fn new(max_drops: u32) -> Self {
+        Self { left: max_drops }
+    }
+
+    /// Counts a message that was dropped for `reason` and answers what to do about it.
+    pub(super) fn spend(&mut self, reason: DropReason) -> Refusal {
+        match self.left.checked_sub(1) {
+            Some(left) => {
+                self.left = left;
+                Refusal::Drop(reason)
+            }
+            None => Refusal::Close(CloseReason::Flood),
+        }
+    }
+}

@@ -12,7 +12,9 @@ use serde_json::{Map, Value};
 use crate::domain::ids::TrackId;
 
 use super::twilio_scan::{ScannedMedia, scan_media};
-use super::{CloseReason, Digit, DropReason, Event, IgnoreReason, Media, Payload, Refusal, StreamStart};
+use super::{
+    CloseReason, Digit, DropBudget, DropReason, Event, IgnoreReason, Media, Payload, Refusal, StreamStart,
+};
 
 /// Nesting of JSON that is still parsed. Twilio's messages have three levels.
 const MAX_DEPTH: usize = 32;
@@ -48,8 +50,7 @@ impl AccountSid {
 /// Decodes the messages of one stream, in order.
 pub struct TwilioDecoder {
     accounts: Vec<AccountSid>,
-    max_drops: u32,
-    drops: u32,
+    drops: DropBudget,
     phase: Phase,
 }
 
@@ -72,7 +73,7 @@ struct Identity {
 impl TwilioDecoder {
     /// Decodes for a tenant that has these accounts; closes the stream after more than `max_drops` dropped messages.
     pub fn new(accounts: Vec<AccountSid>, max_drops: u32) -> Self {
-        Self { accounts, max_drops, drops: 0, phase: Phase::Open }
+        Self { accounts, drops: DropBudget::new(max_drops), phase: Phase::Open }
     }
 
     /// Decodes one text message.
@@ -88,11 +89,7 @@ impl TwilioDecoder {
 
     /// Counts a message that was dropped for `reason` and answers what to do about it.
     pub fn dropped(&mut self, reason: DropReason) -> Refusal {
-        self.drops += 1;
-        if self.drops > self.max_drops {
-            return Refusal::Close(CloseReason::Flood);
-        }
-        Refusal::Drop(reason)
+        self.drops.spend(reason)
     }
 
     /// Whether `start` was accepted.

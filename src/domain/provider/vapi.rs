@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use crate::domain::ids::TrackId;
 
 use super::vapi_pcm::{Pace, PcmChunk, PcmFormat, PcmSplit};
-use super::{CloseReason, DropReason, IgnoreReason, Refusal};
+use super::{CloseReason, DropBudget, DropReason, IgnoreReason, Refusal};
 
 /// The largest text message that is read, in bytes; a start has about a hundred.
 pub const MAX_TEXT_BYTES: usize = 64 * 1024;
@@ -53,8 +53,7 @@ impl<'a> TranscriberAudio<'a> {
 
 /// Decodes the messages of one transcriber connection, in order.
 pub struct TranscriberDecoder {
-    max_drops: u32,
-    drops: u32,
+    drops: DropBudget,
     live: Option<Live>,
 }
 
@@ -66,7 +65,7 @@ struct Live {
 impl TranscriberDecoder {
     /// Closes the stream after more than `max_drops` texts that are not JSON objects.
     pub fn new(max_drops: u32) -> Self {
-        Self { max_drops, drops: 0, live: None }
+        Self { drops: DropBudget::new(max_drops), live: None }
     }
 
     /// Decodes one text message.
@@ -79,7 +78,7 @@ impl TranscriberDecoder {
         }
         // The parser goes 128 levels deep and no further.
         let Ok(Value::Object(fields)) = serde_json::from_str(message) else {
-            return Err(self.dropped(DropReason::NotAnEvent));
+            return Err(self.drops.spend(DropReason::NotAnEvent));
         };
         if fields.get("type").and_then(Value::as_str) != Some("start") {
             return Ok(TranscriberText::Ignored(IgnoreReason::UnknownEvent));
@@ -114,14 +113,6 @@ impl TranscriberDecoder {
     /// Returns the format once a start was accepted.
     pub fn format(&self) -> Option<PcmFormat> {
         self.live.as_ref().map(|live| live.split.format())
-    }
-
-    fn dropped(&mut self, reason: DropReason) -> Refusal {
-        self.drops = self.drops.saturating_add(1);
-        if self.drops > self.max_drops {
-            return Refusal::Close(CloseReason::Flood);
-        }
-        Refusal::Drop(reason)
     }
 }
 
