@@ -152,11 +152,6 @@ impl SocketUrl {
     pub fn target(&self) -> &str {
         &self.target
     }
-
-    /// Returns the path without the query.
-    pub fn path(&self) -> &str {
-        self.target.split_once('?').map_or(self.target.as_str(), |(path, _)| path)
-    }
 }
 
 impl FromStr for SocketUrl {
@@ -227,8 +222,8 @@ mod tests {
     fn socket_urls_are_taken_apart() {
         let url: SocketUrl = "wss://agent.internal:8443/twilio?x=1".parse().unwrap();
         assert_eq!(
-            (url.host(), url.port(), url.authority(), url.target(), url.path()),
-            ("agent.internal", 8443, "agent.internal:8443", "/twilio?x=1", "/twilio")
+            (url.host(), url.port(), url.authority(), url.target()),
+            ("agent.internal", 8443, "agent.internal:8443", "/twilio?x=1")
         );
         assert_eq!(format!("{url:?}"), "wss://agent.internal:8443/…");
         let short: SocketUrl = "wss://[::1]".parse().unwrap();

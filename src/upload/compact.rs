@@ -60,7 +60,8 @@ impl CompactError {
 
 /// Makes the final object of a recording whose manifest is stored, and deletes what it replaces.
 ///
-/// Memory: one segment, a part of 8 MiB and another on its way; a short recording twice. Each request may take `policy.try_timeout` and is made at most five times.
+/// Memory: one segment, a part of 8 MiB and another on its way; a short recording twice. Each request may take
+/// `policy.try_timeout` and is made at most five times.
 ///
 /// # Errors
 /// [`CompactError`].

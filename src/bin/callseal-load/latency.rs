@@ -23,13 +23,13 @@ use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-use crate::faults::{Target, read_store, upstream};
-use crate::node::{Home, Launch, Server};
+use crate::faults::{read_store, upstream};
+use crate::node::{Home, Launch, Server, Target};
 
 const TICK: Duration = Duration::from_millis(20);
 /// Calls under way before anything is measured.
 const SETTLE: Duration = Duration::from_secs(2);
-/// The ports that callers and agents of a call find each other by are in their own order, so calls begin one by one.
+/// How long anything may take that the measurement waits for.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 #[derive(Args)]

@@ -10,13 +10,13 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use callseal::clock;
 use callseal::config::{Config, process_environment};
+use callseal::domain::provider::twilio::AccountSid;
 use callseal::simulate::{Endpoint, TlsClient};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use toml::Table;
 
-use crate::faults::Target;
 use crate::process::Process;
 
 const PUBLIC_URL: &str = "wss://localhost:8443";
@@ -60,6 +60,15 @@ mode = "bidirectional"
 [route.upstream]
 url = "wss://localhost:PORT/agent"
 "#;
+
+/// Where calls go.
+pub(crate) struct Target {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) path: String,
+    pub(crate) tls: TlsClient,
+    pub(crate) account: AccountSid,
+    pub(crate) auth_token: Vec<u8>,
+}
 
 /// What a server is started with.
 pub(crate) struct Launch<'a> {
@@ -113,7 +122,7 @@ impl Home {
         let mut file = Table::new();
         let mut put = |name: &str, value: toml::Value| file.insert(name.to_owned(), value);
         put("public_url", PUBLIC_URL.into());
-        put("node", "faults".into());
+        put("node", "load".into());
         put("data_dir", self.dir.display().to_string().into());
         let pairs = |pairs: &[(&str, toml::Value)]| {
             toml::Value::Table(

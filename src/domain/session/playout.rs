@@ -437,7 +437,7 @@ mod tests {
             }
             let arrival = now_ms + self.ways.down_ms;
             self.down.extend(back.into_iter().map(|name| (arrival, Down::Mark(name))));
-            if now_ms % 20 == 0 {
+            if now_ms.is_multiple_of(20) {
                 self.down.push_back((arrival, Down::Caller { end_ms: self.ways.first_ms + now_ms }));
             }
             // Nobody could tell a connection that stands still from the first message on from a clock that begins late.

@@ -120,9 +120,7 @@ impl CallSession {
     /// Adds a stretch to what is left out of a track; as one gap where the reason stays.
     pub(super) fn leave_out(&mut self, track: TrackId, start: u32, samples: u32, reason: GapReason) {
         let end = start.saturating_add(samples);
-        let slot = if track == TrackId::CALLER { 0 } else { 1 };
-        let [caller, agent] = &mut self.left_out;
-        let left_out = if slot == 0 { caller } else { agent };
+        let left_out = left_out_of(&mut self.left_out, track);
         match left_out {
             Some(known) if known.reason == reason => {
                 *known = LeftOut { start: start.min(known.start), end: end.max(known.end), reason };
@@ -138,9 +136,7 @@ impl CallSession {
 
     /// Seals the gap of what was left out of a track.
     pub(super) fn seal_left_out(&mut self, track: TrackId) -> Result<(), SessionError> {
-        let [caller, agent] = &mut self.left_out;
-        let left_out = if track == TrackId::CALLER { caller } else { agent };
-        match left_out.take() {
+        match left_out_of(&mut self.left_out, track).take() {
             Some(LeftOut { start, end, reason }) => self.seal_gap(track, start, end - start, reason),
             None => Ok(()),
         }
@@ -238,4 +234,10 @@ impl CallSession {
         self.segment()?.event(TrackId::CALLER, pts, &body)?;
         Ok(())
     }
+}
+
+/// Returns what is left out of a track at the moment.
+fn left_out_of(tracks: &mut [Option<LeftOut>; 2], track: TrackId) -> &mut Option<LeftOut> {
+    let [caller, agent] = tracks;
+    if track == TrackId::CALLER { caller } else { agent }
 }

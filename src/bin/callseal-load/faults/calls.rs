@@ -5,28 +5,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
-use callseal::domain::provider::twilio::AccountSid;
 use callseal::simulate::{
-    CHUNK_MS, CallError, CallIds, CallPlan, CallReport, Endpoint, Speech, TlsClient, Track, TwilioCall,
+    CHUNK_MS, CallError, CallIds, CallPlan, CallReport, Speech, TlsClient, Track, TwilioCall,
 };
 use tokio::task::JoinSet;
 
 use super::options::Plan;
+use crate::node::Target;
 use crate::scenario::SplitMix;
 
 /// The noise repeats after so many chunks of 20 ms, a prime number, so that no two calls say the same at a time.
 const NOISE_CHUNKS: usize = 3_049;
 /// Bytes of a chunk.
 const CHUNK: usize = 160;
-
-/// Where calls go.
-pub(crate) struct Target {
-    pub(crate) endpoint: Endpoint,
-    pub(crate) path: String,
-    pub(crate) tls: TlsClient,
-    pub(crate) account: AccountSid,
-    pub(crate) auth_token: Vec<u8>,
-}
 
 /// Running calls.
 pub(super) struct Calls {

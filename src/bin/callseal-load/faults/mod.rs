@@ -19,7 +19,6 @@ use callseal::simulate::{Chaos, Passed, Weather};
 
 use crate::node::{Home, Server};
 use calls::Calls;
-pub(crate) use calls::Target;
 use ledger::Ledger;
 use options::{Fault, Plan};
 pub(crate) use options::{Faults, read_store, upstream};

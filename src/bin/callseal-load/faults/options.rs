@@ -1,6 +1,5 @@
 //! What is to be broken, when and how.
 
-use crate::node::Launch;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,6 +8,8 @@ use anyhow::{Context, bail, ensure};
 use callseal::simulate::{Mishap, Weather};
 use clap::Args;
 use toml::Table;
+
+use crate::node::Launch;
 
 /// The options of `callseal-load faults`.
 #[derive(Args)]
