@@ -15,6 +15,9 @@ const PACE: u32 = 4;
 /// The published bound for a killed node, in time that passed.
 const MAX_LOSS_MS: u64 = 60;
 
+/// Audio of a segment of 32 KiB with two tracks, each frame of 160 bytes with about 30 more.
+const SEGMENT_MS: u64 = 1_700;
+
 /// Audio without silence that never repeats within a second.
 pub(crate) fn audio(track: u8) -> Vec<u8> {
     let step = u32::from(track) * 2 + 3;
@@ -22,7 +25,7 @@ pub(crate) fn audio(track: u8) -> Vec<u8> {
 }
 
 pub(crate) fn setup() -> Setup {
-    Setup::new().option("segments", "max_bytes", "8192").option("segments", "max_age_ms", "1000")
+    Setup::new().option("segments", "max_bytes", "32768").option("segments", "max_age_ms", "1000")
 }
 
 /// A second node with the store and the keys of the first, and a journal of its own.
@@ -50,13 +53,18 @@ pub(crate) async fn call_and_kill(
     let sent_ms = Arc::new(AtomicU64::new(0));
     let (call, progress) = (TwilioCall::connect(plan, &server.tls()).await.unwrap(), Arc::clone(&sent_ms));
     let running = tokio::spawn(call.run(move |now| progress.store(now.sent_ms, Ordering::SeqCst)));
+    let stored = |recording: &str| home.show(TENANT, recording)["objects"].as_array().map_or(0, Vec::len);
     let recording = eventually("segments", || {
         let recording = home.recordings(TENANT).pop()?;
-        let objects = home.show(TENANT, &recording)["objects"].as_array().map_or(0, Vec::len);
-        (objects >= segments).then_some(recording)
+        (stored(&recording) >= segments).then_some(recording)
     })
     .await;
     meanwhile(&recording).await;
+    // In the middle of a segment, so that the journal holds what the store does not.
+    let before = stored(&recording);
+    eventually("another segment", || (stored(&recording) > before).then_some(())).await;
+    let middle = sent_ms.load(Ordering::SeqCst) + SEGMENT_MS / 3;
+    eventually("the middle of a segment", || (sent_ms.load(Ordering::SeqCst) >= middle).then_some(())).await;
     let sent = sent_ms.load(Ordering::SeqCst);
     server.kill();
     assert!(running.await.unwrap().is_err(), "the call was cut off while it ran");
@@ -91,7 +99,7 @@ async fn a_recording_of_a_dead_node_is_finished_by_another_and_again_when_the_de
     let (home, mut server) = setup().serve();
     let other = neighbour(&home, |setup| setup);
     let mut other_server = other.serve();
-    let (recording, sent_ms) = call_and_kill(&home, &mut server, 5, async |recording| {
+    let (recording, sent_ms) = call_and_kill(&home, &mut server, 3, async |recording| {
         let played = play(&other, &other_server, recording).await;
         assert!(played.len() > 2000, "{} samples play elsewhere while the call runs", played.len());
         assert!(audio(0).starts_with(&played[..2000]));
@@ -139,7 +147,7 @@ async fn a_running_node_finds_what_a_dead_one_has_left() {
         setup.option("repair", "after_secs", "1").option("repair", "interval_secs", "1")
     });
     let mut other_server = other.serve();
-    let (recording, _) = call_and_kill(&home, &mut server, 4, async |_| ()).await;
+    let (recording, _) = call_and_kill(&home, &mut server, 3, async |_| ()).await;
     other_server.wait_log("abandoned recording finished", 1).await;
     let adopted = both(&other, &recording);
     assert!(adopted.iter().all(|samples| *samples > 2000), "{adopted:?}");

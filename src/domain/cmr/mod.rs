@@ -40,8 +40,6 @@ pub use wrap::{SealedBox, WrapContext};
     reason = "small numbers, few cases"
 )]
 mod tests;
-#[cfg(test)]
-mod vector_tests;
 
 /// The limits of one object (`docs/FORMAT.md` section 16).
 pub mod limits {

@@ -1,5 +1,7 @@
 //! Round trips, and every attack that a store's owner could try.
 
+mod vectors;
+
 use proptest::prelude::*;
 
 use super::header::ObjectHeader;
@@ -10,11 +12,11 @@ use crate::domain::ids::{KeyId, RecordingId, TenantId, TrackId, WriterId};
 
 const CREATED_MS: u64 = 1_760_000_000_000;
 
-pub(super) fn dek() -> Dek {
+fn dek() -> Dek {
     dek_of(|i| i as u8)
 }
 
-pub(super) fn dek_of(byte: impl Fn(usize) -> u8) -> Dek {
+fn dek_of(byte: impl Fn(usize) -> u8) -> Dek {
     Dek::filled_by::<()>(|key| {
         key.iter_mut().enumerate().for_each(|(i, b)| *b = byte(i));
         Ok(())
@@ -22,7 +24,7 @@ pub(super) fn dek_of(byte: impl Fn(usize) -> u8) -> Dek {
     .unwrap()
 }
 
-pub(super) fn expected() -> Expected {
+fn expected() -> Expected {
     let tenant = "acme-dental".parse::<TenantId>().unwrap().tag();
     let recording = "018f4c2e7b5a7c3d9e1f0a2b3c4d5e6f".parse::<RecordingId>().unwrap();
     Expected { tenant, recording, key: dek().key_id(tenant, recording) }
@@ -32,12 +34,12 @@ fn writer() -> WriterId {
     "a0a1a2a3a4a5a6a7a8a9aaabacadaeaf".parse().unwrap()
 }
 
-pub(super) fn hex(bytes: &[u8]) -> String {
+fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// The published vector of 563 bytes.
-pub(super) fn tiny() -> Vec<u8> {
+fn tiny() -> Vec<u8> {
     let header = ObjectHeader {
         kind: ObjectKind::Segment,
         ids: expected(),
@@ -55,7 +57,7 @@ pub(super) fn tiny() -> Vec<u8> {
 }
 
 /// Opens a whole object; answers how it ended and what it holds.
-pub(super) fn read_all(object: &[u8]) -> Result<(EndOfObject, usize, Vec<String>), ReadError> {
+fn read_all(object: &[u8]) -> Result<(EndOfObject, usize, Vec<String>), ReadError> {
     let dek = dek();
     let mut reader = ObjectReader::new(object, ObjectKind::Segment, &dek, &expected())?;
     let (mut scratch, mut seen) = (Vec::new(), Vec::new());

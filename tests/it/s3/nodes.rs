@@ -29,7 +29,7 @@ async fn what_one_records_the_other_plays_and_finishes(server: &Server, bucket: 
     let (home, mut first) = node(setup(), server, bucket, secrets.path()).serve();
     let adopting = setup().option("repair", "after_secs", "1").option("repair", "interval_secs", "1");
     let (other, mut second) = with_keys_of(node(adopting, server, bucket, secrets.path()), &home).serve();
-    let (recording, _) = call_and_kill(&home, &mut first, 4, async |recording| {
+    let (recording, _) = call_and_kill(&home, &mut first, 3, async |recording| {
         let played = play(&other, &second, recording).await;
         assert!(played.len() > 2000, "{} samples play elsewhere while the call runs", played.len());
     })

@@ -2,9 +2,8 @@
 
 use sha2::{Digest, Sha256};
 
-use super::tests::{dek, dek_of, expected, hex, read_all, tiny};
 use super::*;
-use crate::domain::ids::{KeyId, RecordingId};
+use crate::domain::ids::KeyId;
 
 #[test]
 fn tiny_vector_bit_for_bit() {
