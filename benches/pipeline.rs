@@ -18,6 +18,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use callseal::clock;
+use callseal::domain::audio::{AudioFormat, Speakers};
 use callseal::domain::cmr::{Dek, Expected};
 use callseal::domain::ids::{RecordingId, TenantId};
 use callseal::domain::provider::Event;
@@ -125,8 +126,17 @@ fn setup() -> SessionSetup {
         retention_days: 90,
         ticket: BTreeMap::new(),
         consent: None,
+        format: AudioFormat::TELEPHONE,
     };
-    SessionSetup { dek, ids, limits: LIMITS, dtmf: DtmfPolicy::Redact, agent: AgentAudio::Received, metadata }
+    SessionSetup {
+        dek,
+        ids,
+        limits: LIMITS,
+        dtmf: DtmfPolicy::Redact,
+        agent: AgentAudio::Received,
+        speakers: Speakers::CallerAndAgent,
+        metadata,
+    }
 }
 
 fn pipeline(c: &mut Criterion) {

@@ -13,9 +13,10 @@ mod cipher;
 
 use std::hint::black_box;
 
+use callseal::domain::audio::{AudioFormat, Speakers};
 use callseal::domain::cmr::{CipherSuite, DefaultSuite, Dek, Expected, SealError, SegmentIds, SegmentWriter};
 use callseal::domain::ids::{RecordingId, TenantId, TrackId, WriterId};
-use callseal::domain::recording::{telephone_tracks, to_cbor};
+use callseal::domain::recording::{to_cbor, track_table};
 use callseal::simulate::CHUNK_BYTES;
 use callseal::simulate::speech::DEMO_CALLER;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -42,7 +43,12 @@ impl Recorder {
         let expected = Expected { tenant, recording, key: dek.key_id(tenant, recording) };
         let ids =
             SegmentIds { ids: expected, writer: WriterId([3; 16]), seq: 1, created_ms: 0, prev: [0; 16] };
-        Self { dek, ids, track_table: to_cbor(&telephone_tracks()), salt: 0 }
+        Self {
+            dek,
+            ids,
+            track_table: to_cbor(&track_table(AudioFormat::TELEPHONE, Speakers::CallerAndAgent)),
+            salt: 0,
+        }
     }
 
     fn start_segment(&mut self) -> SegmentWriter {

@@ -10,6 +10,7 @@ use crate::clock;
 use crate::config::{Dtmf, Route, Tenant};
 use crate::control::audit::AuditEvent;
 use crate::control::recovery::OpenedNote;
+use crate::domain::audio::{AudioFormat, Speakers};
 use crate::domain::cmr::{GapReason, sha256};
 use crate::domain::ids::RecordingId;
 use crate::domain::provider::{Digit, Media, Payload, StreamStart};
@@ -44,6 +45,12 @@ pub(crate) struct Begin<'a> {
     pub(crate) ticket: Option<&'a Ticket>,
     /// How the caller's consent is known.
     pub(crate) consent: Option<&'static str>,
+    /// `twilio` or `vapi`.
+    pub(crate) provider: &'static str,
+    /// How the samples of all tracks are written.
+    pub(crate) format: AudioFormat,
+    /// Who is heard on the tracks.
+    pub(crate) speakers: Speakers,
 }
 
 /// Notes in the audit log that a stream is not recorded.
@@ -67,6 +74,7 @@ pub(crate) struct Recorder {
     node: Arc<Node>,
     tenant: Arc<Tenant>,
     recording: RecordingId,
+    format: AudioFormat,
     session: CallSession,
     lane: Lane,
     journal: Journal,
@@ -118,6 +126,7 @@ impl Recorder {
                 Dtmf::Keep => DtmfPolicy::Keep,
             },
             agent: if route.upstream.is_some() { AgentAudio::Queued } else { AgentAudio::Received },
+            speakers: begin.speakers,
             metadata: metadata(tenant, route, begin, retention_days, wall),
         };
         let mut session = CallSession::start(setup, Box::new(SystemEntropy), now, wall)?;
@@ -129,6 +138,7 @@ impl Recorder {
             node: Arc::clone(node),
             tenant: Arc::clone(tenant),
             recording: ids.recording,
+            format: begin.format,
             session,
             lane: node.uploader.lane(UploadContext { recording: ids.recording, retention }),
             journal: node.journal.clone(),
@@ -272,7 +282,7 @@ impl Recorder {
 
     fn finish_with(self, manifest: SealedManifest, wall: UnixMillis) {
         let SealedManifest { bytes, rows, end } = manifest;
-        count_lost(&end.gaps);
+        count_lost(&end.gaps, self.format);
         let event = AuditEvent {
             result: end.life.name().to_owned(),
             detail: Some(format!("root={} revision=0 rows={}", encode_hex(&sha256(&bytes)), rows.len())),
@@ -351,12 +361,12 @@ fn metadata(
     retention_days: u32,
     wall: UnixMillis,
 ) -> RecordingMetadata {
-    let Begin { start, ticket, consent } = begin;
+    let Begin { start, ticket, consent, provider, format, speakers: _ } = begin;
     RecordingMetadata {
         v: 1,
         tenant: tenant.id.to_string(),
         route: route.name.to_string(),
-        provider: "twilio".to_owned(),
+        provider: (*provider).to_owned(),
         account: start.account.clone(),
         call: start.call.clone(),
         stream: start.stream.clone(),
@@ -365,13 +375,15 @@ fn metadata(
         retention_days,
         ticket: ticket.map(|ticket| ticket.metadata.clone()).unwrap_or_default(),
         consent: consent.map(str::to_owned),
+        format: *format,
     }
 }
 
-/// Adds lost audio to its metric; one sample of μ-law is one byte.
-fn count_lost(gaps: &[crate::domain::recording::GapEntry]) {
+/// Adds lost audio to its metric, in bytes.
+fn count_lost(gaps: &[crate::domain::recording::GapEntry], format: AudioFormat) {
+    let sample_bytes = format.codec().sample_bytes() as u64;
     for gap in gaps.iter().filter(|gap| gap.is_loss()) {
         let reason = GapReason::from_number(gap.reason).map_or("other", GapReason::name);
-        counter!(names::AUDIO_LOST, "reason" => reason).increment(u64::from(gap.samples));
+        counter!(names::AUDIO_LOST, "reason" => reason).increment(u64::from(gap.samples) * sample_bytes);
     }
 }

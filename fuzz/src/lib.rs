@@ -163,8 +163,8 @@ fn sealed_script(mut script: Script<'_>, dek: &Dek, ids: Expected) -> (Vec<u8>, 
                     inner.extend_from_slice(payload);
                     Ok::<_, SealError>(u32::try_from(payload.len()).unwrap_or(0))
                 });
-                audio.expect("few frames fit");
-                wanted.push(format!("{:?}", Frame::Audio { track, pts, payload }));
+                let samples = audio.expect("few frames fit");
+                wanted.push(format!("{:?}", Frame::Audio { track, pts, samples, payload }));
             }
         }
     }

@@ -13,10 +13,10 @@ use crate::clock;
 use crate::control::audit;
 use crate::control::recordings::{StoredRecording, list};
 use crate::control::retention::receipt;
+use crate::domain::audio::Codec;
 use crate::domain::cmr::{Grade, RecordingVerifier};
 use crate::domain::ids::RecordingId;
-use crate::domain::playback::timeline::Canvas;
-use crate::domain::playback::wav::WavLayout;
+use crate::domain::playback::wav::{Encoding, WavLayout};
 use crate::domain::retention::Receipt;
 use crate::domain::sign::encode_hex;
 use crate::domain::time::UnixMillis;
@@ -211,20 +211,27 @@ async fn write_wav(stored: &StoredRecording, args: &OpenArgs) -> anyhow::Result<
     verify_rows(stored).await?;
     let track = args.track.selection();
     let timeline = stored.timeline();
-    let layout = WavLayout::new(args.format.encoding(), track.channels(), 8000, timeline.samples())?;
+    let (format, encoding) = (stored.format(), args.format.encoding());
+    if encoding == Encoding::Ulaw && format.codec() != Codec::Ulaw {
+        anyhow::bail!("the recording has samples of 16 bits; allowed: --format pcm");
+    }
+    let layout = WavLayout::new(encoding, track.channels(), format.rate(), timeline.samples())?;
     let file = File::create(&args.out).with_context(|| format!("write {}", args.out.display()))?;
     let mut out = BufWriter::new(file);
     out.write_all(&layout.header())?;
     let mut next = 0;
     while next < timeline.samples() {
         let window = timeline.window(next, timeline.samples(), WINDOW_SAMPLES);
-        let mut canvas = Canvas::new(timeline.origin(), &window);
+        let mut canvas = stored.canvas(&window);
         for index in timeline.rows_for(&window) {
             stored.paint(index, &stored.segment(index).await?, &mut canvas)?;
         }
         let (first, second) = canvas.channels(track);
         let mut frames = Vec::new();
-        layout.write_frames(first, second, &mut frames)?;
+        match format.codec() {
+            Codec::Ulaw => layout.write_frames(first, second, &mut frames)?,
+            Codec::S16le => layout.write_pcm_frames(first, second, &mut frames)?,
+        }
         out.write_all(&frames)?;
         next = window.end.max(next + 1);
     }
@@ -309,5 +316,5 @@ fn state_name(stored: &StoredRecording) -> &'static str {
 
 #[expect(clippy::cast_precision_loss, reason = "samples of a call are far below 2^52")]
 fn seconds(stored: &StoredRecording) -> f64 {
-    stored.timeline().samples() as f64 / 8000.0
+    stored.timeline().samples() as f64 / f64::from(stored.format().rate())
 }

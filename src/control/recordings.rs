@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 
+use crate::domain::audio::AudioFormat;
 use crate::domain::cmr::{EndState, Expected, Manifest, ReadError, Row, RowSpan, open_row, sha256};
 use crate::domain::ids::{RecordingId, TenantId, WriterId, first_16};
 use crate::domain::playback::timeline::{Canvas, Timeline};
@@ -84,6 +85,7 @@ pub struct StoredRecording {
     key: OpenedKey,
     timeline: Timeline,
     spans: Vec<RowSpan>,
+    format: AudioFormat,
     finished: Option<Finished>,
     /// The final object it was opened from.
     from_final: Option<ObjectName>,
@@ -186,6 +188,7 @@ impl StoredRecording {
             key,
             timeline: Timeline::new(&manifest.rows, &manifest.spans),
             spans: manifest.spans,
+            format: finished.metadata.format,
             finished: Some(finished),
             from_final: found.final_object,
             replaced_by: Mutex::default(),
@@ -201,10 +204,21 @@ impl StoredRecording {
         }
         let (rows, spans): (Vec<Row>, Vec<RowSpan>) = rebuild.rows_so_far()?.into_iter().unzip();
         let last = rows.last().ok_or(RecordingError::NotFound)?;
+        let format = rebuild.metadata()?.format;
         let version = first_16(&last.sha256);
         let timeline = Timeline::new(&rows, &spans);
         let (finished, from_final, replaced_by) = (None, None, Mutex::default());
-        Ok(Self { store, key, timeline, spans, finished, from_final, replaced_by, version })
+        Ok(Self { store, key, timeline, spans, format, finished, from_final, replaced_by, version })
+    }
+
+    /// Returns how its samples are written.
+    pub fn format(&self) -> AudioFormat {
+        self.format
+    }
+
+    /// Returns nothing but silence for a stretch of it, to be painted.
+    pub fn canvas(&self, window: &std::ops::Range<u64>) -> Canvas {
+        Canvas::new(self.format, self.timeline.origin(), window)
     }
 
     /// Returns where the samples are.
@@ -307,10 +321,11 @@ impl StoredRecording {
     pub fn paint(&self, index: usize, segment: &[u8], canvas: &mut Canvas) -> Result<(), RecordingError> {
         let row = self.timeline.rows().get(index).ok_or(RecordingError::NotFound)?;
         let number = u32::try_from(index).unwrap_or(u32::MAX);
+        let mut painted = Ok(());
         open_row(number, &row.row, segment, &self.key.dek, &self.key.ids, &mut |frame| {
-            canvas.paint_frame(frame);
+            painted = painted.and_then(|()| canvas.paint_frame(frame));
         })?;
-        Ok(())
+        Ok(painted?)
     }
 }
 

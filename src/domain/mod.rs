@@ -4,6 +4,7 @@
 //! folder and fails when one of them reaches outside (`tests/it/architecture.rs`).
 
 pub mod address;
+pub mod audio;
 pub mod cmr;
 pub mod ids;
 pub mod percent;

@@ -7,17 +7,17 @@ use std::collections::BTreeMap;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::domain::audio::{AudioFormat, Codec, Speakers};
 use crate::domain::cmr::GapReason;
-use crate::domain::ids::TrackId;
 
 /// One track as the track table lists it: codec bytes are kept as the provider sent them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrackEntry {
     /// Its number in frame heads.
     pub track: u8,
-    /// `caller`, `agent` or `mixed`.
+    /// `caller`, `agent`, `channel` or `mixed`.
     pub role: String,
-    /// `ulaw`.
+    /// The name of a [`Codec`].
     pub codec: String,
     /// Samples per second.
     pub rate: u32,
@@ -25,17 +25,61 @@ pub struct TrackEntry {
     pub channels: u8,
 }
 
-/// Returns the two tracks of a telephone call in μ-law, 8,000 samples per second.
-pub fn telephone_tracks() -> Vec<TrackEntry> {
-    [(TrackId::CALLER, "caller"), (TrackId::AGENT, "agent")]
-        .map(|(track, role)| TrackEntry {
-            track: track.number(),
-            role: role.to_owned(),
-            codec: "ulaw".to_owned(),
-            rate: 8000,
-            channels: 1,
-        })
-        .into()
+/// Returns the tracks of a recording, numbered from 0.
+pub fn track_table(format: AudioFormat, speakers: Speakers) -> Vec<TrackEntry> {
+    let entry = |(track, role): (u8, &&str)| TrackEntry {
+        track,
+        role: (*role).to_owned(),
+        codec: format.codec().name().to_owned(),
+        rate: format.rate(),
+        channels: 1,
+    };
+    (0..).zip(speakers.roles()).map(entry).collect()
+}
+
+/// Returns the one format of all tracks of a table.
+///
+/// # Errors
+/// [`BadRecord`] when there is no table, tracks differ, or the codec or rate is not one of this version.
+pub fn format_of_table(table: &[u8]) -> Result<AudioFormat, BadRecord> {
+    let entries: Vec<TrackEntry> = from_cbor(table)?;
+    let format = |entry: &TrackEntry| AudioFormat::new(Codec::from_name(&entry.codec)?, entry.rate);
+    let first = entries.first().and_then(format).ok_or(BadRecord)?;
+    let is_alike = |entry: &TrackEntry| entry.channels == 1 && format(entry) == Some(first);
+    if entries.iter().all(is_alike) { Ok(first) } else { Err(BadRecord) }
+}
+
+/// A format as it stands in records; records without one are of telephony.
+mod format_record {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+    use super::{AudioFormat, Codec};
+
+    #[derive(Serialize, Deserialize)]
+    struct Written {
+        codec: String,
+        rate: u32,
+    }
+
+    pub(super) fn serialize<S: Serializer>(format: &AudioFormat, serializer: S) -> Result<S::Ok, S::Error> {
+        let written = Written { codec: format.codec().name().to_owned(), rate: format.rate() };
+        written.serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<AudioFormat, D::Error> {
+        let Written { codec, rate } = Written::deserialize(deserializer)?;
+        let format = Codec::from_name(&codec).and_then(|codec| AudioFormat::new(codec, rate));
+        format.ok_or_else(|| de::Error::custom("audio of another format than this version plays"))
+    }
+
+    pub(super) fn telephone() -> AudioFormat {
+        AudioFormat::TELEPHONE
+    }
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes what it asks about by reference")]
+    pub(super) fn is_telephone(format: &AudioFormat) -> bool {
+        *format == AudioFormat::TELEPHONE
+    }
 }
 
 /// What is known when a recording begins. Sealed in its first segment and in its manifest.
@@ -47,7 +91,7 @@ pub struct RecordingMetadata {
     pub tenant: String,
     /// The route's name.
     pub route: String,
-    /// `twilio`.
+    /// `twilio` or `vapi`.
     pub provider: String,
     /// The provider's account.
     pub account: String,
@@ -67,6 +111,13 @@ pub struct RecordingMetadata {
     /// How the caller's consent is known, where the route asks for it: `ticket` or `parameter`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub consent: Option<String>,
+    /// The format of all tracks, as every track table repeats it. Absent for that of telephony.
+    #[serde(
+        with = "format_record",
+        default = "format_record::telephone",
+        skip_serializing_if = "format_record::is_telephone"
+    )]
+    pub format: AudioFormat,
 }
 
 /// Where a recording stands.

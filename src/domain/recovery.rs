@@ -9,7 +9,6 @@ use crate::domain::cmr::{
     ReadError, Row, RowSpan, Salt, SealError, extend_span, sha256,
 };
 use crate::domain::ids::{TrackId, WriterId};
-use crate::domain::provider::SAMPLES_PER_MS;
 use crate::domain::recording::{
     EndCause, GapEntry, Life, MAX_GAP_ENTRIES, RecordingEnd, RecordingMetadata, StreamCounts, from_cbor,
     to_cbor,
@@ -104,10 +103,10 @@ impl<'k> Rebuild<'k> {
         while let Some(frame) = reader.next_frame(&mut scratch).map_err(failed)? {
             match frame {
                 Frame::Metadata(part) => metadata.extend_from_slice(part),
-                Frame::Audio { track, pts, payload } => {
+                Frame::Audio { track, pts, samples, payload } => {
                     self.counts.frames += 1;
                     self.counts.audio_bytes += payload.len() as u64;
-                    extend_span(&mut span, track, pts, payload.len());
+                    extend_span(&mut span, track, pts, samples);
                 }
                 Frame::Gap { track, pts, samples, reason } => self.note_gap(track, pts, samples, reason),
                 Frame::Event { .. }
@@ -147,7 +146,7 @@ impl<'k> Rebuild<'k> {
     ) -> Result<Rebuilt, RebuildError> {
         let segments = self.in_order()?;
         let metadata_bytes = self.metadata.clone().ok_or(RebuildError::Nothing)?;
-        let metadata: RecordingMetadata = from_cbor(&metadata_bytes).map_err(|_| RebuildError::Nothing)?;
+        let metadata = self.metadata()?;
         let end = self.end(&metadata, &segments);
         let rows: Vec<Row> = segments.iter().map(|segment| segment.row).collect();
         let spans: Vec<RowSpan> = segments.iter().map(|segment| segment.span.clone()).collect();
@@ -164,6 +163,15 @@ impl<'k> Rebuild<'k> {
         }
         .seal(self.dek, salt)?;
         Ok(Rebuilt { manifest, metadata, end })
+    }
+
+    /// Returns what is sealed about the recording's beginning.
+    ///
+    /// # Errors
+    /// [`RebuildError::Nothing`].
+    pub fn metadata(&self) -> Result<RecordingMetadata, RebuildError> {
+        let bytes = self.metadata.as_deref().ok_or(RebuildError::Nothing)?;
+        from_cbor(bytes).map_err(|_| RebuildError::Nothing)
     }
 
     /// Returns the rows added so far in playing order, for a recording that has no manifest yet.
@@ -200,7 +208,7 @@ impl<'k> Rebuild<'k> {
     fn end(&self, metadata: &RecordingMetadata, segments: &[&Segment]) -> RecordingEnd {
         let last_pts = segments.iter().flat_map(|s| &s.span).map(|span| span.end_pts).max().unwrap_or(0);
         let last_created = segments.iter().map(|segment| segment.created_ms).max().unwrap_or(0);
-        let by_audio = metadata.started_ms.saturating_add(u64::from(last_pts / SAMPLES_PER_MS));
+        let by_audio = metadata.started_ms.saturating_add(metadata.format.millis(last_pts));
         let ended_ms = by_audio.max(last_created);
         RecordingEnd {
             v: 1,

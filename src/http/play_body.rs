@@ -10,6 +10,7 @@ use hyper::body::Frame;
 
 use crate::clock;
 use crate::control::recordings::{RecordingError, StoredRecording};
+use crate::domain::audio::Codec;
 use crate::domain::playback::grant::TrackSelection;
 use crate::domain::playback::timeline::Canvas;
 use crate::domain::playback::wav::WavLayout;
@@ -18,7 +19,7 @@ use crate::observe::metrics;
 
 use crate::answer::CutOff;
 
-/// Samples painted at a time: bounds memory to about 200 KiB, whatever a gap's length.
+/// Samples painted at a time: bounds memory to about 350 KiB, whatever a gap's length.
 const WINDOW_SAMPLES: u64 = 40_000;
 /// Sealed rows kept between windows, because neighbours overlap by a frame.
 const KEPT_ROWS: usize = 4;
@@ -117,7 +118,7 @@ impl Player {
     async fn paint(&mut self, window: &std::ops::Range<u64>) -> Result<Canvas, RecordingError> {
         let recording = Arc::clone(&self.request.recording);
         let timeline = recording.timeline();
-        let mut canvas = Canvas::new(timeline.origin(), window);
+        let mut canvas = recording.canvas(window);
         for index in timeline.rows_for(window) {
             let segment = self.segment(index).await?;
             recording.paint(index, &segment, &mut canvas)?;
@@ -140,10 +141,12 @@ impl Player {
     fn encode(&mut self, canvas: &Canvas) -> Result<Bytes, RecordingError> {
         let (first, second) = canvas.channels(self.request.track);
         let mut out = Vec::new();
-        self.request
-            .layout
-            .write_frames(first, second, &mut out)
-            .map_err(|error| RecordingError::Integrity(Box::new(error)))?;
+        let layout = &self.request.layout;
+        let written = match canvas.format().codec() {
+            Codec::Ulaw => layout.write_frames(first, second, &mut out),
+            Codec::S16le => layout.write_pcm_frames(first, second, &mut out),
+        };
+        written.map_err(|error| RecordingError::Integrity(Box::new(error)))?;
         let mut bytes = Bytes::from(out);
         let skip = std::mem::take(&mut self.skip).min(bytes.len());
         bytes = bytes.split_off(skip);

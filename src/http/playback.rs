@@ -13,6 +13,7 @@ use crate::clock;
 use crate::config::{Tenant, TenantStatus};
 use crate::control::audit::AuditEvent;
 use crate::control::recordings::{RecordingError, StoredRecording};
+use crate::domain::audio::Codec;
 use crate::domain::ids::{RecordingId, TenantId};
 use crate::domain::playback::grant::{Grant, GrantCheck, GrantFault, GrantLimits, SignedGrant};
 use crate::domain::playback::range::{ByteRange, if_range_matches};
@@ -27,9 +28,6 @@ use super::play_body::{PlayRequest, play};
 use crate::answer::{Answer, empty, problem, set};
 use crate::ingest::Peer;
 use crate::upload::newest_order;
-
-/// Samples per second of every recording of this version.
-const SAMPLE_RATE: u32 = 8000;
 
 /// A refusal: status, stable code and a text for the client.
 #[derive(Clone)]
@@ -163,8 +161,13 @@ fn check_grant<'g>(
 
 fn wav_layout(grant: &Grant, recording: &StoredRecording) -> Result<(Encoding, WavLayout), Refused> {
     let encoding = grant.format.unwrap_or(Encoding::Pcm16);
-    let layout =
-        WavLayout::new(encoding, grant.track.channels(), SAMPLE_RATE, recording.timeline().samples());
+    let format = recording.format();
+    if encoding == Encoding::Ulaw && format.codec() != Codec::Ulaw {
+        let detail = "the recording has samples of 16 bits; allowed: format=pcm";
+        return Err(Refused::new(StatusCode::BAD_REQUEST, "format_unavailable", detail));
+    }
+    let samples = recording.timeline().samples();
+    let layout = WavLayout::new(encoding, grant.track.channels(), format.rate(), samples);
     let layout = layout.map_err(|_| {
         Refused::new(
             StatusCode::INTERNAL_SERVER_ERROR,

@@ -6,6 +6,7 @@ use std::time::Instant;
 use metrics::counter;
 
 use crate::config::{NoKeyPolicy, Record as RecordPolicy, Route, Tenant};
+use crate::domain::audio::{AudioFormat, Speakers};
 use crate::domain::ids::TenantId;
 use crate::domain::provider::twilio::{AccountSid, TwilioDecoder};
 use crate::domain::provider::twilio_agent::{Said, decode_said};
@@ -198,7 +199,14 @@ impl StreamInHand {
             }
             return None;
         }
-        let begin = Begin { start, ticket, consent };
+        let begin = Begin {
+            start,
+            ticket,
+            consent,
+            provider: "twilio",
+            format: AudioFormat::TELEPHONE,
+            speakers: Speakers::CallerAndAgent,
+        };
         match Recorder::start(&self.node, &self.tenant, &self.route, key, &begin) {
             Ok(recorder) => {
                 tracing::info!(

@@ -11,13 +11,14 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use callseal::clock;
+use callseal::domain::audio::{AudioFormat, Codec, Speakers};
 use callseal::domain::cmr::{
     Dek, Expected, Frame, GapReason, Manifest, RecordingVerifier, TAIL_BYTES, Tail, sha256,
 };
 use callseal::domain::ids::{RecordingId, TenantId, TrackId};
 use callseal::domain::playback::timeline::{Canvas, Timeline};
-use callseal::domain::provider::Event;
 use callseal::domain::provider::twilio::TwilioDecoder;
+use callseal::domain::provider::{Event, Media, Payload};
 use callseal::domain::recording::{EndCause, RecordingEnd, RecordingMetadata, TrackEntry, from_cbor};
 use callseal::domain::session::{
     AgentAudio, CallSession, DtmfPolicy, Entropy, EntropyFailed, Output, SegmentLimits, SessionSetup,
@@ -83,6 +84,11 @@ impl Recorded {
         let mut session = session?;
         let cause = if decoder.has_stopped() { EndCause::Stop } else { EndCause::PeerLost };
         session.finish(STARTED.plus(Duration::from_secs(100)), cause).unwrap();
+        Some(Self::sealed(session, dek, ids))
+    }
+
+    /// Takes what a session has sealed.
+    fn sealed(mut session: CallSession, dek: [u8; 32], ids: Expected) -> Self {
         let (mut segments, mut manifest) = (Vec::new(), Vec::new());
         while let Some(output) = session.poll_output() {
             match output {
@@ -90,7 +96,55 @@ impl Recorded {
                 Output::Finished(finished) => manifest = finished.bytes,
             }
         }
-        Some(Self { dek, ids, segments, manifest })
+        Self { dek, ids, segments, manifest }
+    }
+
+    /// Records two channels of 16-bit samples with a gap, over several segments.
+    fn of_pcm(number: u8) -> Self {
+        let dek = [number; 32];
+        let tenant = TENANT.parse::<TenantId>().unwrap().tag();
+        let recording = RecordingId::new(STARTED.0, &[number; 10]);
+        let ids = Expected { tenant, recording, key: dek_of(&dek).key_id(tenant, recording) };
+        let setup = SessionSetup {
+            dek: dek_of(&dek),
+            ids,
+            limits: LIMITS,
+            dtmf: DtmfPolicy::Keep,
+            agent: AgentAudio::Received,
+            speakers: Speakers::Unnamed,
+            metadata: RecordingMetadata {
+                v: 1,
+                tenant: TENANT.to_owned(),
+                route: "reception".to_owned(),
+                provider: "vapi".to_owned(),
+                account: String::new(),
+                call: "01a024d9-bef8-7b44-9a10-6f2c8e51b7d0".to_owned(),
+                stream: String::new(),
+                started_ms: STARTED.0,
+                parameters: BTreeMap::new(),
+                retention_days: 90,
+                ticket: BTreeMap::new(),
+                consent: None,
+                format: AudioFormat::new(Codec::S16le, 16_000).unwrap(),
+            },
+        };
+        let mut now = clock::monotonic();
+        let mut session = CallSession::start(setup, Box::new(Counting(0)), now, STARTED).unwrap();
+        for message in 0u8..200 {
+            now += Duration::from_millis(100);
+            for track in [TrackId::CALLER, TrackId::AGENT] {
+                let audio = [message ^ track.number(), track.number() + 1].repeat(320);
+                let payload = Payload::bytes_of(&audio);
+                let media = Media { track, sequence: None, timestamp_ms: None, payload };
+                session.handle_media(now, STARTED, &media).unwrap();
+            }
+            if message == 77 {
+                let time = Duration::from_millis(1234);
+                session.handle_gap(now, STARTED, time, GapReason::LostBeforeUs).unwrap();
+            }
+        }
+        session.finish(STARTED.plus(Duration::from_secs(100)), EndCause::Stop).unwrap();
+        Self::sealed(session, dek, ids)
     }
 
     /// The final object, as the compactor makes it without any key.
@@ -133,7 +187,8 @@ impl Recorded {
         let manifest_bytes = &object[offset..object.len() - TAIL_BYTES];
         let manifest = Manifest::open(manifest_bytes, &dek, &self.ids).unwrap();
         let timeline = Timeline::new(&manifest.rows, &manifest.spans);
-        let mut seen = Seen::new(&timeline);
+        let metadata: RecordingMetadata = from_cbor(&manifest.metadata).unwrap();
+        let mut seen = Seen::new(metadata.format, &timeline);
         let mut verifier = RecordingVerifier::new(&dek, self.ids);
         let mut rows = Vec::new();
         for (number, row) in timeline.rows().iter().enumerate() {
@@ -150,7 +205,7 @@ impl Recorded {
             "state": "complete",
             "root": hex(&sha256(manifest_bytes)),
             "revision": manifest.revision,
-            "metadata": from_cbor::<RecordingMetadata>(&manifest.metadata).unwrap(),
+            "metadata": metadata,
             "reason": from_cbor::<RecordingEnd>(&manifest.end).unwrap(),
             "unlisted": [],
             "rows": rows,
@@ -178,17 +233,17 @@ struct TrackSeen {
 }
 
 impl Seen {
-    fn new(timeline: &Timeline) -> Self {
-        let canvas = Canvas::new(timeline.origin(), &(0..timeline.samples()));
+    fn new(format: AudioFormat, timeline: &Timeline) -> Self {
+        let canvas = Canvas::new(format, timeline.origin(), &(0..timeline.samples()));
         Self { canvas, table: Vec::new(), tracks: BTreeMap::new(), gaps: Vec::new(), events: Vec::new() }
     }
 
     fn frame(&mut self, row: usize, frame: &Frame<'_>) {
-        self.canvas.paint_frame(frame);
+        self.canvas.paint_frame(frame).unwrap();
         match frame {
-            Frame::Audio { track, pts, payload } => {
+            Frame::Audio { track, pts, samples, payload } => {
                 let seen = self.tracks.entry(track.number()).or_default();
-                let end = pts + u32::try_from(payload.len()).unwrap();
+                let end = pts + samples;
                 let (first, last) = seen.span.unwrap_or((*pts, end));
                 seen.span = Some((first.min(*pts), last.max(end)));
                 seen.frames += 1;
@@ -288,6 +343,7 @@ fn feed(
                 retention_days: 90,
                 ticket: BTreeMap::new(),
                 consent: None,
+                format: AudioFormat::TELEPHONE,
             };
             let setup = SessionSetup {
                 dek: dek_of(dek),
@@ -295,6 +351,7 @@ fn feed(
                 limits: LIMITS,
                 dtmf: DtmfPolicy::Keep,
                 agent: AgentAudio::Received,
+                speakers: Speakers::CallerAndAgent,
                 metadata,
             };
             let mut started = CallSession::start(setup, Box::new(Counting(0)), now, STARTED).unwrap();
@@ -373,6 +430,23 @@ fn both_readers_describe_every_transcript_alike() {
     }
     assert_eq!(compared, 17, "every transcript but the one without a start");
     assert!(several_rows >= 10 && gaps >= 5 && events >= 6, "{several_rows} {gaps} {events}");
+}
+
+#[test]
+fn both_readers_describe_samples_of_two_bytes_alike() {
+    let recorded = Recorded::of_pcm(99);
+    let ours = recorded.described();
+    let track = &ours["tracks"]["1"];
+    assert_eq!(track["role"], "channel");
+    assert_eq!(track["rendered_bytes"], 2 * (200 * 320 + 1234 * 16));
+    assert_eq!(track["payload_bytes"], 2 * 200 * 320);
+    assert!(ours["rows"].as_array().unwrap().len() > 1);
+    let store = tempfile::tempdir().unwrap();
+    recorded.put_final(store.path());
+    let Some(theirs) = opened_by_the_other(store.path(), &recorded) else { return };
+    for (key, value) in ours.as_object().unwrap() {
+        assert!(theirs.get(key) == Some(value) || key == "unlisted", "{key}: {value} {theirs:?}");
+    }
 }
 
 #[test]

@@ -204,8 +204,8 @@ impl<'a> Layout<'a> {
 }
 
 fn note_span(held: &mut BTreeMap<u8, (u32, u32)>, frame: &Frame<'_>) {
-    if let Frame::Audio { track, pts, payload } = frame {
-        let end = pts + u32::try_from(payload.len()).unwrap();
+    if let Frame::Audio { track, pts, samples, .. } = frame {
+        let end = pts + samples;
         let span = held.entry(track.number()).or_insert((*pts, end));
         *span = (span.0.min(*pts), span.1.max(end));
     }

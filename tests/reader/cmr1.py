@@ -25,14 +25,15 @@ MIN_HEADER, MAX_MANIFEST_HEADER = FIXED_HEADER + COMMITMENT, 4 << 20
 # Section 5: frame kinds; 7 to 14 are unknown and skipped
 AUDIO, AUDIO_AT, GAP, EVENT, TABLE, METADATA, TIME_INDEX, TRAILER = 0, 1, 2, 3, 4, 5, 6, 15
 LAST, MIN_SEALED = 0x8000, 17
-ROLES = ("caller", "agent", "mixed")
+ROLES = ("caller", "agent", "channel", "mixed")
+# Bytes of a sample and its silence, mu-law zero and linear zero
+CODECS, RATES = {"ulaw": (1, b"\xff"), "s16le": (2, b"\0")}, range(8000, 48001)
 # Sections 6 and 7
 END_REASONS, GAP_REASONS, NO_AUDIO = range(1, 6), range(1, 6), 0xFFFFFFFF
 ENDS_WITH_TRAILER, HAS_NO_TRAILER = 1, 2
 STATES = ("complete", "recovered", "closed_by_policy")
 # Section 16
 MAX_FRAMES, MAX_SEALED_BYTES, MAX_HOURS = 65536, 16 << 20, 24
-SILENCE = b"\xff"  # mu-law zero
 
 
 class CmrError(Exception):
@@ -219,7 +220,7 @@ def open_object(blob, dek, expected):
         key, base, commitment = derive(dek, header["salt"], b"cmr1 object", sha256(header["bound"]))
         require(compare_digest(commitment, header["commitment"]), "WrongKeyOrTamperedHeader", "commitment")
         cipher = AESGCM(key)
-    opened, at, index, cursors = Opened(header), header["header_len"], 0, {}
+    opened, at, index, cursors, widths = Opened(header), header["header_len"], 0, {}, {}
     try:
         while True:
             split = split_frame(blob, at, index, header["header_len"])
@@ -233,7 +234,7 @@ def open_object(blob, dek, expected):
                     inner = cipher.decrypt(nonce(base, index, last), blob[at + 2:end], commitment[:14] + prefix)
                 except InvalidTag:
                     raise CmrError("FrameAuth", f"frame {index}") from None
-                opened.frames.append(parse_inner(inner, index, last, header, opened.frames, cursors))
+                opened.frames.append(parse_inner(inner, index, last, header, opened.frames, cursors, widths))
             at, index = end, index + 1
             if last:
                 opened.state, opened.consumed = "Complete", at
@@ -243,7 +244,16 @@ def open_object(blob, dek, expected):
         raise
 
 
-def parse_inner(inner, index, last, header, before, cursors):
+def sample_widths(table):
+    """Bytes of a sample by track, from frame 0; section 5. A table that cannot be read names none."""
+    try:
+        entries = cbor(table, "track table")
+        return {e["track"]: CODECS[e["codec"]][0] for e in entries if e["codec"] in CODECS}
+    except (CmrError, KeyError, TypeError):
+        return {}
+
+
+def parse_inner(inner, index, last, header, before, cursors, widths):
     """Section 5, the rules that one object decides alone. `cursors`: end of each track's latest audio."""
     frame = Frame(index, inner[0] >> 4, inner[0] & 15, inner[1:])
 
@@ -257,8 +267,12 @@ def parse_inner(inner, index, last, header, before, cursors):
     if frame.kind == AUDIO:
         must(frame.track in cursors, "first audio of a track needs an explicit pts")
         frame.pts = cursors[frame.track]
+    if frame.kind == TABLE and index == 0:
+        widths.update(sample_widths(frame.body))
     if frame.kind in (AUDIO, AUDIO_AT):
-        frame.samples = len(frame.body)  # mu-law, one channel
+        width = widths.get(frame.track, 1)
+        must(len(frame.body) % width == 0, "audio ends inside a sample")
+        frame.samples = len(frame.body) // width
         cursors[frame.track] = frame.pts + frame.samples
     if frame.kind == GAP:
         must(len(frame.body) == 5, "gap body")
@@ -321,10 +335,12 @@ def check_segment(opened):
     tracks = {}
     for entry in table if isinstance(table, list) else [None]:
         good = isinstance(entry, dict) and type(entry.get("track")) is int and 0 <= entry["track"] <= 15 \
-            and entry["track"] not in tracks and entry.get("role") in ROLES and entry.get("codec") == "ulaw" \
-            and type(entry.get("rate")) is int and entry["rate"] > 0 and entry.get("channels") == 1
+            and entry["track"] not in tracks and entry.get("role") in ROLES and entry.get("codec") in CODECS \
+            and type(entry.get("rate")) is int and entry["rate"] in RATES and entry.get("channels") == 1
         require(good, "MalformedFrame", f"track table: {entry}")
         tracks[entry["track"]] = entry
+    formats = {(entry["codec"], entry["rate"]) for entry in tracks.values()}
+    require(len(formats) == 1, "MalformedFrame", "track table with several formats")
     pieces = 0
     while pieces + 1 < len(frames) and frames[pieces + 1].kind == METADATA:
         pieces += 1
@@ -445,7 +461,7 @@ def verify_recording(store, dek, expected):
                 started[row.writer_id] = parse_header(fetch(row, 0))["created_ms"]
         rows = sorted(segments, key=lambda r: (started[r.writer_id], r.writer_id, r.seq))
     report["metadata"], report["rows"] = metadata, []
-    previous, offset, frames, roles, rate = {}, 0, [], {}, 8000
+    previous, offset, frames, roles, formats = {}, 0, [], {}, set()
     for n, row in enumerate(rows):
         where = f"row {n}"
         blob = fetch(row, offset)
@@ -472,17 +488,21 @@ def verify_recording(store, dek, expected):
         if metadata is None and head is not None:
             report["metadata"] = metadata = head
         roles.update({t: entry["role"] for t, entry in tracks.items()})
-        rate = max([rate] + [entry["rate"] for entry in tracks.values()])
+        formats.update((entry["codec"], entry["rate"]) for entry in tracks.values())
         frames += [(n, f) for f in opened.frames]
     require(rows_end in (None, offset), "TrailingData", "bytes between the rows and the manifest")
     if dek is not None:
-        report.update(describe(frames, roles, rate))
+        require(len(formats) < 2, "MalformedFrame", "rows of several formats")
+        said = (metadata or {}).get("format", {"codec": "ulaw", "rate": 8000})
+        codec, rate = formats.pop() if formats else ("ulaw", 8000)
+        require(not frames or said == {"codec": codec, "rate": rate}, "MalformedFrame", "metadata of another format")
+        report.update(describe(frames, roles, codec, rate))
     return report
 
 
-def describe(frames, roles, rate):
+def describe(frames, roles, codec, rate):
     totals = track_totals([f for _, f in frames])
-    rendered = render([f for _, f in frames], totals, rate)
+    rendered = render([f for _, f in frames], totals, codec, rate)
     tracks = {}
     for track in sorted(totals):
         n, first, end, size = totals[track]
@@ -497,16 +517,18 @@ def describe(frames, roles, rate):
                        for n, f in frames if f.kind == EVENT]}
 
 
-def render(frames, totals, rate):
+def render(frames, totals, codec, rate):
     """Per track its audio at absolute pts; later frames overwrite; what nothing covers is silence."""
     if not totals:
         return {}
     origin, end = min(t[1] for t in totals.values()), max(t[2] for t in totals.values())
     require(end - origin <= MAX_HOURS * 3600 * rate, "LimitExceeded", "recording of more than 24 h")
-    rendered = {track: bytearray(SILENCE * (end - origin)) for track in totals}
+    width, silence = CODECS[codec]
+    rendered = {track: bytearray(silence * (width * (end - origin))) for track in totals}
     for f in frames:
         if f.kind in (AUDIO, AUDIO_AT):
-            rendered[f.track][f.pts - origin:f.pts - origin + len(f.body)] = f.body
+            at = width * (f.pts - origin)
+            rendered[f.track][at:at + len(f.body)] = f.body
     return rendered
 
 

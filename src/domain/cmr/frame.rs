@@ -1,5 +1,8 @@
 //! The inside of a sealed frame: head byte and body (`docs/FORMAT.md` section 5).
 
+use serde::Deserialize;
+
+use crate::domain::audio::Codec;
 use crate::domain::ids::TrackId;
 
 use super::error::ReadError;
@@ -10,7 +13,7 @@ use super::segment::TrackTotals;
 pub const OVERHEAD_BYTES: usize = 19;
 /// The same for a frame that carries its own position.
 pub const OVERHEAD_EXPLICIT_BYTES: usize = OVERHEAD_BYTES + 4;
-/// The longest audio payload of one frame; longer ones are split.
+/// The longest audio payload of one frame, a whole number of samples of every codec; longer ones are split.
 pub const MAX_FRAME_PAYLOAD_BYTES: usize = 32_746;
 /// The longest inside of a frame.
 pub(super) const MAX_INNER_BYTES: usize = 32_751;
@@ -84,6 +87,8 @@ pub enum Frame<'a> {
         track: TrackId,
         /// Where it starts: stated by the frame, or the end of the track's previous audio in this object.
         pts: u32,
+        /// How many samples it holds.
+        samples: u32,
         /// Codec bytes as the provider sent them.
         payload: &'a [u8],
     },
@@ -139,7 +144,12 @@ impl<'a> Frame<'a> {
             KIND_AUDIO_AT => fields.u32().and_then(|pts| positions.audio(track, Some(pts), fields.0)),
             KIND_GAP => Self::parse_gap(track, fields),
             KIND_EVENT => fields.u32().map(|pts| Self::Event { track, pts, body: fields.0 }),
-            KIND_TRACK_TABLE => Some(Self::TrackTable(body)),
+            KIND_TRACK_TABLE => {
+                if number == 0 {
+                    positions.note_table(body);
+                }
+                Some(Self::TrackTable(body))
+            }
             KIND_METADATA => Some(Self::Metadata(body)),
             KIND_TIME_INDEX => Some(Self::TimeIndex(body)),
             KIND_TRAILER => Some(Self::Trailer(body)),
@@ -157,22 +167,46 @@ impl<'a> Frame<'a> {
     }
 }
 
-/// Where each track of one object stands, and what it held so far. One byte is one sample in every codec of version 1.
+/// Where each track of one object stands, and what it held so far.
 #[derive(Debug, Default)]
 pub(super) struct Positions {
     totals: Vec<TrackTotals>,
     ends: [Option<u32>; TrackId::COUNT],
+    /// The codecs that frame 0 names; a byte is a sample where it names none.
+    codecs: [Option<Codec>; TrackId::COUNT],
+}
+
+/// What of a track table says how long audio is.
+#[derive(Deserialize)]
+struct TableEntry {
+    track: u8,
+    codec: String,
 }
 
 impl Positions {
-    /// `None`: the frame follows nothing, or ends beyond the clock.
+    /// Whether the table is a good one is judged where the object's place in a recording is.
+    fn note_table(&mut self, table: &[u8]) {
+        let entries = ciborium::de::from_reader_with_recursion_limit::<Vec<TableEntry>, _>(table, 16);
+        for TableEntry { track, codec } in entries.unwrap_or_default() {
+            if let Some(known) = self.codecs.get_mut(usize::from(track)) {
+                *known = Codec::from_name(&codec);
+            }
+        }
+    }
+
+    /// `None`: the frame follows nothing, ends inside a sample, or ends beyond the clock.
     fn audio<'a>(&mut self, track: TrackId, pts: Option<u32>, payload: &'a [u8]) -> Option<Frame<'a>> {
         let end = self.ends.get_mut(usize::from(track.number()))?;
         let pts = pts.or(*end)?;
-        let next = pts.checked_add(u32::try_from(payload.len()).ok()?)?;
+        let codec = self.codecs.get(usize::from(track.number())).copied().flatten().unwrap_or(Codec::Ulaw);
+        if !payload.len().is_multiple_of(codec.sample_bytes()) {
+            return None;
+        }
+        let samples = codec.samples_of(payload.len());
+        let next = pts.checked_add(samples)?;
         *end = Some(next);
         TrackTotals::count(&mut self.totals, track, pts, next, payload.len() as u64);
-        Some(Frame::Audio { track, pts, payload })
+        Some(Frame::Audio { track, pts, samples, payload })
     }
 
     /// Returns what each track held, by number.

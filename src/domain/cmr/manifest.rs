@@ -45,8 +45,8 @@ pub struct TrackSpan {
 pub type RowSpan = Vec<TrackSpan>;
 
 /// Widens the span of a row by one audio frame.
-pub fn extend_span(span: &mut RowSpan, track: TrackId, pts: u32, samples: usize) {
-    let end_pts = pts.saturating_add(u32::try_from(samples).unwrap_or(u32::MAX));
+pub fn extend_span(span: &mut RowSpan, track: TrackId, pts: u32, samples: u32) {
+    let end_pts = pts.saturating_add(samples);
     match span.iter_mut().find(|span| span.track == track) {
         Some(span) => {
             span.first_pts = span.first_pts.min(pts);

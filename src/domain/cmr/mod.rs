@@ -1,6 +1,6 @@
 //! CMR1, the encrypted call-media recording format (`docs/FORMAT.md`).
 //!
-//! Knows keys of one recording, nonces, byte layouts and what every frame is bound to. Must not know codecs, object
+//! Knows keys of one recording, nonces, byte layouts and what every frame is bound to. Must not know how audio sounds, object
 //! names, or where KEKs live. All integers are big-endian.
 //!
 //! Invariants: a writer is created with a fresh salt, is not `Clone`, and is consumed by its trailer, so a nonce cannot

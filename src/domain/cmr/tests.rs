@@ -356,7 +356,7 @@ proptest! {
         let mut seen = Vec::new();
         let dek = dek();
         RecordingVerifier::new(&dek, expected()).check_row(&finished.row, &finished.bytes, |frame| match frame {
-            Frame::Audio { track, pts, payload } => {
+            Frame::Audio { track, pts, payload, .. } => {
                 seen.push(format!("audio {} {pts} {payload:?}", track.number()));
             }
             Frame::Gap { track, pts, samples, reason } => {

@@ -95,8 +95,8 @@ impl<'k> RecordingVerifier<'k> {
     ) -> Result<RowEvidence, ReadError> {
         let (number, mut held) = (self.next_row, RowSpan::new());
         let evidence = self.check_row(row, segment, |frame| {
-            if let Frame::Audio { track, pts, payload } = frame {
-                extend_span(&mut held, *track, *pts, payload.len());
+            if let Frame::Audio { track, pts, samples, .. } = frame {
+                extend_span(&mut held, *track, *pts, *samples);
             }
         })?;
         held.sort_by_key(|span| span.track);

@@ -6,13 +6,13 @@
 
 use std::ops::Range;
 
+use crate::domain::audio::AudioFormat;
 use crate::domain::cmr::{Frame, Row, RowSpan};
 use crate::domain::ids::TrackId;
 
-use super::grant::TrackSelection;
+use crate::domain::recording::{BadRecord, format_of_table};
 
-/// μ-law silence.
-pub const SILENCE: u8 = 0xff;
+use super::grant::TrackSelection;
 
 /// Which rows hold which samples.
 #[derive(Debug, Clone)]
@@ -108,19 +108,25 @@ impl Timeline {
     }
 }
 
-/// A stretch of both tracks being painted, in μ-law.
+/// A stretch of both tracks being painted, in the codec of the recording.
 #[derive(Debug)]
 pub struct Canvas {
     start: u64,
+    format: AudioFormat,
     tracks: [Vec<u8>; 2],
 }
 
 impl Canvas {
     /// Starts with silence. `window` counts samples from `origin`; its length bounds the memory.
-    pub fn new(origin: u32, window: &Range<u64>) -> Self {
+    pub fn new(format: AudioFormat, origin: u32, window: &Range<u64>) -> Self {
         let samples = usize::try_from(window.end.saturating_sub(window.start)).unwrap_or(0);
-        let silence = vec![SILENCE; samples];
-        Self { start: u64::from(origin) + window.start, tracks: [silence.clone(), silence] }
+        let silence = vec![format.codec().silence(); samples * format.codec().sample_bytes()];
+        Self { start: u64::from(origin) + window.start, format, tracks: [silence.clone(), silence] }
+    }
+
+    /// Returns the format of what is painted.
+    pub fn format(&self) -> AudioFormat {
+        self.format
     }
 
     /// Returns the caller's samples.
@@ -143,20 +149,32 @@ impl Canvas {
     }
 
     /// Paints one frame if it is audio.
-    pub fn paint_frame(&mut self, frame: &Frame<'_>) {
-        if let Frame::Audio { track, pts, payload } = frame {
-            self.paint(*track, u64::from(*pts), payload);
+    ///
+    /// # Errors
+    /// [`BadRecord`] for a track table that names another format.
+    pub fn paint_frame(&mut self, frame: &Frame<'_>) -> Result<(), BadRecord> {
+        match frame {
+            Frame::Audio { track, pts, payload, .. } => self.paint(*track, u64::from(*pts), payload),
+            Frame::TrackTable(table) if format_of_table(table)? != self.format => return Err(BadRecord),
+            Frame::TrackTable(_)
+            | Frame::Gap { .. }
+            | Frame::Event { .. }
+            | Frame::Metadata(_)
+            | Frame::TimeIndex(_)
+            | Frame::Trailer(_)
+            | Frame::Unknown(_) => {}
         }
+        Ok(())
     }
 
     fn paint(&mut self, track: TrackId, pts: u64, audio: &[u8]) {
-        let Some(samples) = self.tracks.get_mut(usize::from(track.number())) else { return };
-        let skipped = usize::try_from(self.start.saturating_sub(pts)).unwrap_or(usize::MAX);
-        let Some(audio) = audio.get(skipped..) else { return };
-        let at = usize::try_from(pts.saturating_sub(self.start)).unwrap_or(usize::MAX);
-        let Some(room) = samples.get_mut(at..) else { return };
-        for (sample, byte) in room.iter_mut().zip(audio) {
-            *sample = *byte;
+        let width = self.format.codec().sample_bytes();
+        let bytes = |samples: u64| usize::try_from(samples).unwrap_or(usize::MAX).saturating_mul(width);
+        let Some(painted) = self.tracks.get_mut(usize::from(track.number())) else { return };
+        let Some(audio) = audio.get(bytes(self.start.saturating_sub(pts))..) else { return };
+        let Some(room) = painted.get_mut(bytes(pts.saturating_sub(self.start))..) else { return };
+        for (old, new) in room.iter_mut().zip(audio) {
+            *old = *new;
         }
     }
 }
@@ -164,8 +182,10 @@ impl Canvas {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::audio::{Codec, Speakers};
     use crate::domain::cmr::TrackSpan;
     use crate::domain::ids::WriterId;
+    use crate::domain::recording::{to_cbor, track_table};
 
     fn timeline(spans: &[(u32, u32)]) -> Timeline {
         let row = Row { writer: WriterId([0; 16]), seq: 0, byte_len: 10, sha256: [0; 32], complete: true };
@@ -208,12 +228,28 @@ mod tests {
 
     #[test]
     fn painting_clips_at_both_ends() {
-        let mut canvas = Canvas::new(10, &(5..9));
+        const SILENCE: u8 = 0xff;
+        let mut canvas = Canvas::new(AudioFormat::TELEPHONE, 10, &(5..9));
         canvas.paint(TrackId::CALLER, 12, &[1, 2, 3, 4, 5]);
         canvas.paint(TrackId::AGENT, 18, &[6, 7, 8]);
         canvas.paint(TrackId::AGENT, 0, &[9]);
         canvas.paint(TrackId::from_nibble(7), 15, &[9]);
         assert_eq!(canvas.caller(), [4, 5, SILENCE, SILENCE]);
         assert_eq!(canvas.agent(), [SILENCE, SILENCE, SILENCE, 6]);
+    }
+
+    #[test]
+    fn samples_of_two_bytes_are_painted_whole_and_another_format_is_refused() {
+        let format = AudioFormat::new(Codec::S16le, 16_000).unwrap();
+        let mut canvas = Canvas::new(format, 10, &(5..9));
+        canvas.paint(TrackId::CALLER, 14, &[1, 2, 3, 4, 5, 6]);
+        canvas.paint(TrackId::AGENT, 18, &[7, 8, 9, 10]);
+        assert_eq!(canvas.caller(), [3, 4, 5, 6, 0, 0, 0, 0]);
+        assert_eq!(canvas.agent(), [0, 0, 0, 0, 0, 0, 7, 8]);
+        for (table, is_same) in [(format, true), (AudioFormat::TELEPHONE, false)] {
+            let table = to_cbor(&track_table(table, Speakers::CallerAndAgent));
+            assert_eq!(canvas.paint_frame(&Frame::TrackTable(&table)).is_ok(), is_same);
+        }
+        assert!(canvas.paint_frame(&Frame::TrackTable(b"\x80")).is_err());
     }
 }

@@ -186,6 +186,34 @@ impl WavLayout {
         })
     }
 
+    /// Appends samples of 16 bits, little-endian, to `out`, interleaved.
+    ///
+    /// `first` and `second` as for [`Self::write_frames`], but with two bytes a sample.
+    ///
+    /// # Errors
+    /// [`WavError::Tracks`], also where this is no layout of 16 bits; nothing is appended then.
+    pub fn write_pcm_frames(&self, first: &[u8], second: &[u8], out: &mut Vec<u8>) -> Result<(), WavError> {
+        let expected = match self.channels {
+            Channels::Mono => 0,
+            Channels::Stereo => first.len(),
+        };
+        let is_whole = first.len().is_multiple_of(2);
+        if self.encoding != Encoding::Pcm16 || second.len() != expected || !is_whole {
+            return Err(WavError::Tracks);
+        }
+        out.reserve(first.len() + second.len());
+        match self.channels {
+            Channels::Mono => out.extend_from_slice(first),
+            Channels::Stereo => {
+                for (left, right) in first.chunks_exact(2).zip(second.chunks_exact(2)) {
+                    out.extend_from_slice(left);
+                    out.extend_from_slice(right);
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Appends μ-law audio to `out` in this layout's encoding, interleaved sample by sample.
     ///
     /// `first` and `second` are one byte a sample and of one length; a mono file takes `first` alone, whichever track that
@@ -411,6 +439,15 @@ mod tests {
         assert_eq!(out, [9]);
         stereo.write_frames(&[0x80], &[0x00], &mut out).unwrap();
         assert_eq!(out, [9, 0x7c, 0x7d, 0x84, 0x82]);
+        out.clear();
+        for (layout, first, second) in
+            [(stereo, &[1, 2][..], &[3][..]), (stereo, &[1], &[2]), (mono, &[1, 2], &[])]
+        {
+            assert_eq!(layout.write_pcm_frames(first, second, &mut out), Err(WavError::Tracks));
+        }
+        stereo.write_pcm_frames(&[1, 2, 3, 4], &[5, 6, 7, 8], &mut out).unwrap();
+        layout(Encoding::Pcm16, Channels::Mono, 10).write_pcm_frames(&[9, 10], &[], &mut out).unwrap();
+        assert_eq!(out, [1, 2, 5, 6, 3, 4, 7, 8, 9, 10]);
     }
 
     #[test]

@@ -85,9 +85,15 @@ pub struct Media<'a> {
     pub payload: Payload<'a>,
 }
 
-/// The audio of one message, still in base64.
+/// The audio of one message, as the provider wrote it.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Payload<'a>(Cow<'a, str>);
+pub struct Payload<'a>(Written<'a>);
+
+#[derive(Clone, PartialEq, Eq)]
+enum Written<'a> {
+    Base64(Cow<'a, str>),
+    Bytes(&'a [u8]),
+}
 
 /// A payload that is not strict standard base64 (RFC 4648 section 4, padded).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -97,23 +103,39 @@ pub struct BadBase64;
 impl<'a> Payload<'a> {
     /// Wraps base64 text; it is checked when it is decoded.
     pub fn new(text: impl Into<Cow<'a, str>>) -> Self {
-        Self(text.into())
+        Self(Written::Base64(text.into()))
+    }
+
+    /// Wraps audio that is written as it is, in whole samples.
+    pub fn bytes_of(audio: &'a [u8]) -> Self {
+        Self(Written::Bytes(audio))
     }
 
     /// Whether there is no audio in it.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        match &self.0 {
+            Written::Base64(text) => text.is_empty(),
+            Written::Bytes(audio) => audio.is_empty(),
+        }
     }
 
     /// Returns how many bytes it decodes to at most.
     pub fn max_bytes(&self) -> usize {
-        self.0.len() / 4 * 3 + 3
+        match &self.0 {
+            Written::Base64(text) => text.len() / 4 * 3 + 3,
+            Written::Bytes(audio) => audio.len(),
+        }
     }
 
-    /// Returns how many bytes it decodes to if it is strict base64.
+    /// Returns how many bytes it decodes to if it can be decoded.
     pub fn bytes(&self) -> usize {
-        let padding = self.0.bytes().rev().take(2).take_while(|byte| *byte == b'=').count();
-        (self.0.len() / 4 * 3).saturating_sub(padding)
+        match &self.0 {
+            Written::Base64(text) => {
+                let padding = text.bytes().rev().take(2).take_while(|byte| *byte == b'=').count();
+                (text.len() / 4 * 3).saturating_sub(padding)
+            }
+            Written::Bytes(audio) => audio.len(),
+        }
     }
 
     /// Decodes to the end of `out` and answers how many bytes that were.
@@ -122,14 +144,22 @@ impl<'a> Payload<'a> {
     /// [`BadBase64`]; `out` may then hold a part and must be cut back by the caller.
     pub fn append_to(&self, out: &mut Vec<u8>) -> Result<usize, BadBase64> {
         let before = out.len();
-        base64_simd::STANDARD.decode_append(self.0.as_bytes(), out).map_err(|_| BadBase64)?;
+        match &self.0 {
+            Written::Base64(text) => {
+                base64_simd::STANDARD.decode_append(text.as_bytes(), out).map_err(|_| BadBase64)?;
+            }
+            Written::Bytes(audio) => out.extend_from_slice(audio),
+        }
         Ok(out.len() - before)
     }
 }
 
 impl std::fmt::Debug for Payload<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Payload({} characters)", self.0.len())
+        match &self.0 {
+            Written::Base64(text) => write!(f, "Payload({} characters)", text.len()),
+            Written::Bytes(audio) => write!(f, "Payload({} bytes)", audio.len()),
+        }
     }
 }
 

@@ -56,6 +56,7 @@ impl CallSession {
         payload: &Payload<'_>,
     ) -> Result<Stored, SessionError> {
         self.play_out(now, wall)?;
+        let codec = self.setup.metadata.format.codec();
         let Some(playout) = &mut self.playout else { return Ok(Stored::Nothing) };
         let mut audio = Zeroizing::new(Vec::with_capacity(payload.max_bytes()));
         if let Err(bad) = payload.append_to(&mut audio) {
@@ -65,7 +66,7 @@ impl CallSession {
         if audio.is_empty() {
             return Ok(Stored::Nothing);
         }
-        let samples = u32::try_from(audio.len()).unwrap_or(u32::MAX);
+        let samples = codec.samples_of(audio.len());
         if playout.push(now, audio).is_err() {
             self.counts.dropped_frames += 1;
             let at = playout.end().saturating_sub(samples);

@@ -21,13 +21,14 @@ use std::time::{Duration, Instant};
 
 use zeroize::Zeroizing;
 
+use crate::domain::audio::Speakers;
 use crate::domain::cmr::{
     Dek, EndReason, EndState, Expected, GapReason, ManifestWriter, Row, RowSpan, SealError,
 };
 use crate::domain::ids::{TrackId, WriterId};
 use crate::domain::provider::{BadBase64, Digit, Media};
 use crate::domain::recording::{
-    EndCause, Life, RecordingEnd, RecordingMetadata, StreamCounts, telephone_tracks, to_cbor,
+    EndCause, Life, RecordingEnd, RecordingMetadata, StreamCounts, to_cbor, track_table,
 };
 use crate::domain::time::UnixMillis;
 
@@ -96,7 +97,9 @@ pub struct SessionSetup {
     pub dtmf: DtmfPolicy,
     /// Where the agent's audio comes from.
     pub agent: AgentAudio,
-    /// What is known at the start.
+    /// Who is heard on the tracks.
+    pub speakers: Speakers,
+    /// What is known at the start; also the format of the audio.
     pub metadata: RecordingMetadata,
 }
 
@@ -223,15 +226,16 @@ impl CallSession {
     ) -> Result<Self, SessionError> {
         let chain = Chain::new(entropy.as_mut())?;
         let metadata = to_cbor(&setup.metadata);
-        let playout = (setup.agent == AgentAudio::Queued).then(|| Playout::new(now));
+        let format = setup.metadata.format;
+        let playout = (setup.agent == AgentAudio::Queued).then(|| Playout::new(now, format));
         let mut session = Self {
+            track_table: to_cbor(&track_table(format, setup.speakers)),
             setup,
             entropy,
-            track_table: to_cbor(&telephone_tracks()),
             metadata,
             chain,
             open: None,
-            clocks: Default::default(),
+            clocks: [TrackClock::new(format), TrackClock::new(format)],
             numbers: SequenceWindow::default(),
             gaps: GapLedger::default(),
             left_out: [None; 2],
@@ -275,7 +279,7 @@ impl CallSession {
             return Ok(Stored::Nothing);
         }
         if let Some(playout) = &mut self.playout {
-            let samples = u32::try_from(media.payload.bytes()).unwrap_or(u32::MAX);
+            let samples = self.setup.metadata.format.codec().samples_of(media.payload.bytes());
             playout.caller_at(now, media.timestamp_ms, samples);
         }
         if let Some(reason) = self.why_not_sealed() {

@@ -10,20 +10,33 @@
 //! - jitter that adds up to 40 ms is set right, so that tracks do not drift apart;
 //! - no usable timestamp, or one that is not believed: the frame follows the previous one.
 
-use crate::domain::provider::SAMPLES_PER_MS;
+use crate::domain::audio::AudioFormat;
 
-/// Closer than this to the expected time is jitter: 10 ms.
-const JITTER_SAMPLES: i64 = 10 * SAMPLES_PER_MS as i64;
-/// Jitter that has added up to this much is set right: 40 ms.
-const DRIFT_SAMPLES: i64 = 40 * SAMPLES_PER_MS as i64;
-/// The longest jump ahead that is believed: one hour.
-const MAX_JUMP_SAMPLES: i64 = 3600 * 1000 * SAMPLES_PER_MS as i64;
-/// How late a frame may come: ten seconds. Bounds how many segments overlap in time.
-const MAX_LATE_SAMPLES: i64 = 10 * 1000 * SAMPLES_PER_MS as i64;
+/// Parts of a second, in samples.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    /// Closer than this to the expected time is jitter: 10 ms.
+    jitter: i64,
+    /// Jitter that has added up to this much is set right: 40 ms.
+    drift: i64,
+    /// The longest jump ahead that is believed: one hour.
+    max_jump: i64,
+    /// How late a frame may come: ten seconds. Bounds how many segments overlap in time.
+    max_late: i64,
+}
+
+impl Bounds {
+    fn new(format: AudioFormat) -> Self {
+        let second = i64::from(format.rate());
+        Self { jitter: second / 100, drift: second / 25, max_jump: 3600 * second, max_late: 10 * second }
+    }
+}
 
 /// The clock of one track.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct TrackClock {
+    format: AudioFormat,
+    bounds: Bounds,
     state: Option<Running>,
 }
 
@@ -55,13 +68,16 @@ pub(super) enum Arrival {
 }
 
 impl TrackClock {
+    /// A clock that no audio has set.
+    pub(super) fn new(format: AudioFormat) -> Self {
+        Self { format, bounds: Bounds::new(format), state: None }
+    }
+
     /// Decides where the next frame goes. `None`: the track's 24-hour clock is full.
     pub(super) fn place(&self, timestamp_ms: Option<u64>) -> Option<Place> {
-        let timed = timestamp_ms
-            .and_then(|ms| i64::try_from(ms).ok())
-            .and_then(|ms| ms.checked_mul(i64::from(SAMPLES_PER_MS)));
+        let timed = timestamp_ms.and_then(|ms| self.format.samples_in_ms(ms));
         let Some(running) = self.state else {
-            let first = timed.filter(|at| *at <= MAX_JUMP_SAMPLES);
+            let first = timed.filter(|at| *at <= self.bounds.max_jump);
             let arrival = match (timestamp_ms, first) {
                 (_, Some(_)) => Arrival::InOrder,
                 (None, None) => Arrival::Untimed,
@@ -73,7 +89,7 @@ impl TrackClock {
             let arrival = if timestamp_ms.is_some() { Arrival::Implausible } else { Arrival::Untimed };
             return place_at(running.end, 0, arrival);
         };
-        running.place(at)
+        running.place(at, self.bounds)
     }
 
     /// Moves the clock past a frame of `samples` that was put at `place`.
@@ -87,11 +103,18 @@ impl TrackClock {
                 running.end = end;
             }
             Arrival::InOrder => {
-                let at = timestamp_ms.and_then(|ms| i64::try_from(ms).ok()).unwrap_or(0);
-                running.expected = at.saturating_mul(i64::from(SAMPLES_PER_MS)) + i64::from(samples);
+                let at = timestamp_ms.and_then(|ms| self.format.samples_in_ms(ms)).unwrap_or(0);
+                running.expected = at.saturating_add(i64::from(samples));
                 running.end = end;
             }
         }
+    }
+
+    /// Moves the clock over `samples` that are missing.
+    pub(super) fn skip(&mut self, samples: u32) {
+        let running = self.state.get_or_insert(Running { end: 0, expected: 0 });
+        running.end = running.end.saturating_add(i64::from(samples));
+        running.expected = running.expected.saturating_add(i64::from(samples));
     }
 
     /// Returns where the track stands, in samples.
@@ -101,19 +124,19 @@ impl TrackClock {
 }
 
 impl Running {
-    fn place(&self, at: i64) -> Option<Place> {
+    fn place(&self, at: i64, bounds: Bounds) -> Option<Place> {
         let ahead = at - self.expected;
-        if !(-MAX_LATE_SAMPLES..=MAX_JUMP_SAMPLES).contains(&ahead) {
+        if !(-bounds.max_late..=bounds.max_jump).contains(&ahead) {
             return place_at(self.end, 0, Arrival::Implausible);
         }
-        if ahead < -JITTER_SAMPLES {
+        if ahead < -bounds.jitter {
             return place_at(at, 0, Arrival::Late);
         }
         let drift = at - self.end;
-        if ahead >= JITTER_SAMPLES || drift >= DRIFT_SAMPLES {
+        if ahead >= bounds.jitter || drift >= bounds.drift {
             return place_at(at.max(self.end), drift.max(0), Arrival::InOrder);
         }
-        let pts = if drift <= -DRIFT_SAMPLES { at } else { self.end };
+        let pts = if drift <= -bounds.drift { at } else { self.end };
         place_at(pts, 0, Arrival::InOrder)
     }
 }
@@ -182,7 +205,7 @@ mod tests {
 
     /// Places frames of 160 samples at these milliseconds; answers position and gap of each in milliseconds.
     fn places(timestamps: &[Option<u64>]) -> Vec<(u32, u32, Arrival)> {
-        let mut clock = TrackClock::default();
+        let mut clock = TrackClock::new(AudioFormat::TELEPHONE);
         let put = |ms: &Option<u64>| {
             let place = clock.place(*ms).unwrap();
             clock.advance(place, *ms, 160);

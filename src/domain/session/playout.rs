@@ -11,25 +11,44 @@
 //! Limit: a connection that stands still from the first message on looks like a clock that begins late. What the agent says
 //! meanwhile is placed too late by as much, until a message that was delayed less corrects it.
 //!
-//! Invariants: pieces come out in order, without overlap; the queue holds at most [`MAX_QUEUED_SAMPLES`].
+//! Invariants: pieces come out in order, without overlap; the queue holds at most [`Bounds::max_queued`].
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use zeroize::Zeroizing;
 
-use crate::domain::provider::SAMPLES_PER_MS;
+use crate::domain::audio::AudioFormat;
 
-/// A minute: as much as an agent says in one go. A provider's own limit is not documented.
-pub(super) const MAX_QUEUED_SAMPLES: usize = 60_000 * SAMPLES_PER_MS as usize;
-/// Audio that comes this little too late follows what was played before: jitter of an agent that sends in real time.
-const JITTER: i64 = 10 * SAMPLES_PER_MS as i64;
-/// A longer way than this to the provider and back is not believed.
-const MAX_LATENCY: i64 = 2_000 * SAMPLES_PER_MS as i64;
-/// The queue is moved when it stands this far from where a mark or a better clock says.
-const MOVE_FROM: i64 = 40 * SAMPLES_PER_MS as i64;
-/// An agent may greet before the caller's first message; where a second passes without one, none is waited for.
-const CLOCK_BY: i64 = 1_000 * SAMPLES_PER_MS as i64;
+/// Parts of a minute, in samples.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    /// A minute: as much as an agent says in one go. A provider's own limit is not documented.
+    max_queued: usize,
+    /// 10 ms. Audio that comes this little too late follows what was played before: jitter of an agent that sends in real
+    /// time.
+    jitter: i64,
+    /// Two seconds. A longer way than this to the provider and back is not believed.
+    max_latency: i64,
+    /// 40 ms. The queue is moved when it stands this far from where a mark or a better clock says.
+    move_from: i64,
+    /// An agent may greet before the caller's first message; where a second passes without one, none is waited for.
+    clock_by: i64,
+}
+
+impl Bounds {
+    fn new(format: AudioFormat) -> Self {
+        let second = i64::from(format.rate());
+        Self {
+            max_queued: usize::try_from(60 * second).unwrap_or(usize::MAX),
+            jitter: second / 100,
+            max_latency: 2 * second,
+            move_from: second / 25,
+            clock_by: second,
+        }
+    }
+}
+
 /// Marks that are not back yet; more are forgotten, the oldest first.
 const MAX_MARKS: usize = 256;
 /// The least delayed message is looked for in so long a stretch, twice: clocks drift apart over a day.
@@ -37,8 +56,11 @@ const WINDOW: Duration = Duration::from_secs(30);
 
 /// The queue of one call.
 pub(super) struct Playout {
+    format: AudioFormat,
+    bounds: Bounds,
     clock: StreamClock,
     queue: VecDeque<Queued>,
+    /// Samples that wait.
     queued: usize,
     /// Where what was played ends.
     played: i64,
@@ -75,9 +97,11 @@ pub(super) struct Piece {
 pub(super) struct Full;
 
 impl Playout {
-    pub(super) fn new(now: Instant) -> Self {
+    pub(super) fn new(now: Instant, format: AudioFormat) -> Self {
         Self {
-            clock: StreamClock::new(now),
+            format,
+            bounds: Bounds::new(format),
+            clock: StreamClock::new(now, format),
             queue: VecDeque::new(),
             queued: 0,
             played: 0,
@@ -90,13 +114,12 @@ impl Playout {
 
     /// Notes that the caller's audio up to a position was there at `now`.
     pub(super) fn caller_at(&mut self, now: Instant, timestamp_ms: Option<u64>, samples: u32) {
-        let start = timestamp_ms.and_then(|ms| i64::try_from(ms).ok());
-        let Some(start) = start.and_then(|ms| ms.checked_mul(i64::from(SAMPLES_PER_MS))) else { return };
+        let Some(start) = timestamp_ms.and_then(|ms| self.format.samples_in_ms(ms)) else { return };
         let (was_set, before) = (self.clock.is_set(), self.clock.position(now));
         self.clock.observe(now, start.saturating_add(i64::from(samples)), samples);
         let by = self.clock.position(now).saturating_sub(before);
         // What is queued was placed by a worse clock.
-        if by >= MOVE_FROM || !was_set {
+        if by >= self.bounds.move_from || !was_set {
             self.move_by(by);
         }
     }
@@ -107,30 +130,32 @@ impl Playout {
     /// [`Full`]; the audio is not queued, but what follows keeps its place.
     pub(super) fn push(&mut self, now: Instant, audio: Zeroizing<Vec<u8>>) -> Result<(), Full> {
         let arrives = self.clock.position(now).saturating_add(self.latency);
-        let at = if arrives - self.end < JITTER { self.end } else { arrives };
-        self.end = at.saturating_add(i64::try_from(audio.len()).unwrap_or(i64::MAX));
-        if self.queued.saturating_add(audio.len()) > MAX_QUEUED_SAMPLES {
+        let at = if arrives - self.end < self.bounds.jitter { self.end } else { arrives };
+        let samples = audio.len() / self.sample_bytes();
+        self.end = at.saturating_add(i64::try_from(samples).unwrap_or(i64::MAX));
+        if self.queued.saturating_add(samples) > self.bounds.max_queued {
             return Err(Full);
         }
-        self.queued += audio.len();
+        self.queued += samples;
         self.queue.push_back(Queued { at, audio, taken: 0 });
         Ok(())
     }
 
     /// Returns the next piece that was played by `now`; to be called until there is none.
     pub(super) fn poll(&mut self, now: Instant) -> Option<Piece> {
-        if !self.clock.is_set() && self.clock.since_begin(now) < CLOCK_BY {
+        if !self.clock.is_set() && self.clock.since_begin(now) < self.bounds.clock_by {
             return None;
         }
-        let until = self.clock.position(now);
+        let (until, width) = (self.clock.position(now), self.sample_bytes());
         let first = self.queue.front_mut()?;
         let at = first.at.saturating_add(i64::try_from(first.taken).unwrap_or(i64::MAX));
         // A better clock may have moved it behind what was played, or before the provider's clock began.
         let at = at.max(self.played);
         let due = usize::try_from(until.checked_sub(at)?).unwrap_or(0);
-        let left = first.audio.len().saturating_sub(first.taken);
+        let left = (first.audio.len() / width).saturating_sub(first.taken);
         let samples = due.min(left);
-        let piece = first.audio.get(first.taken..first.taken + samples).filter(|piece| !piece.is_empty())?;
+        let bytes = first.taken * width..(first.taken + samples) * width;
+        let piece = first.audio.get(bytes).filter(|piece| !piece.is_empty())?;
         let piece = Zeroizing::new(piece.to_vec());
         first.taken += samples;
         if samples == left {
@@ -145,15 +170,16 @@ impl Playout {
     pub(super) fn clear(&mut self, now: Instant) -> bool {
         // The provider goes on playing until it hears of it.
         let cut = self.clock.position(now).saturating_add(self.latency);
-        let before = self.queued;
+        let (before, width) = (self.queued, self.sample_bytes());
         while let Some(last) = self.queue.back_mut() {
             let kept = usize::try_from(cut.saturating_sub(last.at)).unwrap_or(0).max(last.taken);
-            if kept >= last.audio.len() {
+            let samples = last.audio.len() / width;
+            if kept >= samples {
                 break;
             }
-            self.queued -= last.audio.len() - kept;
+            self.queued -= samples - kept;
             if kept > last.taken {
-                last.audio.truncate(kept);
+                last.audio.truncate(kept * width);
                 break;
             }
             self.queue.pop_back();
@@ -180,13 +206,14 @@ impl Playout {
         let Some(mark) = self.marks.drain(..=index).next_back() else { return };
         let Some(sent_at) = self.clock.sent_at(now) else { return };
         let late = sent_at - mark.end;
-        if !(-MAX_LATENCY..=MAX_LATENCY).contains(&late) {
+        let max_latency = self.bounds.max_latency;
+        if !(-max_latency..=max_latency).contains(&late) {
             return;
         }
         let step = if self.has_latency { late / 4 } else { late };
-        self.latency = (self.latency + step).clamp(0, MAX_LATENCY);
+        self.latency = (self.latency + step).clamp(0, max_latency);
         self.has_latency = true;
-        if late >= MOVE_FROM {
+        if late >= self.bounds.move_from {
             self.move_by(late);
         }
     }
@@ -202,6 +229,10 @@ impl Playout {
         }
     }
 
+    fn sample_bytes(&self) -> usize {
+        self.format.codec().sample_bytes()
+    }
+
     /// Returns where the queue ends.
     pub(super) fn end(&self) -> u32 {
         u32::try_from(self.end.max(0)).unwrap_or(u32::MAX)
@@ -215,6 +246,7 @@ impl Playout {
 
 /// Puts instants on the provider's clock.
 struct StreamClock {
+    format: AudioFormat,
     began: Instant,
     /// Samples from `began` to the beginning of the clock, as the least delayed message shows it.
     newest: Option<i64>,
@@ -225,8 +257,8 @@ struct StreamClock {
 }
 
 impl StreamClock {
-    fn new(now: Instant) -> Self {
-        Self { began: now, newest: None, before: None, window_from: now, next_end: None }
+    fn new(now: Instant, format: AudioFormat) -> Self {
+        Self { format, began: now, newest: None, before: None, window_from: now, next_end: None }
     }
 
     /// Audio of `samples` that ends at `end` was there at `now`.
@@ -260,9 +292,7 @@ impl StreamClock {
     }
 
     fn since_begin(&self, now: Instant) -> i64 {
-        let micros = now.saturating_duration_since(self.began).as_micros();
-        let samples = micros.saturating_mul(u128::from(SAMPLES_PER_MS)) / 1000;
-        i64::try_from(samples).unwrap_or(i64::MAX)
+        self.format.samples_in(now.saturating_duration_since(self.began))
     }
 }
 
@@ -272,7 +302,8 @@ mod tests {
 
     use super::*;
 
-    const MS: i64 = SAMPLES_PER_MS as i64;
+    const MS: i64 = 8;
+    const JITTER: i64 = 10 * MS;
 
     /// A provider that plays sample by sample: what stands at each position, `None` for silence.
     #[derive(Default)]
@@ -381,7 +412,7 @@ mod tests {
         /// Runs a schedule; answers what the caller and the model have heard.
         fn run(steps: &[Step], ways: Ways) -> (Vec<Option<u8>>, Vec<Option<u8>>) {
             let began = crate::clock::monotonic();
-            let (model, provider) = (Playout::new(began), Provider::default());
+            let (model, provider) = (Playout::new(began, AudioFormat::TELEPHONE), Provider::default());
             let mut call = Call {
                 began,
                 now_ms: 0,
@@ -536,7 +567,7 @@ mod tests {
     fn marks_teach_the_delay() {
         let began = crate::clock::monotonic();
         let at = |ms: u64| began + Duration::from_millis(ms);
-        let mut model = Playout::new(began);
+        let mut model = Playout::new(began, AudioFormat::TELEPHONE);
         model.push(at(0), Zeroizing::new(vec![1; 800])).unwrap();
         model.mark_sent(at(0), "a");
         for frame in 0..12 {
@@ -557,7 +588,7 @@ mod tests {
     fn a_mark_that_was_held_back_teaches_nothing_wrong() {
         let began = crate::clock::monotonic();
         let at = |ms: u64| began + Duration::from_millis(ms);
-        let mut model = Playout::new(began);
+        let mut model = Playout::new(began, AudioFormat::TELEPHONE);
         for frame in 0..5 {
             model.caller_at(at(20 * frame + 20), Some(20 * frame), 160);
         }
@@ -574,7 +605,7 @@ mod tests {
     #[test]
     fn the_queue_is_bounded_and_what_follows_keeps_its_place() {
         let began = crate::clock::monotonic();
-        let mut model = Playout::new(began);
+        let mut model = Playout::new(began, AudioFormat::TELEPHONE);
         for _ in 0..60 {
             model.push(began, Zeroizing::new(vec![1; 8_000])).unwrap();
         }
@@ -590,7 +621,7 @@ mod tests {
     #[test]
     fn marks_are_bounded() {
         let began = crate::clock::monotonic();
-        let mut model = Playout::new(began);
+        let mut model = Playout::new(began, AudioFormat::TELEPHONE);
         for number in 0..1_000 {
             model.mark_sent(began, &number.to_string());
         }

@@ -1,7 +1,7 @@
 //! What goes into the open segment: audio, gaps and events.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use zeroize::Zeroizing;
 
@@ -16,6 +16,37 @@ use super::playout::Playout;
 use super::{CallSession, LeftOut, PLAY_EVERY, SessionError};
 
 impl CallSession {
+    /// Seals that `time` of all tracks is missing, from where they stand on.
+    ///
+    /// For providers without timestamps: what follows has its place behind it.
+    ///
+    /// # Errors
+    /// See [`CallSession::handle_media`]; [`SessionError::ClockFull`] where the gap would be too long.
+    pub fn handle_gap(
+        &mut self,
+        now: Instant,
+        wall: UnixMillis,
+        time: Duration,
+        reason: GapReason,
+    ) -> Result<(), SessionError> {
+        let samples = self.setup.metadata.format.samples_in(time);
+        let samples = u32::try_from(samples).map_err(|_| SessionError::ClockFull)?;
+        self.rotate_if_due(now, wall)?;
+        for track in [TrackId::CALLER, TrackId::AGENT].into_iter().take(self.setup.speakers.roles().len()) {
+            let at = self.clock(track).end();
+            at.checked_add(samples).ok_or(SessionError::ClockFull)?;
+            self.seal_left_out(track)?;
+            self.seal_gap(track, at, samples, reason)?;
+            self.clock(track).skip(samples);
+        }
+        Ok(())
+    }
+
+    /// Returns how many samples so many bytes of audio hold.
+    pub(super) fn samples_of(&self, bytes: usize) -> u32 {
+        self.setup.metadata.format.codec().samples_of(bytes)
+    }
+
     pub(super) fn seal_gap_before(
         &mut self,
         track: TrackId,
@@ -49,7 +80,7 @@ impl CallSession {
     /// Seals what of the agent's audio was played by `now`.
     pub(super) fn play_out(&mut self, now: Instant, wall: UnixMillis) -> Result<(), SessionError> {
         while let Some(piece) = self.playout.as_mut().and_then(|playout| playout.poll(now)) {
-            let samples = u32::try_from(piece.audio.len()).unwrap_or(u32::MAX);
+            let samples = self.samples_of(piece.audio.len());
             if let Some(reason) = self.why_not_sealed() {
                 self.leave_out(TrackId::AGENT, piece.pts, samples, reason);
                 continue;
@@ -58,7 +89,7 @@ impl CallSession {
             self.seal_left_out(TrackId::AGENT)?;
             self.seal_piece(now, wall, piece.pts, &piece.audio)?;
             self.counts.frames += 1;
-            self.counts.audio_bytes += u64::from(samples);
+            self.counts.audio_bytes += piece.audio.len() as u64;
         }
         let is_waiting = self.playout.as_ref().is_some_and(Playout::is_waiting);
         self.play_by = is_waiting.then_some(now + PLAY_EVERY);
@@ -73,7 +104,7 @@ impl CallSession {
         audio: &[u8],
     ) -> Result<(), SessionError> {
         for part in audio.chunks(MAX_FRAME_PAYLOAD_BYTES) {
-            let samples = u32::try_from(part.len()).unwrap_or(u32::MAX);
+            let samples = self.samples_of(part.len());
             match self.seal_part(pts, part, samples) {
                 Err(SessionError::Seal(SealError::Exhausted)) => self.cut(EndReason::Rotate)?,
                 Err(SessionError::Seal(SealError::Cipher(_) | SealError::Poisoned)) => self.abandon()?,
@@ -108,7 +139,7 @@ impl CallSession {
         if media.payload.is_empty() {
             return;
         }
-        let samples = u32::try_from(media.payload.bytes()).unwrap_or(u32::MAX);
+        let samples = self.samples_of(media.payload.bytes());
         self.clock(media.track).advance(place, media.timestamp_ms, samples);
         if reason == GapReason::Overload {
             self.counts.dropped_frames += 1;
@@ -168,11 +199,8 @@ impl CallSession {
         pts: u32,
         payload: &Payload<'_>,
     ) -> Result<u32, SessionError> {
-        // One byte of μ-law is one sample.
-        self.segment()?.audio_with(track, pts, |inner| {
-            let bytes = payload.append_to(inner)?;
-            Ok(u32::try_from(bytes).unwrap_or(u32::MAX))
-        })
+        let codec = self.setup.metadata.format.codec();
+        self.segment()?.audio_with(track, pts, |inner| Ok(codec.samples_of(payload.append_to(inner)?)))
     }
 
     /// More than one frame can hold: decoded apart and split.
@@ -185,10 +213,11 @@ impl CallSession {
         let mut audio = Zeroizing::new(Vec::with_capacity(payload.max_bytes()));
         payload.append_to(&mut audio)?;
         let mut samples = 0u32;
+        let codec = self.setup.metadata.format.codec();
         for part in audio.chunks(MAX_FRAME_PAYLOAD_BYTES) {
             samples += self.segment()?.audio_with(track, pts.saturating_add(samples), |inner| {
                 inner.extend_from_slice(part);
-                Ok::<_, SessionError>(u32::try_from(part.len()).unwrap_or(u32::MAX))
+                Ok::<_, SessionError>(codec.samples_of(part.len()))
             })?;
         }
         Ok(samples)
@@ -197,7 +226,7 @@ impl CallSession {
     /// Puts a gap where audio could not be read, as long as the audio would have been.
     pub(super) fn seal_undecodable(&mut self, media: &Media<'_>, place: Place) -> Result<(), SessionError> {
         self.counts.undecodable += 1;
-        let samples = u32::try_from(media.payload.max_bytes().saturating_sub(3)).unwrap_or(u32::MAX);
+        let samples = self.samples_of(media.payload.max_bytes().saturating_sub(3));
         self.seal_gap(media.track, place.pts, samples, GapReason::LostBeforeUs)?;
         self.clock(media.track).advance(place, media.timestamp_ms, samples);
         Ok(())
@@ -206,7 +235,8 @@ impl CallSession {
     pub(super) fn count_frame(&mut self, media: &Media<'_>, place: Place, samples: u32) {
         self.clock(media.track).advance(place, media.timestamp_ms, samples);
         self.counts.frames += 1;
-        self.counts.audio_bytes += u64::from(samples);
+        let sample_bytes = self.setup.metadata.format.codec().sample_bytes() as u64;
+        self.counts.audio_bytes += u64::from(samples) * sample_bytes;
         match place.arrival {
             Arrival::InOrder => {}
             Arrival::Late => {

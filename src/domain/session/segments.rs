@@ -12,7 +12,7 @@ use crate::domain::time::UnixMillis;
 use super::{CallSession, Entropy, EntropyFailed, Output, SealedSegment, SessionError};
 
 /// Frame numbers kept free for what one message can need at most: a gap, its audio in parts, the trailer.
-const SPARE_FRAMES: u32 = 32;
+const SPARE_FRAMES: u32 = 64;
 /// Bytes kept free for the same: a message has at most 1 MiB, its audio and the sealing around it less.
 const SPARE_BYTES: usize = 1024 * 1024;
 

@@ -1,6 +1,7 @@
 //! Whole streams through decoder and session, read back and compared with what the published manifest demands.
 
 mod bounds;
+mod pcm;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use serde_json::Value;
 
 use super::segments::row_span;
 use super::*;
+use crate::domain::audio::{AudioFormat, Speakers};
 use crate::domain::cmr::{Frame, Manifest, RecordingVerifier};
 use crate::domain::ids::{RecordingId, TenantId};
 use crate::domain::playback::timeline::{Canvas, Timeline};
@@ -57,8 +59,17 @@ fn setup(limits: SegmentLimits, dtmf: DtmfPolicy) -> SessionSetup {
         retention_days: 90,
         ticket: BTreeMap::new(),
         consent: None,
+        format: AudioFormat::TELEPHONE,
     };
-    SessionSetup { dek: dek(), ids: ids(), limits, dtmf, agent: AgentAudio::Received, metadata }
+    SessionSetup {
+        dek: dek(),
+        ids: ids(),
+        limits,
+        dtmf,
+        agent: AgentAudio::Received,
+        speakers: Speakers::CallerAndAgent,
+        metadata,
+    }
 }
 
 const LIMITS: SegmentLimits = SegmentLimits { max_age: Duration::from_secs(5), max_bytes: 256 * 1024 };
@@ -89,7 +100,8 @@ fn read_back(session: &mut CallSession) -> Recorded {
     assert_eq!(manifest.rows, finished.rows);
     let timeline = Timeline::new(&manifest.rows, &manifest.spans);
     let whole = 0..timeline.samples();
-    let mut canvas = Canvas::new(timeline.origin(), &whole);
+    let metadata: RecordingMetadata = crate::domain::recording::from_cbor(&manifest.metadata).unwrap();
+    let mut canvas = Canvas::new(metadata.format, timeline.origin(), &whole);
     let mut recorded = Recorded {
         end: crate::domain::recording::from_cbor(&manifest.end).unwrap(),
         segments,
@@ -102,7 +114,7 @@ fn read_back(session: &mut CallSession) -> Recorded {
     for ((row, span), segment) in manifest.rows.iter().zip(&manifest.spans).zip(&recorded.segments) {
         let evidence = verifier
             .check_row(row, segment, |frame| {
-                canvas.paint_frame(frame);
+                canvas.paint_frame(frame).unwrap();
                 if let Frame::Audio { track, payload, .. } = frame {
                     recorded.arrival[usize::from(track.number())].extend_from_slice(payload);
                 } else {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use callseal::clock;
+use callseal::domain::audio::{AudioFormat, Speakers};
 use callseal::domain::cmr::{Dek, Expected, Manifest, Row, Tail};
 use callseal::domain::ids::{RecordingId, TenantId, TrackId};
 use callseal::domain::provider::{Media, Payload};
@@ -77,6 +78,7 @@ impl Sealed {
             limits: SegmentLimits { max_age: Duration::from_secs(5), max_bytes },
             dtmf: DtmfPolicy::Redact,
             agent: AgentAudio::Received,
+            speakers: Speakers::CallerAndAgent,
             metadata: metadata(),
         };
         let now = clock::monotonic();
@@ -189,6 +191,7 @@ fn metadata() -> RecordingMetadata {
         retention_days: 90,
         ticket: BTreeMap::new(),
         consent: None,
+        format: AudioFormat::TELEPHONE,
     }
 }
 

@@ -11,7 +11,6 @@ use callseal::control::recordings::StoredRecording;
 use callseal::control::repair::{Outcome, Settler};
 use callseal::domain::cmr::{EndState, RecordingVerifier};
 use callseal::domain::ids::TenantId;
-use callseal::domain::playback::timeline::Canvas;
 use callseal::domain::recording::Life;
 use callseal::domain::sign::encode_hex;
 use callseal::domain::time::UnixMillis;
@@ -131,7 +130,7 @@ impl Stage {
         assert_eq!(found, sealed, "{when}: the rows");
         let mut verifier = RecordingVerifier::new(&self.call.dek, self.call.ids);
         let whole = 0..stored.timeline().samples();
-        let mut canvas = Canvas::new(stored.timeline().origin(), &whole);
+        let mut canvas = stored.canvas(&whole);
         for (index, row) in found.iter().enumerate() {
             let segment = stored.segment(index).await.unwrap();
             verifier.check_row(row, &segment, |_| ()).unwrap();

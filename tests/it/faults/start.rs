@@ -4,6 +4,7 @@ use std::fs::{self, Permissions};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 
+use callseal::domain::audio::AudioFormat;
 use callseal::domain::cmr::Manifest;
 use callseal::domain::cmr::open_row;
 use callseal::domain::ids::{RecordingId, WriterId};
@@ -76,10 +77,13 @@ fn a_clock_that_goes_back_harms_no_recording() {
     let manifest = Manifest::open(&rebuilt.manifest, &call.dek, &call.ids).unwrap();
     let timeline = Timeline::new(&manifest.rows, &manifest.spans);
     let whole = 0..timeline.samples();
-    let mut canvas = Canvas::new(timeline.origin(), &whole);
+    let mut canvas = Canvas::new(AudioFormat::TELEPHONE, timeline.origin(), &whole);
     for (index, (row, (_, bytes))) in manifest.rows.iter().zip(&call.segments).enumerate() {
         let index = u32::try_from(index).unwrap();
-        open_row(index, row, bytes, &call.dek, &call.ids, &mut |frame| canvas.paint_frame(frame)).unwrap();
+        open_row(index, row, bytes, &call.dek, &call.ids, &mut |frame| {
+            canvas.paint_frame(frame).unwrap();
+        })
+        .unwrap();
     }
     assert!(canvas.caller() == call.audio);
     // Ids stay different and readable, also at the ends of time.

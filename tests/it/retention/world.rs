@@ -11,6 +11,7 @@ use callseal::clock;
 use callseal::control::audit::{self, AuditLog, AuditRecord};
 use callseal::control::retention::{OrderedBy, Orders};
 use callseal::control::sweep::{SweepError, SweepOptions, SweepReport, Sweeper};
+use callseal::domain::audio::{AudioFormat, Speakers};
 use callseal::domain::cmr::Expected;
 use callseal::domain::ids::{RecordingId, TenantId};
 use callseal::domain::provider::{Media, Payload};
@@ -297,6 +298,7 @@ impl World {
             limits: SegmentLimits { max_age: Duration::from_secs(5), max_bytes: 65_536 },
             dtmf: DtmfPolicy::Redact,
             agent: AgentAudio::Received,
+            speakers: Speakers::CallerAndAgent,
             metadata: metadata(days, ended),
         };
         let mut session = CallSession::start(setup, Box::new(Random), clock::monotonic(), ended).unwrap();
@@ -372,5 +374,6 @@ fn metadata(days: u32, started: UnixMillis) -> RecordingMetadata {
         retention_days: days,
         ticket: BTreeMap::new(),
         consent: None,
+        format: AudioFormat::TELEPHONE,
     }
 }

@@ -157,6 +157,9 @@ def good_objects():
          trailer(5, [entry(0, 2, 0, 320, 320)])],
          "section 5 says 'end of the track's previous frame'; read as its previous audio")
     good("good: audio without payload", [ONE_TABLE, at(80, b""), audio(b""), trailer(4, [entry(0, 2, 80, 80, 0)])])
+    wide = b"\x40" + encode([track_entry(0, "channel", codec="s16le", rate=16000)])
+    good("good: samples of two bytes", [wide, at(0, A), audio(B), gap(160, 80, 1), at(240, A),
+         trailer(6, [entry(0, 3, 0, 320, 480)])])
     good("good: audio ends at the last pts", [ONE_TABLE, at(0xFFFFFF5F, A),
          trailer(3, [entry(0, 1, 0xFFFFFF5F, 0xFFFFFFFF, 160)])])
 
@@ -285,6 +288,13 @@ def content_faults():
     bad("gap: body one byte short", [ONE_TABLE, gap(0, 160, 1)[:-1], trailer(3)], 1)
     bad("gap: body one byte long", [ONE_TABLE, gap(0, 160, 1) + b"\0", trailer(3)], 1)
     bad("event: pts cut", [ONE_TABLE, b"\x30\0\0", trailer(3)], 1)
+    wide = b"\x40" + encode([track_entry(0, "channel", codec="s16le", rate=16000)])
+    bad("codec: audio ends inside a sample of two bytes", [wide, at(0, b"\1\2\3"), trailer(3)], 1)
+    bad("codec: trailer counts bytes for samples", [wide, at(0, A), trailer(3, [entry(0, 1, 0, 160, 160)])], 2)
+    placed("place: tracks of several formats", [b"\x40" + encode([track_entry(0, "caller"),
+           track_entry(1, "agent", codec="s16le")]), trailer(2)])
+    placed("place: track table with a rate of no provider", [b"\x40" + encode([track_entry(0, "caller", rate=7999)]),
+           trailer(2)])
     for name, body in (("no CBOR at all", b""), ("cut", encode({"t": "dtmf"})[:-1]), ("no map", encode(["dtmf"])),
                        ("bytes after it", encode({"t": "dtmf"}) + b"\0"), ("indefinite length", b"\xbf\xff"),
                        ("a key twice", b"\xa2\x61t\1\x61t\2"), ("text is not UTF-8", b"\xa1\x61t\x61\xff"),

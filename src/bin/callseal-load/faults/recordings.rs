@@ -8,8 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use callseal::clock;
 use callseal::control::recordings::{StoredRecording, list};
+use callseal::domain::audio::Codec;
 use callseal::domain::ids::{RecordingId, TenantId};
-use callseal::domain::playback::timeline::{Canvas, SILENCE};
 use callseal::keys::KeyService;
 use callseal::server::{open_keys, open_store};
 use callseal::store::Store;
@@ -144,7 +144,7 @@ async fn compare_call(call: &Call, stored: &StoredRecording) -> anyhow::Result<C
         let mut sent = track.audio();
         if let Some(noted_ms) = call.killed_at_ms() {
             // The end of the shorter track is filled up with silence, which the noise does not have.
-            while played.last() == Some(&SILENCE) {
+            while played.last() == Some(&Codec::Ulaw.silence()) {
                 played.pop();
             }
             let recovered_ms = played.len() as u64 / PER_MS;
@@ -171,7 +171,7 @@ async fn play(stored: &StoredRecording) -> anyhow::Result<[Vec<u8>; 2]> {
     let mut next = 0;
     while next < timeline.samples() {
         let window = timeline.window(next, timeline.samples(), WINDOW);
-        let mut canvas = Canvas::new(timeline.origin(), &window);
+        let mut canvas = stored.canvas(&window);
         for index in timeline.rows_for(&window) {
             stored.paint(index, &stored.segment(index).await?, &mut canvas)?;
         }
