@@ -8,7 +8,7 @@ use futures_util::StreamExt;
 use metrics::{counter, gauge};
 use tokio::sync::oneshot;
 use tokio::time::sleep_until;
-use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
+use tokio_tungstenite::tungstenite::Message;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::clock;
@@ -25,7 +25,8 @@ use crate::keys::fill_random;
 use crate::node::Node;
 use crate::observe::metrics as names;
 use crate::relay::{
-    Call, DialError, Ended, Handshake, Listening, Settings, Side, UpstreamSocket, Verdict, overhear, relay,
+    Call, DialError, Ended, Handshake, Listening, Passed, Settings, Side, Traffic, UpstreamSocket, Verdict,
+    overhear, relay,
 };
 
 use super::connection;
@@ -108,6 +109,7 @@ pub(super) async fn run(mut socket: Socket, mut admitted: Admitted, dialling: Di
 fn settings(tenant: &Tenant, upstream: &Upstream, node: &Node) -> Settings {
     let ingest = &node.config.ingest;
     Settings {
+        traffic: Traffic::Texts,
         queue_bytes: node.config.relay.queue_bytes,
         on_loss: upstream.on_loss,
         ping_after: ingest.ping_after,
@@ -121,7 +123,7 @@ async fn greeting(
     socket: &mut Socket,
     stream: &mut StreamInHand,
     node: &Node,
-) -> Result<Vec<Utf8Bytes>, connection::End> {
+) -> Result<Vec<Passed>, connection::End> {
     let until = clock::monotonic() + node.config.ingest.start_timeout;
     let mut greeting = Vec::new();
     loop {
@@ -137,7 +139,7 @@ async fn greeting(
         let must_end = match message {
             Some(Ok(Message::Text(text))) => {
                 let must_end = stream.text(clock::monotonic(), &text);
-                greeting.push(text);
+                greeting.push(Passed::Text(text));
                 must_end
             }
             Some(Ok(Message::Binary(_))) => stream.dropped(DropReason::Binary),
@@ -161,7 +163,7 @@ async fn greeting(
 async fn pass_on(
     socket: Socket,
     stream: StreamInHand,
-    greeting: Vec<Utf8Bytes>,
+    greeting: Vec<Passed>,
     dialling: Dialling,
     settings: Settings,
     node: &Arc<Node>,
@@ -234,11 +236,13 @@ async fn listen(mut listening: Listening, mut stream: StreamInHand, end: oneshot
 
 fn take(stream: &mut StreamInHand, copy: &crate::relay::Copy) -> Option<MustEnd> {
     stream.missed(copy.missed);
-    match copy.side {
-        Side::Provider => stream.text(copy.at, &copy.text),
-        Side::Agent => {
-            stream.said(copy.at, &copy.text);
+    match (copy.side, &copy.message) {
+        (Side::Provider, Passed::Text(text)) => stream.text(copy.at, text),
+        (Side::Provider, Passed::Binary(_)) => stream.dropped(DropReason::Binary),
+        (Side::Agent, Passed::Text(text)) => {
+            stream.said(copy.at, text);
             None
         }
+        (Side::Agent, Passed::Binary(_)) => None,
     }
 }

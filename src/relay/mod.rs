@@ -6,10 +6,12 @@
 mod counts;
 mod dial;
 mod overheard;
+mod passed;
 mod pump;
 mod queue;
 mod socket;
 
 pub use dial::{DialError, Dialer, DialerError, Handshake, MAX_MESSAGE_BYTES, UpstreamSocket};
 pub use overheard::{Copy, Listener, Listening, Side, Verdict, overhear};
+pub use passed::{Passed, Traffic};
 pub use pump::{Call, Ended, Settings, relay};

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
+use super::passed::Passed;
 use tokio::sync::{mpsc, watch};
-use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 /// Messages that may wait: five seconds of a call with both sides talking.
 const MAX_MESSAGES: usize = 512;
@@ -22,7 +22,7 @@ pub enum Side {
     Agent,
 }
 
-/// A copy of a message. The text is shared, not copied.
+/// A copy of a message. Its bytes are shared, not copied.
 #[derive(Debug, Clone)]
 pub struct Copy {
     /// Who said it.
@@ -30,7 +30,7 @@ pub struct Copy {
     /// When it was read from its socket.
     pub at: Instant,
     /// Verbatim.
-    pub text: Utf8Bytes,
+    pub message: Passed,
     /// How many messages were missed since the last copy.
     pub missed: u64,
 }
@@ -71,11 +71,11 @@ pub fn overhear() -> (Listener, Listening) {
 
 impl Listener {
     /// Gives a copy, or counts that there was no room. Never waits.
-    pub fn offer(&self, side: Side, at: Instant, text: &Utf8Bytes) {
-        let length = text.len();
+    pub fn offer(&self, side: Side, at: Instant, message: &Passed) {
+        let length = message.len();
         if self.bytes.fetch_add(length, Ordering::AcqRel) + length <= MAX_BYTES {
             let missed = self.missed.swap(0, Ordering::AcqRel);
-            let copy = Copy { side, at, text: text.clone(), missed };
+            let copy = Copy { side, at, message: message.clone(), missed };
             match self.copies.try_send(copy) {
                 Ok(()) => return,
                 Err(_) => self.missed.fetch_add(missed, Ordering::AcqRel),
@@ -112,14 +112,14 @@ impl Listening {
     /// Waits for the next copy; `None` when the call is over.
     pub async fn next(&mut self) -> Option<Copy> {
         let copy = self.copies.recv().await?;
-        self.bytes.fetch_sub(copy.text.len(), Ordering::AcqRel);
+        self.bytes.fetch_sub(copy.message.len(), Ordering::AcqRel);
         Some(copy)
     }
 
     /// Returns the next copy if there is one.
     pub fn next_now(&mut self) -> Option<Copy> {
         let copy = self.copies.try_recv().ok()?;
-        self.bytes.fetch_sub(copy.text.len(), Ordering::AcqRel);
+        self.bytes.fetch_sub(copy.message.len(), Ordering::AcqRel);
         Some(copy)
     }
 
@@ -147,7 +147,7 @@ mod tests {
     fn a_slow_listener_misses_messages_and_is_told_how_many() {
         let (listener, mut listening) = overhear();
         let now = clock::monotonic();
-        let text = Utf8Bytes::from("x");
+        let text = Passed::Text("x".into());
         for _ in 0..MAX_MESSAGES + 7 {
             listener.offer(Side::Provider, now, &text);
         }
@@ -155,7 +155,7 @@ mod tests {
         assert_eq!((first.len(), first.iter().map(|copy| copy.missed).sum::<u64>()), (MAX_MESSAGES, 0));
         listener.offer(Side::Agent, now, &text);
         assert_eq!(listening.next_now().unwrap().missed, 7);
-        let large = Utf8Bytes::from("x".repeat(MAX_BYTES / 2 + 1));
+        let large = Passed::Text("x".repeat(MAX_BYTES / 2 + 1).into());
         listener.offer(Side::Agent, now, &large);
         listener.offer(Side::Agent, now, &large);
         assert_eq!(listening.next_now().unwrap().missed, 0);
@@ -178,7 +178,7 @@ mod tests {
         verdicts.changed().await;
         assert_eq!(listener.verdict(), verdict);
         drop(listening);
-        listener.offer(Side::Provider, clock::monotonic(), &Utf8Bytes::from("x"));
+        listener.offer(Side::Provider, clock::monotonic(), &Passed::Text("x".into()));
         let silence = tokio::time::timeout(std::time::Duration::from_millis(1), verdicts.changed()).await;
         assert!(silence.is_err());
     }

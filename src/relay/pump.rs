@@ -14,9 +14,9 @@ use metrics::{counter, gauge};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::sleep_until;
 use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
 use crate::clock;
 use crate::config::OnLoss;
@@ -26,6 +26,7 @@ use crate::websocket::{self, Failure};
 use super::counts::Counts;
 use super::dial::{DialError, Dialer, Handshake, UpstreamSocket};
 use super::overheard::{Listener, Side};
+use super::passed::{Alignment, Passed, Traffic};
 use super::queue::{Pushed, Queue};
 use super::socket::{Broken, close, write};
 
@@ -42,7 +43,7 @@ pub struct Call<S> {
     /// The provider's websocket, open.
     pub provider: WebSocketStream<S>,
     /// What was read from it already, in order; sent to every agent that is dialled.
-    pub greeting: Vec<Utf8Bytes>,
+    pub greeting: Vec<Passed>,
     /// The first attempt to reach the agent, which may have begun long ago.
     pub dialling: BoxFuture<'static, Result<UpstreamSocket, DialError>>,
     /// How to dial again.
@@ -56,6 +57,8 @@ pub struct Call<S> {
 /// How a call is passed on.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
+    /// What the messages are.
+    pub traffic: Traffic,
     /// What may wait, in each direction.
     pub queue_bytes: usize,
     /// What becomes of the call when the agent is lost.
@@ -105,7 +108,8 @@ struct Pump<S> {
     agent: Agent,
     to_agent: Queue,
     to_provider: Queue,
-    greeting: Vec<Utf8Bytes>,
+    greeting: Vec<Passed>,
+    alignment: Alignment,
     dialer: Dialer,
     handshake: Handshake,
     listener: Listener,
@@ -146,7 +150,7 @@ enum Event {
 impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
     fn new(call: Call<S>, settings: Settings) -> Self {
         let now = clock::monotonic();
-        let mut to_agent = Queue::new(settings.queue_bytes);
+        let mut to_agent = Queue::new(settings.queue_bytes, settings.traffic);
         for message in &call.greeting {
             // Two short messages never fill a queue.
             to_agent.push(message.clone());
@@ -155,8 +159,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
             provider: call.provider,
             agent: Agent::Dialling(call.dialling),
             to_agent,
-            to_provider: Queue::new(settings.queue_bytes),
+            to_provider: Queue::new(settings.queue_bytes, settings.traffic),
             greeting: call.greeting,
+            alignment: Alignment::new(settings.traffic),
             dialer: call.dialer,
             handshake: call.handshake,
             listener: call.listener,
@@ -211,32 +216,38 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
             let Poll::Ready(message) = Pin::new(&mut self.provider).poll_next(context) else { return None };
             let now = clock::monotonic();
             self.provider_pulse = Pulse::new(now);
-            match message {
-                Some(Ok(Message::Text(text))) => {
-                    self.counts.count_in(text.len());
-                    self.listener.offer(Side::Provider, now, &text);
-                    if let Err(Broken) = self.forward_to_agent(now, &text) {
-                        return Some(Event::AgentLost);
-                    }
+            let passed = match message {
+                Some(Ok(Message::Text(text))) => Passed::Text(text),
+                Some(Ok(Message::Binary(bytes))) if self.settings.traffic != Traffic::Texts => {
+                    Passed::Binary(bytes)
                 }
-                Some(Ok(Message::Binary(_))) => self.counts.dropped_to_agent.increment(1),
+                Some(Ok(Message::Binary(_))) => {
+                    self.counts.dropped_to_agent.increment(1);
+                    continue;
+                }
                 Some(Ok(Message::Close(frame))) => return Some(Event::ProviderClosed(frame)),
-                Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
+                Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => continue,
                 Some(Err(error)) => return Some(Event::ProviderFailed(Failure::of(&error))),
                 None => return Some(Event::ProviderFailed(Failure::LOST)),
+            };
+            self.counts.count_in(passed.len());
+            self.listener.offer(Side::Provider, now, &passed);
+            if let Err(Broken) = self.forward_to_agent(now, passed) {
+                return Some(Event::AgentLost);
             }
         }
         context.waker().wake_by_ref();
         None
     }
 
-    fn forward_to_agent(&mut self, now: Instant, text: &Utf8Bytes) -> Result<(), Broken> {
+    fn forward_to_agent(&mut self, now: Instant, message: Passed) -> Result<(), Broken> {
+        let message = self.alignment.take(message);
         if self.away.is_some() {
             // What the caller says while there is no agent would be stale when there is one again.
             self.counts.dropped_to_agent.increment(1);
             return Ok(());
         }
-        match self.to_agent.push(text.clone()) {
+        match self.to_agent.push(message) {
             Pushed::Kept { dropped } => {
                 self.counts.to_agent.begin(now);
                 self.counts.dropped_to_agent.increment(dropped);
@@ -264,18 +275,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
             };
             let now = clock::monotonic();
             self.agent_pulse = Pulse::new(now);
-            match message {
-                Some(Ok(Message::Text(text))) => {
-                    self.listener.offer(Side::Agent, now, &text);
-                    // Room was looked for before, so that nothing is dropped here.
-                    self.to_provider.push_last(text);
-                    self.counts.to_provider.begin(now);
+            let passed = match message {
+                Some(Ok(Message::Text(text))) => Passed::Text(text),
+                Some(Ok(Message::Binary(bytes))) if self.settings.traffic != Traffic::Texts => {
+                    Passed::Binary(bytes)
                 }
-                Some(Ok(Message::Binary(_))) => self.counts.dropped_to_provider.increment(1),
+                Some(Ok(Message::Binary(_))) => {
+                    self.counts.dropped_to_provider.increment(1);
+                    continue;
+                }
                 Some(Ok(Message::Close(frame))) => return Some(Event::AgentClosed(frame)),
-                Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
+                Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => continue,
                 Some(Err(_)) | None => return Some(Event::AgentLost),
-            }
+            };
+            self.listener.offer(Side::Agent, now, &passed);
+            // Room was looked for before, so that nothing is dropped here.
+            self.to_provider.push_last(passed);
+            self.counts.to_provider.begin(now);
         }
         context.waker().wake_by_ref();
         None
@@ -329,6 +345,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
             for message in &self.greeting {
                 self.to_agent.push(message.clone());
             }
+            self.alignment.begin_anew();
         }
         self.agent = Agent::Open(agent);
         self.agent_pulse = Pulse::new(clock::monotonic());

@@ -1,14 +1,15 @@
-//! What waits for a peer that does not read: bounded, the oldest audio goes first, nothing else ever does.
+//! What waits for a peer that does not read: bounded. Where audio may go, the oldest goes first; nothing else ever does.
 
 use std::collections::VecDeque;
 
-use tokio_tungstenite::tungstenite::Utf8Bytes;
+use super::passed::{Passed, Traffic};
 
 /// Messages to one peer, in order.
 pub(super) struct Queue {
-    waiting: VecDeque<Utf8Bytes>,
+    waiting: VecDeque<Passed>,
     bytes: usize,
     max_bytes: usize,
+    traffic: Traffic,
 }
 
 /// What had to go for a message.
@@ -16,24 +17,26 @@ pub(super) struct Queue {
 pub(super) enum Pushed {
     /// Nothing, or so many messages of audio.
     Kept { dropped: u64 },
-    /// There was no audio left to drop: a peer that reads nothing at all.
+    /// There was no audio that may go: a peer that reads nothing at all.
     Overflowed,
 }
 
 impl Queue {
-    pub(super) fn new(max_bytes: usize) -> Self {
-        Self { waiting: VecDeque::new(), bytes: 0, max_bytes }
+    pub(super) fn new(max_bytes: usize, traffic: Traffic) -> Self {
+        Self { waiting: VecDeque::new(), bytes: 0, max_bytes, traffic }
     }
 
     /// Adds a message; while there are too many bytes, the oldest audio goes.
-    pub(super) fn push(&mut self, message: Utf8Bytes) -> Pushed {
+    pub(super) fn push(&mut self, message: Passed) -> Pushed {
         self.bytes += message.len();
         self.waiting.push_back(message);
         let mut dropped = 0;
         while self.bytes > self.max_bytes {
-            let Some(oldest) = self.waiting.iter().position(|message| is_audio(message)) else {
-                return Pushed::Overflowed;
+            let oldest = match self.traffic {
+                Traffic::Texts => self.waiting.iter().position(Passed::is_audio_text),
+                Traffic::Samples { .. } => None,
             };
+            let Some(oldest) = oldest else { return Pushed::Overflowed };
             if let Some(gone) = self.waiting.remove(oldest) {
                 self.bytes -= gone.len();
             }
@@ -43,12 +46,12 @@ impl Queue {
     }
 
     /// Adds a message and drops none, whatever the bound: who pushes has looked for room.
-    pub(super) fn push_last(&mut self, message: Utf8Bytes) {
+    pub(super) fn push_last(&mut self, message: Passed) {
         self.bytes += message.len();
         self.waiting.push_back(message);
     }
 
-    pub(super) fn pop(&mut self) -> Option<Utf8Bytes> {
+    pub(super) fn pop(&mut self) -> Option<Passed> {
         let message = self.waiting.pop_front()?;
         self.bytes -= message.len();
         Some(message)
@@ -71,42 +74,50 @@ impl Queue {
     }
 }
 
-/// Whether a message is audio, by how it begins. One that is written in another way counts as something else and is kept.
-pub(super) fn is_audio(message: &str) -> bool {
-    message.starts_with(r#"{"event":"media""#) || message.starts_with(r#"{"event": "media""#)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn media(text: &str) -> Utf8Bytes {
-        format!(r#"{{"event":"media",{text}}}"#).into()
+    fn text(text: &str) -> Passed {
+        Passed::Text(text.into())
+    }
+
+    fn media(inside: &str) -> Passed {
+        text(&format!(r#"{{"event":"media",{inside}}}"#))
     }
 
     #[test]
     fn the_oldest_audio_goes_first_and_nothing_else_ever() {
-        let mut queue = Queue::new(100);
-        assert_eq!(queue.push(r#"{"event":"start"}"#.into()), Pushed::Kept { dropped: 0 });
+        let mut queue = Queue::new(100, Traffic::Texts);
+        assert_eq!(queue.push(text(r#"{"event":"start"}"#)), Pushed::Kept { dropped: 0 });
         for number in 0..3 {
             assert_eq!(queue.push(media(&number.to_string())), Pushed::Kept { dropped: 0 }, "{number}");
         }
         assert_eq!(queue.push(media(&"x".repeat(20))), Pushed::Kept { dropped: 1 });
-        assert_eq!(queue.push(r#"{"event":"mark"}"#.into()), Pushed::Kept { dropped: 1 });
+        assert_eq!(queue.push(text(r#"{"event":"mark"}"#)), Pushed::Kept { dropped: 1 });
         let left: Vec<_> = std::iter::from_fn(|| queue.pop()).collect();
         let wanted =
-            [r#"{"event":"start"}"#.into(), media("2"), media(&"x".repeat(20)), r#"{"event":"mark"}"#.into()];
+            [text(r#"{"event":"start"}"#), media("2"), media(&"x".repeat(20)), text(r#"{"event":"mark"}"#)];
         assert_eq!(left, wanted);
         assert!(queue.is_empty());
     }
 
     #[test]
     fn without_audio_to_drop_it_overflows() {
-        let mut queue = Queue::new(64);
-        let mark = || Utf8Bytes::from(format!(r#"{{"event":"mark","x":"{}"}}"#, "y".repeat(20)));
+        let mut queue = Queue::new(64, Traffic::Texts);
+        let mark = || text(&format!(r#"{{"event":"mark","x":"{}"}}"#, "y".repeat(20)));
         assert_eq!(queue.push(mark()), Pushed::Kept { dropped: 0 });
         assert_eq!(queue.push(mark()), Pushed::Overflowed);
         assert_eq!(queue.clear(), 2);
         assert!(!queue.is_full());
+    }
+
+    #[test]
+    fn no_sample_ever_goes() {
+        let mut queue = Queue::new(64, Traffic::Samples { frame_bytes: 4 });
+        let samples = || Passed::Binary(vec![0; 40].into());
+        assert_eq!(queue.push(samples()), Pushed::Kept { dropped: 0 });
+        assert_eq!(queue.push(media("")), Pushed::Kept { dropped: 0 });
+        assert_eq!(queue.push(samples()), Pushed::Overflowed);
     }
 }

@@ -30,8 +30,8 @@ pub(super) fn write<S: AsyncRead + AsyncWrite + Unpin>(
             Poll::Ready(Err(_)) => return Err(Broken),
             Poll::Ready(Ok(())) => {}
         }
-        let Some(text) = queue.pop() else { break };
-        if socket.as_mut().start_send(Message::Text(text)).is_err() {
+        let Some(message) = queue.pop() else { break };
+        if socket.as_mut().start_send(Message::from(message)).is_err() {
             return Err(Broken);
         }
     }
@@ -52,5 +52,5 @@ pub(super) async fn close<S: AsyncRead + AsyncWrite + Unpin>(
     queue: &mut Queue,
     frame: Option<(u16, &str)>,
 ) {
-    websocket::close(socket, std::iter::from_fn(|| queue.pop().map(Message::Text)), frame).await;
+    websocket::close(socket, std::iter::from_fn(|| queue.pop().map(Message::from)), frame).await;
 }

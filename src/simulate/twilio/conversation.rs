@@ -98,6 +98,9 @@ impl TwilioCall {
         let first_ms = self.plan.first_timestamp_ms;
         let mut player =
             Player { conversation: Conversation::default(), queue: VecDeque::new(), marks: VecDeque::new() };
+        // The stream's clock ran while it was set up: nobody could be heard then.
+        let silence = player.play(first_ms * SAMPLES_PER_MS);
+        debug_assert!(silence.is_empty(), "there are no marks yet");
         let ticks = u64::try_from(longest.as_millis()).unwrap_or(u64::MAX) / CHUNK_MS;
         for tick in 0..ticks {
             let due = began + Duration::from_millis(tick * CHUNK_MS);

@@ -35,11 +35,12 @@ async fn texts_pass_byte_for_byte_in_order_both_ways_and_closes_with_their_code(
         call.send_text(text.as_str()).await.unwrap();
         assert_eq!(next_text(&mut reached).await, *text);
     }
-    for number in 0..500 {
+    // As many as the recorder's queue holds, should it be late.
+    for number in 0..200 {
         call.send_text(format!("{{\"event\":\"x\",\"n\":{number}}}")).await.unwrap();
         reached.send_text(format!("{{\"event\":\"y\",\"n\":{number}}}")).await.unwrap();
     }
-    for number in 0..500 {
+    for number in 0..200 {
         assert_eq!(next_text(&mut reached).await, format!("{{\"event\":\"x\",\"n\":{number}}}"));
         assert_eq!(next_of(&mut call).await, Received::Text(format!("{{\"event\":\"y\",\"n\":{number}}}")));
     }
