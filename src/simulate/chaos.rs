@@ -22,7 +22,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-/// Bodies are held whole; the largest are parts of 8 MiB and ranges of the same size.
+/// Bodies are held whole; the largest are parts of 5 MiB and ranges.
 const MAX_BODY_BYTES: usize = 32 << 20;
 /// How often binding the own port again is tried when it was given up; connections of before may linger.
 const BIND_PAUSE: Duration = Duration::from_millis(20);

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use sha2::{Digest, Sha256};
 
@@ -60,7 +60,7 @@ impl CompactError {
 
 /// Makes the final object of a recording whose manifest is stored, and deletes what it replaces.
 ///
-/// Memory: one segment, a part of 8 MiB and another on its way; a short recording twice. Each request may take
+/// Memory: a part of 5 MiB, or all of a shorter recording, and the segments that are read ahead. Each request may take
 /// `policy.try_timeout` and is made at most five times.
 ///
 /// # Errors
@@ -169,7 +169,7 @@ impl Writing<'_> {
             name: &name,
             tags: self.tags,
             upload: None,
-            part: BytesMut::new(),
+            part: Vec::new(),
             hash: Sha256::new(),
             length: 0,
             expected: self.rows.iter().map(|row| u64::from(row.byte_len)).sum(),
@@ -362,13 +362,13 @@ async fn read_back(requests: Requests<'_>, name: &ObjectName, length: u64) -> Re
     Ok(hash.finalize().into())
 }
 
-/// Collects bytes into parts of 8 MiB; a small object goes up in one put.
+/// Collects bytes into parts of 5 MiB, of which only one is there at a time; a small object goes up in one put.
 struct Parts<'a> {
     requests: Requests<'a>,
     name: &'a ObjectName,
     tags: &'a Tags,
     upload: Option<Box<dyn Upload>>,
-    part: BytesMut,
+    part: Vec<u8>,
     hash: Sha256,
     length: u64,
     /// What the length will be.
@@ -379,34 +379,39 @@ impl Parts<'_> {
     async fn push(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
         self.hash.update(bytes);
         self.length += bytes.len() as u64;
-        let room = self.part.capacity() - self.part.len();
-        if room < bytes.len() {
-            // At once to its full size: growing by doubling would take twice the memory.
-            let rest = usize::try_from(self.expected.saturating_sub(self.length)).unwrap_or(usize::MAX);
-            self.part.reserve(bytes.len() + rest.min(MIN_PART_BYTES));
-        }
-        self.part.extend_from_slice(bytes);
-        while self.part.len() >= MIN_PART_BYTES {
-            let part = self.part.split_to(MIN_PART_BYTES).freeze();
-            let upload = match &mut self.upload {
-                Some(upload) => upload,
-                none => none.insert(self.requests.begin_upload(self.name, self.tags).await?),
-            };
-            self.requests.put_part(&mut **upload, &part).await?;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(rest.len().min(MIN_PART_BYTES - self.part.len()));
+            if self.part.capacity() == 0 {
+                // At once to its full size: growing by doubling would take twice the memory.
+                let missing = self.expected.saturating_sub(self.length) + rest.len() as u64;
+                self.part.reserve_exact(usize::try_from(missing).unwrap_or(usize::MAX).min(MIN_PART_BYTES));
+            }
+            self.part.extend_from_slice(now);
+            rest = later;
+            if self.part.len() == MIN_PART_BYTES {
+                self.put_part().await?;
+            }
         }
         Ok(())
     }
 
+    async fn put_part(&mut self) -> Result<(), StoreError> {
+        let part = Bytes::from(std::mem::take(&mut self.part));
+        let upload = match &mut self.upload {
+            Some(upload) => upload,
+            none => none.insert(self.requests.begin_upload(self.name, self.tags).await?),
+        };
+        self.requests.put_part(&mut **upload, &part).await
+    }
+
     async fn complete(&mut self) -> Result<([u8; 32], u64), CompactError> {
-        let rest = self.part.split().freeze();
+        if self.upload.is_some() && !self.part.is_empty() {
+            self.put_part().await?;
+        }
         let outcome = match &mut self.upload {
-            None => self.requests.put(self.name, rest, self.tags).await?,
-            Some(upload) => {
-                if !rest.is_empty() {
-                    self.requests.put_part(&mut **upload, &rest).await?;
-                }
-                self.requests.complete(&mut **upload).await?
-            }
+            None => self.requests.put(self.name, std::mem::take(&mut self.part).into(), self.tags).await?,
+            Some(upload) => self.requests.complete(&mut **upload).await?,
         };
         if outcome == PutOutcome::AlreadyExists {
             tracing::info!(object = %self.name, "final object was there; it is compared");

@@ -32,8 +32,8 @@ use super::retry::{Retry, RetryPolicy};
 use super::tags::RetentionTags;
 use super::turns::Urgency;
 
-/// Memory for all recordings that are being merged, in MiB: a long one and some short ones. Calls may end together, by
-/// hundreds.
+/// Memory for all recordings that are being merged, in MiB: four long ones, or more short ones. Calls may end together,
+/// by hundreds.
 const MERGING_MIB: u32 = 24;
 /// Segments of one recording that may wait. A day of the shortest ones, of one second, is 86,400; bursts make some more.
 /// Their bytes are bounded elsewhere; each costs about 200 bytes here.
@@ -412,10 +412,10 @@ impl LaneTask {
         done
     }
 
-    /// A part being filled and one on its way, or the whole of a short recording twice.
+    /// A part, or the whole of a short recording, and what is read ahead or back.
     fn merging_mib(&self) -> u32 {
         let part = self.stored_bytes.load(Ordering::Relaxed).min(MIN_PART_BYTES as u64);
-        u32::try_from(2 * part.div_ceil(1 << 20)).unwrap_or(MERGING_MIB).clamp(1, MERGING_MIB)
+        u32::try_from(part.div_ceil(1 << 20) + 1).unwrap_or(MERGING_MIB).clamp(1, MERGING_MIB)
     }
 }
 

@@ -147,7 +147,7 @@ impl Settler {
 
     /// Brings a recording to its final form.
     ///
-    /// Memory: one segment, one part of 8 MiB, and the manifests.
+    /// Memory: one segment, one part of 5 MiB, and the manifests.
     ///
     /// # Errors
     /// [`SettleError`]; nothing is lost, and it may be called again.

@@ -40,7 +40,7 @@ impl Upload for FolderUpload {
     async fn put_part(&mut self, part: Bytes) -> Result<(), StoreError> {
         let parts = self.parts()?;
         if self.ended {
-            return Err(StoreError::Refused { rule: "every part but the last has at least 8 MiB" });
+            return Err(StoreError::Refused { rule: "every part but the last has at least 5 MiB" });
         }
         if part.is_empty() {
             return Err(StoreError::Refused { rule: "a part has at least one byte" });

@@ -117,7 +117,7 @@ impl Upload for S3Upload {
     async fn put_part(&mut self, part: Bytes) -> Result<(), StoreError> {
         let id = self.id()?;
         if self.ended {
-            return Err(StoreError::Refused { rule: "every part but the last has at least 8 MiB" });
+            return Err(StoreError::Refused { rule: "every part but the last has at least 5 MiB" });
         }
         if part.is_empty() {
             return Err(StoreError::Refused { rule: "a part has at least one byte" });

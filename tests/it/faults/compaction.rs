@@ -98,7 +98,7 @@ async fn wherever_the_compaction_of_a_large_call_stops_it_ends_in_the_same_objec
     let call = Sealed::call(140, 64 * 1024, 6 << 20);
     assert!(call.final_object().len() > MIN_PART_BYTES);
     let requests = interrupt_everywhere(&call).await;
-    assert!(requests > 10, "{requests} requests, with parts of 8 MiB among them");
+    assert!(requests > 10, "{requests} requests, with parts of 5 MiB among them");
 }
 
 #[tokio::test]
