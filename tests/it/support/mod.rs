@@ -8,6 +8,7 @@
 
 pub(crate) mod server;
 pub(crate) mod socket;
+pub(crate) mod stalls;
 pub(crate) mod wire;
 
 use std::collections::BTreeMap;
