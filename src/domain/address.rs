@@ -71,6 +71,45 @@ impl fmt::Display for IpRange {
     }
 }
 
+/// Addresses that no server of the internet has: IANA's registries of special-purpose addresses (RFC 6890), with those
+/// that stand for an IPv4 address, because what they reach depends on the network.
+const SPECIAL: [&str; 23] = [
+    "0.0.0.0/8",
+    "10.0.0.0/8",
+    "100.64.0.0/10",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "172.16.0.0/12",
+    "192.0.0.0/24",
+    "192.0.2.0/24",
+    "192.31.196.0/24",
+    "192.52.193.0/24",
+    "192.88.99.0/24",
+    "192.168.0.0/16",
+    "192.175.48.0/24",
+    "198.18.0.0/15",
+    "198.51.100.0/24",
+    "203.0.113.0/24",
+    "224.0.0.0/4",
+    "240.0.0.0/4",
+    "2001::/23",
+    "2001:db8::/32",
+    "2002::/16",
+    "2620:4f:8000::/48",
+    "3fff::/20",
+];
+
+/// The only addresses of IPv6 that servers of the internet have so far (RFC 4291); all others are local or not assigned.
+const ASSIGNED: &str = "2000::/3";
+
+/// Whether an address may be that of a server of the internet: none of this machine or network, none for many, none that is
+/// reserved or stands for an address of another kind.
+pub fn is_public(address: IpAddr) -> bool {
+    let address = address.to_canonical();
+    let is_in = |text: &str| text.parse::<IpRange>().is_ok_and(|range| range.contains(address));
+    (address.is_ipv4() || is_in(ASSIGNED)) && !SPECIAL.into_iter().any(is_in)
+}
+
 fn width(address: IpAddr) -> u8 {
     if address.is_ipv4() { 32 } else { 128 }
 }
@@ -154,6 +193,55 @@ mod tests {
         ];
         for (text, fault) in rows {
             assert_eq!(text.parse::<IpRange>(), Err(fault), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn only_servers_of_the_internet_are_public() {
+        assert!(SPECIAL.iter().all(|text| text.parse::<IpRange>().is_ok()));
+        for public in [
+            "1.1.1.1",
+            "34.208.0.1",
+            "100.63.255.255",
+            "172.32.0.1",
+            "2606:4700::1",
+            "2a01:4f8::1",
+            "::ffff:1.1.1.1",
+        ] {
+            assert!(is_public(public.parse().unwrap()), "{public}");
+        }
+        for special in [
+            "0.0.0.0",
+            "10.1.2.3",
+            "100.64.0.1",
+            "127.0.0.1",
+            "127.255.255.255",
+            "169.254.169.254",
+            "172.16.0.1",
+            "192.168.1.1",
+            "192.0.0.8",
+            "198.19.0.1",
+            "224.0.0.1",
+            "239.1.1.1",
+            "255.255.255.255",
+            "::",
+            "::1",
+            "::127.0.0.1",
+            "::ffff:127.0.0.1",
+            "::ffff:10.0.0.1",
+            "64:ff9b::7f00:1",
+            "64:ff9b:1::1",
+            "2001::1",
+            "2001:db8::1",
+            "2002:7f00:1::",
+            "fc00::1",
+            "fd12::1",
+            "fe80::1",
+            "fec0::1",
+            "ff02::1",
+            "8000::1",
+        ] {
+            assert!(!is_public(special.parse().unwrap()), "{special}");
         }
     }
 

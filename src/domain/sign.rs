@@ -5,12 +5,17 @@
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha1::Sha1;
-use sha2::Sha256;
+use sha2::{Sha256, Sha512};
 use subtle::ConstantTimeEq;
 
 /// Returns HMAC-SHA-256 (RFC 2104) of the concatenated `parts`; any key length is allowed.
 pub fn hmac_sha256<'a>(key: &[u8], parts: impl IntoIterator<Item = &'a [u8]>) -> [u8; 32] {
     mac_of::<Hmac<Sha256>>(key, parts).finalize().into_bytes().into()
+}
+
+/// Returns HMAC-SHA-512 (RFC 2104) of the concatenated `parts`; any key length is allowed.
+pub fn hmac_sha512<'a>(key: &[u8], parts: impl IntoIterator<Item = &'a [u8]>) -> [u8; 64] {
+    mac_of::<Hmac<Sha512>>(key, parts).finalize().into_bytes().into()
 }
 
 /// Returns HMAC-SHA-1 (RFC 2104) of the concatenated `parts`; any key length is allowed.
@@ -77,6 +82,11 @@ mod tests {
         assert_eq!(
             encode_hex(&hmac_sha256(b"Jefe", text)),
             "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
+        );
+        assert_eq!(
+            encode_hex(&hmac_sha512(b"Jefe", text)),
+            "164b7a7bfcf819e2e395fbe73b56e0a387bd64222e831fd610270cd7ea2505549758bf75c05a994a6d034f65f8f0e6fd\
+             caeab1a34d4a6b4b636e070a38bce737"
         );
         assert_eq!(encode_hex(&hmac_sha1(b"Jefe", text)), "effcdf6ae5eb2fa2d27416d5f184df9c259a7c79");
         let long: &[u8] = b"Test Using Larger Than Block-Size Key - Hash Key First";

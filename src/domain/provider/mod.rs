@@ -8,9 +8,13 @@ pub mod twilio_agent;
 mod twilio_scan;
 pub mod twilio_signature;
 pub mod vapi;
+pub mod vapi_absence;
+pub mod vapi_auth;
 pub mod vapi_listen;
+pub mod vapi_listen_url;
 pub mod vapi_pcm;
 pub mod vapi_transport;
+pub mod vapi_webhook;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;

@@ -150,10 +150,15 @@ impl TextKind {
         struct Typed {
             r#type: String,
         }
-        let kind = serde_json::from_str::<Typed>(message).ok()?.r#type;
+        Self::new(&serde_json::from_str::<Typed>(message).ok()?.r#type)
+    }
+
+    /// Takes a type; `None` for one that looks like anything but a name.
+    pub fn new(kind: &str) -> Option<Self> {
         // No digits, so that no number can be one.
         let is_name = |b: u8| b.is_ascii_lowercase() || matches!(b, b'-' | b'.' | b'_');
-        ((1..=MAX_KIND_BYTES).contains(&kind.len()) && kind.bytes().all(is_name)).then_some(Self(kind))
+        ((1..=MAX_KIND_BYTES).contains(&kind.len()) && kind.bytes().all(is_name))
+            .then(|| Self(kind.to_owned()))
     }
 
     /// Returns the type as text.
