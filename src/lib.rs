@@ -32,6 +32,7 @@
 //! | [`claims`] | whether a bucket does what is claimed of it | what it is used for |
 //! | [`websocket`] | what a failure means, pings, closing | whose socket it is |
 //! | [`tickets`] | which tickets were used | what is in them |
+//! | [`calls`] | which calls of Vapi are heard, and by which node | sockets, audio |
 //! | [`server`] | the order of start and stop | everything else |
 //! | [`cli`] | arguments, what is printed | how anything is done |
 //! | [`simulate`] | what a provider and a player do, seen from outside | the server |
@@ -43,6 +44,7 @@
 //! signed, expiring right to play.
 
 pub mod answer;
+pub mod calls;
 pub mod claims;
 pub mod cli;
 pub mod clock;

@@ -7,11 +7,13 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use metrics_exporter_prometheus::PrometheusHandle;
 
+use crate::calls::Calls;
 use crate::config::{Config, Tenant};
 use crate::control::audit::AuditLog;
 use crate::domain::ids::TenantId;
 use crate::drain::{Drain, Phase};
 use crate::ingest::StreamLimits;
+use crate::ingest::vapi::Inbox;
 use crate::journal::{Journal, JournalState};
 use crate::keys::KeyService;
 use crate::relay::Dialer;
@@ -38,8 +40,14 @@ pub struct Node {
     pub audit: AuditLog,
     /// Which tickets were used.
     pub tickets: Tickets,
+    /// Which calls of Vapi are heard.
+    pub calls: Arc<Calls>,
+    /// Where Vapi's messages wait.
+    pub vapi: Inbox,
     /// Dials agents.
     pub dialer: Dialer,
+    /// Dials Vapi.
+    pub vapi_dialer: Dialer,
     /// How far stopping has come.
     pub drain: Drain,
     /// Streams per tenant.

@@ -1,7 +1,7 @@
 //! Carries one session's outputs: sealed bytes to the journal at once, segments and manifest to the uploader.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use metrics::{Counter, Histogram, counter, histogram};
@@ -167,6 +167,28 @@ impl Recorder {
         self.session.set_overloaded(self.lane.is_full());
         match self.session.handle_media(now, clock::wall(), media)? {
             Stored::Sealed | Stored::Nothing => Ok(()),
+        }
+    }
+
+    /// Seals that so much of all tracks is missing.
+    pub(crate) fn gap(
+        &mut self,
+        now: Instant,
+        time: Duration,
+        reason: GapReason,
+    ) -> Result<(), SessionError> {
+        self.session.handle_gap(now, clock::wall(), time, reason)
+    }
+
+    /// Seals that the call had run for so long before it was heard.
+    pub(crate) fn joined_late(&mut self, now: Instant, time: Duration) -> Result<(), SessionError> {
+        self.session.handle_joined_late(now, clock::wall(), time)
+    }
+
+    /// Notes a fact of the call, to be sealed at its end.
+    pub(crate) fn note(&mut self, name: &str, text: &str) {
+        if !self.session.note(name, text) {
+            tracing::debug!(recording = %self.recording, name, "no room for a note");
         }
     }
 

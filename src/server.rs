@@ -12,6 +12,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_rustls::TlsAcceptor;
 
+use crate::calls::Calls;
 use crate::claims::{self, Claims};
 use crate::config::{Config, KeysConfig, StoreKind, Tls, process_environment};
 use crate::control::audit::AuditLog;
@@ -22,7 +23,7 @@ use crate::domain::ids::TenantId;
 use crate::drain::{Drain, Phase};
 use crate::http::{self, serve_ops};
 use crate::ingest::tls::{Certificate, SelfSigned, TlsError, server_config};
-use crate::ingest::{StreamLimits, serve_public};
+use crate::ingest::{StreamLimits, serve_public, vapi};
 use crate::journal::{Journal, JournalConfig, OpenError, Replay};
 use crate::keys::{KeyProvider, KeyService, Keyring, KeyringError, LocalKeys, fill_random};
 use crate::node::Node;
@@ -177,6 +178,8 @@ pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running,
     let uploader = open_uploader(&config, &store, &journal);
     let relay = &config.relay;
     let dialer = Dialer::new(relay.ca_file.as_deref(), relay.connect_timeout, &config.ingest)?;
+    let vapi_dialer = Dialer::new(config.vapi.ca_file.as_deref(), relay.connect_timeout, &config.ingest)?;
+    let (inbox, waiting) = vapi::Inbox::new();
     let public = bind(config.listen.public).await?;
     let ops = bind(config.listen.ops).await?;
     let audit = AuditLog::start(config.node.as_str().to_owned(), Arc::clone(&keys), Arc::clone(&store));
@@ -188,7 +191,10 @@ pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running,
         uploader,
         audit,
         tickets: Tickets::new(Arc::clone(&store)),
+        calls: Calls::new(Arc::clone(&store)),
+        vapi: inbox,
         dialer,
+        vapi_dialer,
         drain: Drain::new(),
         limits: StreamLimits::default(),
         metrics,
@@ -212,6 +218,7 @@ pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running,
         // Calls are taken meanwhile, and their recordings wait for the store.
         tokio::spawn(claims::check_until_known(Arc::clone(&node)));
     }
+    tokio::spawn(vapi::work(waiting, Arc::clone(&node)));
     tokio::spawn(serve_ops(ops, Arc::clone(&node)));
     tokio::spawn(serve_public(public, acceptor, node, http::handle));
     Ok(running)

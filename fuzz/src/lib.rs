@@ -22,6 +22,8 @@ use callseal::domain::provider::twilio_signature::{
     MAX_FORM_BYTES, MAX_FORM_FIELDS, SignatureHeaders, TwilioSecrets, parse_form, verify_callback,
     verify_handshake,
 };
+use callseal::domain::provider::vapi_listen_url::{ListenPolicy, ListenUrl};
+use callseal::domain::provider::vapi_webhook::{SecretUrl, Webhook};
 use callseal::domain::time::UnixMillis;
 
 /// The ids and key of the published vectors, so that they are good seeds.
@@ -181,6 +183,29 @@ fn described(frame: &Frame<'_>) -> Option<String> {
         | Frame::TimeIndex(_)
         | Frame::Trailer(_)
         | Frame::Unknown(_) => None,
+    }
+}
+
+/// A server message of Vapi, and the listen URL in it: whatever may be dialled has the one form, below the one host.
+pub fn vapi_webhook(bytes: &[u8]) {
+    let Ok(message) = Webhook::parse(bytes) else { return };
+    let facts = match &message {
+        Webhook::InProgress(running) => &running.facts,
+        Webhook::Ended(_, facts) | Webhook::Report(_, facts) => facts,
+        Webhook::Other(_) => return,
+    };
+    assert!(facts.0.values().all(|text| (1..=256).contains(&text.len())));
+    let shown = format!("{message:?}");
+    assert!(!shown.contains("wss://") && shown.len() < 1000, "{shown}");
+    let Webhook::InProgress(running) = &message else { return };
+    let Some(url) = &running.listen_url else { return };
+    let policy = ListenPolicy { hosts: vec!["vapi.ai".parse().expect("a name")], any_port: false };
+    if let Ok(checked) = ListenUrl::check(url, &running.call, &policy) {
+        let (host, text) = (checked.host(), checked.expose().to_ascii_lowercase());
+        assert!(host == "vapi.ai" || host.ends_with(".vapi.ai"));
+        let path = format!("/{}/listen", running.call.as_str());
+        assert!([format!("wss://{host}{path}"), format!("wss://{host}:443{path}")].contains(&text));
+        assert_eq!(ListenUrl::check(&SecretUrl::new(checked.expose()), &running.call, &policy), Ok(checked));
     }
 }
 

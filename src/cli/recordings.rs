@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::clock;
 use crate::control::audit;
-use crate::control::recordings::{StoredRecording, list};
+use crate::control::recordings::{Finished, StoredRecording, list};
 use crate::control::retention::receipt;
 use crate::domain::audio::Codec;
 use crate::domain::cmr::{Grade, RecordingVerifier};
@@ -159,6 +159,7 @@ async fn show(target: &RecordingArg, as_json: bool) -> CommandResult {
             shown.insert("ticket".into(), json!(finished.metadata.ticket));
         }
         shown.insert("call".into(), json!(finished.metadata.call));
+        show_texts(shown, finished);
         shown.insert("gaps".into(), json!(end.gaps));
         shown.insert("counts".into(), json!(end.counts));
         shown.insert("revision".into(), json!(finished.revision));
@@ -308,6 +309,15 @@ async fn objects(opened: &Opened, target: &RecordingArg) -> anyhow::Result<Vec<(
         objects.push((object.name, object.size, tags));
     }
     Ok(objects)
+}
+
+/// Shows what the provider said of the call when it began and what was learned later.
+fn show_texts(shown: &mut serde_json::Map<String, serde_json::Value>, finished: &Finished) {
+    for (name, texts) in [("parameters", &finished.metadata.parameters), ("notes", &finished.end.notes)] {
+        if !texts.is_empty() {
+            shown.insert(name.into(), json!(texts));
+        }
+    }
 }
 
 fn state_name(stored: &StoredRecording) -> &'static str {

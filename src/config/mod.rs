@@ -27,6 +27,7 @@ mod tenant;
 mod tests;
 mod twilio;
 mod upstream;
+mod vapi;
 
 use std::ffi::OsString;
 use std::fs;
@@ -58,6 +59,7 @@ pub use tenant::{
 };
 pub use twilio::Twilio;
 pub use upstream::{OnLoss, Relay, Upstream};
+pub use vapi::{ListenChannels, Vapi, VapiHmac, VapiNode};
 
 /// A checked configuration.
 ///
@@ -89,6 +91,8 @@ pub struct Config {
     pub ingest: Ingest,
     /// How calls are passed on.
     pub relay: Relay,
+    /// How Vapi is reached.
+    pub vapi: VapiNode,
     /// How segments get to the store.
     pub upload: Upload,
     /// The times of grants.
@@ -189,6 +193,7 @@ impl Config {
         let journal = Journal::check(raw.journal, &top, &data_dir);
         let ingest = Ingest::check(raw.ingest, &top);
         let relay = Relay::check(raw.relay, &top, references);
+        let vapi = VapiNode::check(raw.vapi, &top, references, tls.as_ref());
         let repair = Repair::check(raw.repair, &top);
         let retention = Sweep::check(raw.retention, &top);
         let drain = Drain::check(raw.drain, &top);
@@ -209,6 +214,7 @@ impl Config {
             segments,
             ingest,
             relay,
+            vapi,
             upload,
             playback,
             repair,

@@ -53,6 +53,7 @@ section!(
         segments: Table,
         ingest: Table,
         relay: Table,
+        vapi: Table,
         upload: Table,
         playback: Table,
         repair: Table,
@@ -162,6 +163,7 @@ section!(
         hipaa: Table,
         limits: Table,
         twilio: Table,
+        vapi: Table,
         tickets: Table,
         playback: Table,
         route: Vec<Table>,
@@ -176,6 +178,34 @@ section!(
         auth_tokens: Value,
         shared_keys: Value,
         require_shared_key: bool,
+    } later []
+);
+section!(
+    /// How the node reaches Vapi; a tenant's table of the same name says how Vapi proves who it is.
+    VapiNode { ca_file: String, allow_private_hosts: bool } later []
+);
+section!(
+    Vapi {
+        secrets: Value,
+        bearer_tokens: Value,
+        hmac: Table,
+        org_ids: Vec<String>,
+        listen_hosts: Vec<String>,
+        listen_key: Value,
+        listen_channels: String,
+    } later []
+);
+section!(
+    VapiHmac {
+        secrets: Value,
+        algorithm: String,
+        encoding: String,
+        prefix: String,
+        payload: String,
+        secret_is_base64: bool,
+        signature_header: String,
+        timestamp_header: String,
+        message_id_header: String,
     } later []
 );
 section!(Tickets { keys: Value, kid: String, max_ttl_secs: i64 } later []);
@@ -221,6 +251,7 @@ pub(super) fn node_sections() -> Vec<(&'static str, Vec<&'static str>)> {
         ("segments", all_names::<Segments>()),
         ("ingest", all_names::<Ingest>()),
         ("relay", all_names::<Relay>()),
+        ("vapi", all_names::<VapiNode>()),
         ("upload", all_names::<Upload>()),
         ("playback", all_names::<Playback>()),
         ("repair", all_names::<Repair>()),

@@ -35,6 +35,8 @@ pub struct Route {
 pub enum RouteProvider {
     /// Twilio media streams.
     Twilio,
+    /// Vapi's live listen: its webhooks tell of calls, which are then dialled.
+    VapiListen,
 }
 
 /// What a provider expects of this end.
@@ -89,15 +91,19 @@ impl Route {
         let dtmf = Dtmf::check(raw.dtmf.as_deref(), scope);
         let record_only = raw.record_only.unwrap_or(false);
         let has_upstream = raw.upstream.is_some();
+        if provider == RouteProvider::VapiListen {
+            refuse_for_listen(&raw, record, scope);
+        }
         let upstream = Upstream::check(raw.upstream, scope, references);
-        if mode == RouteMode::Bidirectional && !record_only && !has_upstream {
+        let is_answered = provider == RouteProvider::Twilio && mode == RouteMode::Bidirectional;
+        if is_answered && !record_only && !has_upstream {
             scope.fault(
                 "upstream",
                 "is missing, nobody would answer the call; allowed: { url = \"wss://…\" }, or record_only = true for \
                  tests",
             );
         }
-        if has_upstream && (mode == RouteMode::Fork || record_only) {
+        if provider == RouteProvider::Twilio && has_upstream && (mode == RouteMode::Fork || record_only) {
             let why = if record_only { "record_only = true" } else { "mode = \"fork\"" };
             scope.fault(
                 "upstream",
@@ -117,6 +123,27 @@ impl Route {
     }
 }
 
+/// A listen route only hears: what concerns an answer, pressed keys or a ticket has no meaning on it.
+fn refuse_for_listen(raw: &raw::Route, record: Record, scope: &Scope<'_>) {
+    let given = [
+        ("mode", raw.mode.is_some()),
+        ("record_only", raw.record_only.is_some()),
+        ("dtmf", raw.dtmf.is_some()),
+        ("upstream", raw.upstream.is_some()),
+        ("require_ticket", raw.require_ticket.is_some()),
+    ];
+    for (option, _) in given.into_iter().filter(|(_, is_given)| *is_given) {
+        scope.fault(option, "has no meaning with provider = \"vapi-listen\"; allowed: leave it out");
+    }
+    if record == Record::OnConsent {
+        scope.fault(
+            "record",
+            "\"on-consent\" cannot be obeyed with provider = \"vapi-listen\": nothing says so while the call runs; \
+             allowed: \"always\", \"never\"",
+        );
+    }
+}
+
 fn check_name(given: Option<&str>, scope: &Scope<'_>) -> Option<RouteName> {
     if given.is_none() {
         scope.fault("name", "is missing; allowed: 1 to 63 characters of a-z, 0-9 and '-'");
@@ -128,8 +155,8 @@ impl RouteProvider {
     fn check(given: Option<&str>, scope: &Scope<'_>) -> Self {
         let words = Words {
             default: Self::Twilio,
-            allowed: &[("twilio", Self::Twilio)],
-            later: &["vapi-transcriber", "vapi-listen", "vapi-transport"],
+            allowed: &[("twilio", Self::Twilio), ("vapi-listen", Self::VapiListen)],
+            later: &["vapi-transcriber", "vapi-transport"],
         };
         scope.word("provider", given, &words)
     }

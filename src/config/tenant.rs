@@ -13,6 +13,7 @@ use super::route::Route;
 use super::scope::{Bounds, Scope, Words};
 use super::secret::{References, Secret};
 use super::twilio::Twilio;
+use super::vapi::Vapi;
 
 /// What profile "1string" promises its customers.
 const DAYS_1STRING: u64 = 365;
@@ -46,6 +47,8 @@ pub struct Tenant {
     pub limits: Limits,
     /// How Twilio proves who it is.
     pub twilio: Twilio,
+    /// How Vapi proves who it is.
+    pub vapi: Vapi,
     /// What tickets are sealed with.
     pub tickets: TenantTickets,
     /// Who may listen.
@@ -149,8 +152,9 @@ impl Tenant {
         let retention = Retention::check(raw.retention, scope);
         let hipaa = HipaaMode::check(raw.hipaa, scope);
         let limits = Limits::check(raw.limits, scope);
-        let has_routes = raw.route.as_ref().is_some_and(|routes| !routes.is_empty());
-        let twilio = Twilio::check(raw.twilio, scope, references, has_routes);
+        let (has_twilio, has_vapi) = providers(raw.route.as_deref().unwrap_or_default());
+        let twilio = Twilio::check(raw.twilio, scope, references, has_twilio);
+        let vapi = Vapi::check(raw.vapi, scope, references, has_vapi);
         let tickets = TenantTickets::check(raw.tickets, scope, references);
         let playback = TenantPlayback::check(raw.playback, scope, references, max_ttl);
         let routes = Route::check_all(raw.route.unwrap_or_default(), scope, references);
@@ -162,6 +166,7 @@ impl Tenant {
             hipaa,
             limits,
             twilio,
+            vapi,
             tickets,
             playback,
             routes,
@@ -173,6 +178,15 @@ impl Tenant {
     pub fn route(&self, name: &RouteName) -> Option<&Route> {
         self.routes.iter().find(|route| route.name == *name)
     }
+}
+
+/// Whether there are routes of Twilio and of Vapi; one whose provider is not given, or none of both, is Twilio's.
+fn providers(routes: &[Table]) -> (bool, bool) {
+    let is_vapi = |route: &&Table| {
+        route.get("provider").and_then(Value::as_str).is_some_and(|name| name.starts_with("vapi-"))
+    };
+    let vapi = routes.iter().filter(is_vapi).count();
+    (vapi < routes.len(), vapi > 0)
 }
 
 fn check_id(given: Option<&str>, scope: &Scope<'_>) -> Option<TenantId> {

@@ -2,6 +2,7 @@
 
 mod secrets;
 mod store;
+mod vapi;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -153,6 +154,7 @@ fn the_commented_files_have_every_option() {
     assert_has_options::<raw::Segments>(&node, "segments");
     assert_has_options::<raw::Ingest>(&node, "ingest");
     assert_has_options::<raw::Relay>(&node, "relay");
+    assert_has_options::<raw::VapiNode>(&node, "vapi");
     assert_has_options::<raw::Upload>(&node, "upload");
     assert_has_options::<raw::Playback>(&node, "playback");
     assert_has_options::<raw::Sweep>(&node, "retention");
@@ -165,6 +167,8 @@ fn the_commented_files_have_every_option() {
     assert_has_options::<raw::Hipaa>(&tenant, "hipaa");
     assert_has_options::<raw::Limits>(&tenant, "limits");
     assert_has_options::<raw::Twilio>(&tenant, "twilio");
+    assert_has_options::<raw::Vapi>(&tenant, "vapi");
+    assert_has_options::<raw::VapiHmac>(&tenant, "vapi.hmac");
     assert_has_options::<raw::Tickets>(&tenant, "tickets");
     assert_has_options::<raw::TenantPlayback>(&tenant, "playback");
     assert_has_options::<raw::Route>(&tenant, "route");
@@ -276,8 +280,9 @@ fn what_comes_later_is_refused_by_name() {
     assert!(faults.values().all(|problem| problem.contains("not supported by this version")), "{faults:?}");
 
     let tenant = ACME
-        .replace("provider = \"twilio\"\nmode = \"fork\"", "provider = \"vapi-listen\"\nmode = \"fork\"")
-        .replace("provider = \"twilio\"", "provider = \"vapi-listen\"")
+        .replace("provider = \"twilio\"\nmode = \"fork\"", "provider = \"vapi-transport\"\nmode = \"fork\"")
+        .replace("provider = \"twilio\"", "provider = \"vapi-transcriber\"")
+        .replace("# [vapi]", "[vapi]\nsecrets = [{ file = \"v\" }]")
         .replace("mode = \"off\"", "mode = \"on\"\nbaa = \"active\"")
         .replace("[hipaa]", "[webhook]\nurl = \"https://a\"\n[keys]\nprovider = \"aws-kms\"\n[hipaa]");
     let faults = tenant_faults(&tenant);

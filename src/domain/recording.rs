@@ -191,6 +191,11 @@ impl EndCause {
 /// is the manifest's trailer.
 pub const MAX_GAP_ENTRIES: usize = 512;
 
+/// How many notes an end record holds. With the gaps they must fit into the one frame.
+pub const MAX_NOTES: usize = 16;
+/// The longest name and text of a note together.
+pub const MAX_NOTE_BYTES: usize = 320;
+
 /// One stretch of missing audio.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GapEntry {
@@ -260,6 +265,9 @@ pub struct RecordingEnd {
     pub gaps: Vec<GapEntry>,
     /// Counts over the whole stream.
     pub counts: StreamCounts,
+    /// What was learned of the call while it ran, at most [`MAX_NOTES`]; often personal data.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub notes: BTreeMap<String, String>,
 }
 
 /// Writes a record as CBOR.

@@ -218,6 +218,7 @@ impl<'k> Rebuild<'k> {
             expires_ms: ended_ms.saturating_add(u64::from(metadata.retention_days) * DAY_MS),
             gaps: self.gaps.clone(),
             counts: self.counts,
+            notes: BTreeMap::new(),
         }
     }
 

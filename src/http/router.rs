@@ -7,7 +7,7 @@ use hyper::body::Incoming;
 use hyper::{Method, Request, StatusCode};
 
 use crate::domain::sign::encode_hex;
-use crate::ingest::{Peer, twilio};
+use crate::ingest::{Peer, twilio, vapi};
 use crate::keys::fill_random;
 use crate::node::Node;
 
@@ -27,6 +27,9 @@ async fn route(request: Request<Incoming>, peer: Peer, id: &str, node: Arc<Node>
     let path = request.uri().path().to_owned();
     if path.starts_with("/twilio/v1/") {
         return twilio::answer(request, peer, id, node).await;
+    }
+    if vapi::is_events(&path) {
+        return vapi::answer(request, id, node).await;
     }
     if path.starts_with("/play/") {
         return playback::answer(&request, peer, id, node).await;

@@ -7,6 +7,7 @@ mod relayed;
 mod stream;
 pub mod tls;
 pub mod twilio;
+pub mod vapi;
 
 use std::net::IpAddr;
 

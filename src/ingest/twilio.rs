@@ -20,7 +20,7 @@ use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
 use crate::answer::{Answer, empty, problem};
 use crate::clock;
-use crate::config::{Ingest, NoKeyPolicy, Route, Tenant, TenantStatus};
+use crate::config::{Ingest, NoKeyPolicy, Route, RouteProvider, Tenant, TenantStatus};
 use crate::domain::ids::{RouteName, TenantId};
 use crate::domain::provider::twilio_signature::{
     MAX_FORM_BYTES, Refusal, SignatureHeaders, TwilioSecrets, parse_form, verify_callback, verify_handshake,
@@ -179,6 +179,7 @@ fn authenticate(
 ) -> Result<(Arc<Tenant>, Route, Option<Ticket>), Refused> {
     let tenant = target.tenant.as_ref().and_then(|tenant| node.tenant(tenant));
     let route = target.route.as_ref().and_then(|route| tenant.as_deref()?.route(route).cloned());
+    let route = route.filter(|route| route.provider == RouteProvider::Twilio);
     let path = request.uri().path();
     let checked = verify(tenant.as_deref(), request.headers(), |secrets, headers| {
         verify_handshake(secrets, node.config.public_url.as_str(), path, headers)

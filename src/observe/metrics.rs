@@ -48,6 +48,18 @@ pub const RELAY_DROPPED: &str = "relay_messages_dropped_total";
 pub const UPSTREAM_DIALS: &str = "relay_dials_total";
 /// Counter, label `action`: agents that were lost, and what became of the call.
 pub const AGENTS_LOST: &str = "relay_agents_lost_total";
+/// Counter, label `result`: Vapi's server messages, by kind or by why they were refused.
+pub const VAPI_WEBHOOKS: &str = "vapi_webhooks_total";
+/// Counter, label `result`: what became of calls that Vapi told of.
+pub const VAPI_CALLS: &str = "vapi_calls_total";
+/// Counter, label `result`: attempts to reach a listen socket.
+pub const VAPI_DIALS: &str = "vapi_dials_total";
+/// Counter: listen sockets that ended before Vapi said that the call was over; they are dialled again.
+pub const VAPI_SOCKETS_LOST: &str = "vapi_sockets_lost_total";
+/// Counter: calls whose audio did not come as its format says.
+pub const VAPI_FORMAT_IN_DOUBT: &str = "vapi_format_in_doubt_total";
+/// Counter: calls of which the store did not say in time whether another node hears them; they were heard.
+pub const VAPI_UNCONFIRMED: &str = "vapi_unconfirmed_total";
 /// Counter: tickets of which the store did not say in time whether another node had used them; they were taken.
 pub const TICKETS_UNCONFIRMED: &str = "tickets_unconfirmed_total";
 /// Counter: streams that were not recorded, because nobody said that the caller agrees.
@@ -244,6 +256,27 @@ pub const ALL: &[Metric] = &[
     metric(RELAY_DROPPED, Kind::Counter, Unit::Count, "Messages not passed on, by direction."),
     metric(UPSTREAM_DIALS, Kind::Counter, Unit::Count, "Attempts to reach an agent, by result."),
     metric(AGENTS_LOST, Kind::Counter, Unit::Count, "Agents lost, by what became of the call."),
+    metric(VAPI_WEBHOOKS, Kind::Counter, Unit::Count, "Server messages of Vapi, by kind or refusal."),
+    metric(VAPI_CALLS, Kind::Counter, Unit::Count, "Calls that Vapi told of, by what became of them."),
+    metric(VAPI_DIALS, Kind::Counter, Unit::Count, "Attempts to reach a listen socket, by result."),
+    metric(
+        VAPI_SOCKETS_LOST,
+        Kind::Counter,
+        Unit::Count,
+        "Listen sockets that ended before their calls were said to be over.",
+    ),
+    metric(
+        VAPI_FORMAT_IN_DOUBT,
+        Kind::Counter,
+        Unit::Count,
+        "Calls whose audio did not come as its format says.",
+    ),
+    metric(
+        VAPI_UNCONFIRMED,
+        Kind::Counter,
+        Unit::Count,
+        "Calls heard although the store did not say that nobody else does.",
+    ),
     metric(TICKETS_UNCONFIRMED, Kind::Counter, Unit::Count, "Tickets taken that the store did not confirm."),
     metric(WITHOUT_CONSENT, Kind::Counter, Unit::Count, "Streams not recorded for want of consent."),
     metric(CALLS_UNRECORDED, Kind::Counter, Unit::Count, "Calls passed on without a recording."),

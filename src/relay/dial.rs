@@ -1,7 +1,7 @@
 //! Dials an agent: TLS whose verification cannot be switched off, one attempt in a bounded time, no redirects.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +19,7 @@ use tokio_tungstenite::tungstenite::{self, http};
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
 use crate::config::{Ingest, SocketUrl};
+use crate::domain::address::is_public;
 
 /// A websocket to an agent; boxed, because it is large and moves between tasks.
 pub type UpstreamSocket = Box<WebSocketStream<TlsStream<TcpStream>>>;
@@ -53,6 +54,9 @@ pub enum DialError {
     /// No TLS, or a certificate that nobody vouches for.
     #[error("TLS with the agent")]
     Tls(#[source] io::Error),
+    /// An address of its name is none of the internet.
+    #[error("address is not public")]
+    NotPublic,
     /// It answers the handshake with another status than 101.
     #[error("agent refuses the handshake with status {0}")]
     Refused(u16),
@@ -70,6 +74,7 @@ impl DialError {
         match self {
             Self::Unreachable(_) => "unreachable",
             Self::Tls(_) => "tls",
+            Self::NotPublic => "not_public",
             Self::Refused(_) => "refused",
             Self::WebSocket(_) => "protocol",
             Self::TimedOut => "timeout",
@@ -143,12 +148,32 @@ impl Dialer {
     /// # Errors
     /// [`DialError`].
     pub async fn dial(&self, handshake: &Handshake) -> Result<UpstreamSocket, DialError> {
+        self.dial_where(handshake, |_| true).await
+    }
+
+    /// Opens a websocket to a host that somebody else has named: every address of its name must be one of the internet, and
+    /// those that were looked at are dialled.
+    ///
+    /// # Errors
+    /// [`DialError`].
+    pub async fn dial_public(&self, handshake: &Handshake) -> Result<UpstreamSocket, DialError> {
+        self.dial_where(handshake, is_public).await
+    }
+
+    async fn dial_where(
+        &self,
+        handshake: &Handshake,
+        is_allowed: impl Fn(IpAddr) -> bool,
+    ) -> Result<UpstreamSocket, DialError> {
         let dialling = async {
             let url = &handshake.url;
             let name = ServerName::try_from(url.host().to_owned())
                 .map_err(|error| DialError::Unreachable(io::Error::other(error)))?;
             let addresses = tokio::net::lookup_host((url.host(), url.port()));
             let addresses: Vec<SocketAddr> = addresses.await.map_err(DialError::Unreachable)?.collect();
+            if !addresses.iter().all(|address| is_allowed(address.ip())) {
+                return Err(DialError::NotPublic);
+            }
             let tcp = TcpStream::connect(&*addresses).await.map_err(DialError::Unreachable)?;
             tcp.set_nodelay(true).map_err(DialError::Unreachable)?;
             let tls = self.tls.connect(name, tcp).await.map_err(DialError::Tls)?;

@@ -19,6 +19,7 @@ pub mod speech;
 mod test_server;
 pub mod tls;
 pub mod twilio;
+pub mod vapi;
 
 pub use agent::{AgentCall, AgentServer};
 pub use chaos::{Chaos, Mishap, Passed, Weather};
@@ -31,3 +32,4 @@ pub use tls::{ConnectError, Endpoint, TlsClient};
 pub use twilio::{
     CallEnd, CallError, CallPlan, CallReport, Conversation, Pacing, Progress, Signing, TwilioCall,
 };
+pub use vapi::{LISTEN_CHUNK_BYTES, LISTEN_RATE, ListenServer, ListenSpeech, VapiMessages};

@@ -10,6 +10,7 @@
 //! h/<tenant tag>/<recording>/<revision>.json          retention order: hold, release, earlier expiry; the highest counts
 //! d/<tenant tag>/<recording>.json                     deletion receipt
 //! n/<yyyy-mm-dd>/<tenant tag>/<ticket>                used tickets, by the date on which they expire
+//! n/<yyyy-mm-dd>/<tenant tag>/vapi-<blind id>         calls of Vapi that a node hears, by the date of their beginning
 //! a/<tenant tag>/<yyyy>/<mm>/<dd>/<chain>-<seq>.car   audit records
 //! ```
 
@@ -100,6 +101,12 @@ pub const TICKETS_PREFIX: &str = "n/";
 pub fn used_ticket(date: &str, tenant: TenantTag, id: &str) -> Option<ObjectName> {
     let is_id = id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit());
     is_id.then(|| name(format!("{TICKETS_PREFIX}{date}/{tenant}/{id}")))
+}
+
+/// Says that a node hears a call of Vapi; `call` is blind. Beside the tickets, and as short-lived.
+pub fn heard_call(date: &str, tenant: TenantTag, call: &[u8; 16]) -> ObjectName {
+    let call = call.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"));
+    name(format!("{TICKETS_PREFIX}{date}/{tenant}/vapi-{call}"))
 }
 
 /// Reads date, tenant and recording out of the name of an entry of the expiry index.

@@ -56,6 +56,11 @@ fn form() {
 }
 
 #[test]
+fn vapi_webhook() {
+    run("vapi_webhook", targets::vapi_webhook);
+}
+
+#[test]
 fn config() {
     run("config", targets::config);
 }

@@ -28,4 +28,5 @@ mod shutdown;
 mod support;
 mod tickets;
 mod tls;
+mod vapi;
 mod vectors;

@@ -9,6 +9,7 @@
 
 mod agent;
 mod gaps;
+mod notes;
 mod placement;
 mod playout;
 mod sealing;
@@ -33,6 +34,7 @@ use crate::domain::recording::{
 use crate::domain::time::UnixMillis;
 
 use gaps::GapLedger;
+use notes::Notes;
 use placement::{Arrival, Sequence, SequenceWindow, TrackClock};
 use playout::Playout;
 use segments::{Chain, OpenSegment, fresh_salt};
@@ -206,6 +208,7 @@ pub struct CallSession {
     /// Messages were missed since the last hole in the numbering.
     has_missed: bool,
     counts: StreamCounts,
+    notes: Notes,
     rows: Vec<Row>,
     spans: Vec<RowSpan>,
     outputs: VecDeque<Output>,
@@ -245,6 +248,7 @@ impl CallSession {
             is_overloaded: false,
             has_missed: false,
             counts: StreamCounts::default(),
+            notes: Notes::default(),
             rows: Vec::new(),
             spans: Vec::new(),
             outputs: VecDeque::new(),
@@ -419,7 +423,7 @@ impl CallSession {
     /// [`SessionError`] when the manifest cannot be sealed; the segments put out before can be recovered.
     pub fn finish(&mut self, wall: UnixMillis, cause: EndCause) -> Result<(), SessionError> {
         self.cut(end_reason(cause))?;
-        let is_orderly = matches!(cause, EndCause::Stop | EndCause::AgentClosed);
+        let is_orderly = matches!(cause, EndCause::Stop | EndCause::AgentClosed) && !self.notes.joined_late;
         let life = if is_orderly && !self.has_loss() { Life::Complete } else { Life::Partial };
         let end = RecordingEnd {
             v: 1,
@@ -429,6 +433,7 @@ impl CallSession {
             expires_ms: wall.0.saturating_add(u64::from(self.setup.metadata.retention_days) * DAY_MS),
             gaps: std::mem::take(&mut self.gaps).into_entries(),
             counts: self.counts,
+            notes: std::mem::take(&mut self.notes.texts),
         };
         let salt = fresh_salt(self.entropy.as_mut())?;
         let manifest = ManifestWriter {

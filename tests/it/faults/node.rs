@@ -9,11 +9,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use callseal::calls::Calls;
 use callseal::config::{Config, KeysConfig, process_environment};
 use callseal::control::audit::AuditLog;
 use callseal::domain::time::UnixMillis;
 use callseal::drain::{Drain, Phase};
 use callseal::ingest::tls::{Certificate, SelfSigned, server_config};
+use callseal::ingest::vapi::Inbox;
 use callseal::ingest::{StreamLimits, serve_public};
 use callseal::journal::{Journal, JournalConfig, JournalFile, JournalFiles, JournalMetrics, SystemFiles};
 use callseal::keys::{KeyService, Keyring, LocalKeys};
@@ -219,6 +221,9 @@ impl TestNode {
         let tickets = Tickets::new(Arc::clone(&store));
         let node = Arc::new(Node {
             tickets,
+            calls: Calls::new(Arc::clone(&store)),
+            vapi: Inbox::new().0,
+            vapi_dialer: Dialer::new(None, config.relay.connect_timeout, &config.ingest).unwrap(),
             audit: AuditLog::start("test".to_owned(), Arc::clone(&keys), Arc::clone(&store)),
             store,
             keys,

@@ -122,7 +122,8 @@ impl TenantSetup {
         writeln!(text, "shared_keys = {{ {} }}", shared.join(", ")).unwrap();
         writeln!(text, "[playback]\ngrant_keys = {{ k1 = {grant_key} }}\n{}", self.playback).unwrap();
         for (name, more) in &self.routes {
-            writeln!(text, "[[route]]\nname = {name:?}\nprovider = \"twilio\"\n{more}").unwrap();
+            let provider = if more.contains("provider = ") { "" } else { "provider = \"twilio\"\n" };
+            writeln!(text, "[[route]]\nname = {name:?}\n{provider}{more}").unwrap();
         }
         fs::write(home.join("tenants").join(format!("{}.toml", self.id)), text).unwrap();
     }
@@ -339,10 +340,15 @@ impl Home {
 
     /// Decrypts one track as μ-law; answers the audio without the WAV header, gaps filled with silence (0xff).
     pub(crate) fn open_ulaw(&self, tenant: &str, recording: &str, track: &str) -> Vec<u8> {
+        self.open_as(tenant, recording, track, "ulaw")
+    }
+
+    /// The same in a format that the command knows.
+    pub(crate) fn open_as(&self, tenant: &str, recording: &str, track: &str, format: &str) -> Vec<u8> {
         let out = self.path().join(format!("{recording}.{track}.wav"));
         let name = out.display().to_string();
         let target = ["open", "--tenant", tenant, "--recording", recording, "--out", &name];
-        self.run_ok(&[&target[..], &["--format", "ulaw", "--track", track]].concat());
+        self.run_ok(&[&target[..], &["--format", format, "--track", track]].concat());
         let wav = fs::read(out).unwrap();
         let at = wav.windows(4).position(|name| name == b"data").unwrap();
         let size = u32::from_le_bytes(wav[at + 4..at + 8].try_into().unwrap());

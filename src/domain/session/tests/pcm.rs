@@ -76,6 +76,28 @@ fn long_messages_are_split_between_samples() {
 }
 
 #[test]
+fn a_call_that_was_joined_late_is_never_complete_and_keeps_its_notes() {
+    let now = crate::clock::monotonic();
+    let mut session = pcm_session(16_000, now);
+    session.handle_joined_late(now, UnixMillis(0), Duration::from_millis(250)).unwrap();
+    feed_pcm(&mut session, now, TrackId::CALLER, &[1, 2, 3, 4]);
+    for number in 0..40 {
+        assert_eq!(session.note(&number.to_string(), &"x".repeat(300)), number < 15, "{number}");
+    }
+    assert!(session.note("3", "another") && !session.note("3", &"x".repeat(400)));
+    // As many gaps as can be listed still fit beside them.
+    for _ in 0..600 {
+        session.handle_gap(now, UnixMillis(0), Duration::from_secs(100), GapReason::LostBeforeUs).unwrap();
+        feed_pcm(&mut session, now, TrackId::AGENT, &[1, 2]);
+    }
+    session.finish(UnixMillis(0), EndCause::Stop).unwrap();
+    let recorded = read_back(&mut session);
+    assert_eq!((recorded.end.life, recorded.end.gaps[0].samples), (Life::Partial, 4000));
+    assert_eq!((recorded.end.notes["joined_after_ms"].as_str(), recorded.end.notes.len()), ("250", 16));
+    assert_eq!((recorded.end.notes["3"].as_str(), recorded.end.gaps.len()), ("another", 512));
+}
+
+#[test]
 fn a_gap_beyond_the_clock_is_refused() {
     let now = crate::clock::monotonic();
     let mut session = pcm_session(48_000, now);
