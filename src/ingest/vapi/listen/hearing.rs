@@ -24,8 +24,8 @@ use crate::recorder::{Begin, Recorder};
 
 use super::super::begin::ToHear;
 
-/// A call that was announced longer ago is not believed to have run since: half a day is Vapi's longest.
-const MAX_LATE: Duration = Duration::from_secs(12 * 3600);
+/// A message that was written longer ago is not believed: Vapi tries ten times, at most ten seconds apart.
+const MAX_LATE: Duration = Duration::from_secs(600);
 
 pub(super) struct Hearing {
     node: Arc<Node>,
