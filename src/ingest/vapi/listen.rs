@@ -30,6 +30,10 @@ mod hearing;
 
 /// How long to wait before each further attempt. Others saw a socket refused for some seconds although the call ran.
 const WAITS_MS: [u64; 5] = [300, 600, 1200, 2500, 5000];
+/// A socket that lived shorter than this is not dialled again at once: whoever closes it will close the next one as well.
+const SHORT_LIFE: Duration = Duration::from_secs(5);
+/// How long is waited then.
+const SHORT_LIFE_WAIT: Duration = Duration::from_secs(1);
 /// Sockets that one call may lose; more is a fault that dialling does not mend.
 const MAX_LOSSES: u32 = 32;
 /// After a call's end its report is waited for so long: it comes a second or two later.
@@ -115,12 +119,13 @@ impl Listener {
     async fn read_all(&mut self, socket: &mut UpstreamSocket) -> EndCause {
         let mut losses = 0;
         loop {
+            let began = clock::monotonic();
             let lost = match self.read(socket).await {
                 Ended::Over(cause) => return cause,
                 Ended::Lost(cause) => cause,
             };
             losses += 1;
-            match self.again(losses).await {
+            match self.again(losses, clock::since(began)).await {
                 Some(next) => *socket = next,
                 None if self.over_at.is_some() => return EndCause::Stop,
                 None if self.node.drain.phase() >= Phase::Stopping => return EndCause::Shutdown,
@@ -129,8 +134,8 @@ impl Listener {
         }
     }
 
-    /// Dials after a loss; `None` when the call is over or cannot be reached.
-    async fn again(&mut self, losses: u32) -> Option<UpstreamSocket> {
+    /// Dials after the loss of a socket that has lived for `life`; `None` when the call is over or cannot be reached.
+    async fn again(&mut self, losses: u32, life: Duration) -> Option<UpstreamSocket> {
         if let Some(hearing) = &mut self.hearing {
             hearing.lost();
         }
@@ -139,6 +144,9 @@ impl Listener {
             return None;
         }
         counter!(names::VAPI_SOCKETS_LOST).increment(1);
+        if life < SHORT_LIFE && !self.pause(jittered(SHORT_LIFE_WAIT)).await {
+            return None;
+        }
         self.dial().await
     }
 
