@@ -20,8 +20,9 @@ use crate::domain::time::UnixMillis;
 use crate::observe::metrics as names;
 use crate::store::{ObjectClass, PutOutcome, Store, Tags, layout};
 
-/// Calls that are remembered: more than a node hears at once, and some thousand that have ended in the last hour.
-const MAX_KNOWN: usize = 65_536;
+/// Calls of one tenant that are remembered: two a second for an hour. Beyond it those that are over are forgotten, and a
+/// message about one of them that comes late costs a dial.
+const MAX_REMEMBERED: usize = 8192;
 /// How long a call that is over is remembered: longer than a webhook is tried again.
 const REMEMBERED: Duration = Duration::from_secs(3600);
 /// News of a call that wait to be read: its end, its report, and repetitions of both.
@@ -47,8 +48,6 @@ pub enum NotBegun {
     Known,
     /// It is over.
     Over,
-    /// There is no room to remember it.
-    Full,
 }
 
 /// Who hears a call.
@@ -63,8 +62,11 @@ pub enum Claim {
 /// The calls that a node knows of.
 pub struct Calls {
     store: Arc<dyn Store>,
-    known: Mutex<HashMap<(TenantId, CallId), Known>>,
+    known: Mutex<HashMap<TenantId, OfTenant>>,
 }
+
+/// The calls of one tenant; no tenant can make another's be forgotten.
+type OfTenant = HashMap<CallId, Known>;
 
 enum Known {
     Heard(mpsc::Sender<News>),
@@ -74,7 +76,8 @@ enum Known {
 /// A call that is heard; it counts as over when this is dropped.
 pub struct HeardCall {
     calls: Arc<Calls>,
-    key: (TenantId, CallId),
+    tenant: TenantId,
+    call: CallId,
     /// What is said about it.
     pub news: mpsc::Receiver<News>,
 }
@@ -85,45 +88,33 @@ impl Calls {
         Arc::new(Self { store, known: Mutex::default() })
     }
 
-    /// Begins to hear a call.
+    /// Whether a call may begin to be heard.
     ///
     /// # Errors
     /// [`NotBegun`].
-    pub fn begin(
-        self: &Arc<Self>,
-        tenant: &TenantId,
-        call: &CallId,
-        now: Instant,
-    ) -> Result<HeardCall, NotBegun> {
-        let key = (tenant.clone(), call.clone());
-        let mut known = self.known();
-        match known.get(&key) {
-            Some(Known::Heard(_)) => return Err(NotBegun::Known),
-            Some(Known::Over(since)) if now.saturating_duration_since(*since) < REMEMBERED => {
-                return Err(NotBegun::Over);
-            }
-            Some(Known::Over(_)) | None => {}
+    pub fn check(&self, tenant: &TenantId, call: &CallId, now: Instant) -> Result<(), NotBegun> {
+        match self.known().get(tenant).and_then(|calls| calls.get(call)) {
+            Some(Known::Heard(_)) => Err(NotBegun::Known),
+            Some(Known::Over(since)) if is_remembered(*since, now) => Err(NotBegun::Over),
+            Some(Known::Over(_)) | None => Ok(()),
         }
-        if !make_room(&mut known, now) {
-            return Err(NotBegun::Full);
-        }
+    }
+
+    /// Begins to hear a call that [`Calls::check`] allows.
+    pub fn begin(self: &Arc<Self>, tenant: &TenantId, call: &CallId, now: Instant) -> HeardCall {
         let (sender, news) = mpsc::channel(MAX_NEWS);
-        known.insert(key.clone(), Known::Heard(sender));
-        Ok(HeardCall { calls: Arc::clone(self), key, news })
+        remember(&mut self.known(), tenant, call, Known::Heard(sender), now);
+        HeardCall { calls: Arc::clone(self), tenant: tenant.clone(), call: call.clone(), news }
     }
 
     /// Passes news on to whoever hears the call. Without anybody, the call is remembered as over.
     pub fn tell(&self, tenant: &TenantId, call: &CallId, news: News, now: Instant) {
         let mut known = self.known();
-        match known.get(&(tenant.clone(), call.clone())) {
+        match known.get(tenant).and_then(|calls| calls.get(call)) {
             // What does not fit is a repetition.
             Some(Known::Heard(heard)) => drop(heard.try_send(news)),
             Some(Known::Over(_)) => {}
-            None => {
-                if make_room(&mut known, now) {
-                    known.insert((tenant.clone(), call.clone()), Known::Over(now));
-                }
-            }
+            None => remember(&mut known, tenant, call, Known::Over(now), now),
         }
     }
 
@@ -145,26 +136,41 @@ impl Calls {
         }
     }
 
-    fn known(&self) -> MutexGuard<'_, HashMap<(TenantId, CallId), Known>> {
+    fn known(&self) -> MutexGuard<'_, HashMap<TenantId, OfTenant>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for HeardCall {
     fn drop(&mut self) {
-        self.calls.known().insert(self.key.clone(), Known::Over(clock::monotonic()));
+        let now = clock::monotonic();
+        remember(&mut self.calls.known(), &self.tenant, &self.call, Known::Over(now), now);
     }
 }
 
-/// Forgets what is old where there is no room; answers whether there is some.
-fn make_room(known: &mut HashMap<(TenantId, CallId), Known>, now: Instant) -> bool {
-    if known.len() >= MAX_KNOWN {
-        known.retain(|_, call| match call {
+fn is_remembered(since: Instant, now: Instant) -> bool {
+    now.saturating_duration_since(since) < REMEMBERED
+}
+
+/// Calls that are heard are bounded by the tenant's limit of streams; those that are over make room.
+fn remember(
+    known: &mut HashMap<TenantId, OfTenant>,
+    tenant: &TenantId,
+    call: &CallId,
+    what: Known,
+    now: Instant,
+) {
+    let calls = known.entry(tenant.clone()).or_default();
+    if calls.len() >= MAX_REMEMBERED {
+        calls.retain(|_, call| match call {
             Known::Heard(_) => true,
-            Known::Over(since) => now.saturating_duration_since(*since) < REMEMBERED,
+            Known::Over(since) => is_remembered(*since, now),
         });
     }
-    known.len() < MAX_KNOWN
+    if calls.len() >= MAX_REMEMBERED {
+        calls.retain(|_, call| matches!(call, Known::Heard(_)));
+    }
+    calls.insert(call.clone(), what);
 }
 
 /// The provider's id of a call, in 16 bytes that tell nothing about it.
@@ -179,8 +185,6 @@ fn blind(tenant: TenantTag, call: &CallId) -> [u8; 16] {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::store::folder::Folder;
 
@@ -198,10 +202,10 @@ mod tests {
     async fn a_call_is_heard_once_whatever_is_said_of_it() {
         let dir = tempfile::tempdir().unwrap();
         let (calls, (tenant, call), now) = (calls(&dir).await, ids(), clock::monotonic());
-        let mut heard = calls.begin(&tenant, &call, now).unwrap_or_else(|why| panic!("{why:?}"));
-        assert_eq!(calls.begin(&tenant, &call, now).err(), Some(NotBegun::Known));
-        let other = "other".parse().unwrap();
-        assert!(calls.begin(&other, &call, now).is_ok(), "tenants do not share");
+        assert_eq!(calls.check(&tenant, &call, now), Ok(()));
+        let mut heard = calls.begin(&tenant, &call, now);
+        assert_eq!(calls.check(&tenant, &call, now), Err(NotBegun::Known));
+        assert_eq!(calls.check(&"other".parse().unwrap(), &call, now), Ok(()), "tenants do not share");
         for _ in 0..100 {
             calls.tell(&tenant, &call, News::Ended(CallFacts::default()), now);
         }
@@ -211,8 +215,8 @@ mod tests {
         }
         assert_eq!(news, MAX_NEWS);
         drop(heard);
-        assert_eq!(calls.begin(&tenant, &call, now).err(), Some(NotBegun::Over));
-        assert!(calls.begin(&tenant, &call, clock::monotonic() + REMEMBERED).is_ok());
+        assert_eq!(calls.check(&tenant, &call, now), Err(NotBegun::Over));
+        assert_eq!(calls.check(&tenant, &call, clock::monotonic() + REMEMBERED), Ok(()));
     }
 
     #[tokio::test]
@@ -220,20 +224,23 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (calls, (tenant, call), now) = (calls(&dir).await, ids(), clock::monotonic());
         calls.tell(&tenant, &call, News::Report(CallFacts::default()), now);
-        assert_eq!(calls.begin(&tenant, &call, now).err(), Some(NotBegun::Over));
+        assert_eq!(calls.check(&tenant, &call, now), Err(NotBegun::Over));
     }
 
     #[tokio::test]
-    async fn memory_is_bounded() {
+    async fn memory_is_bounded_and_no_tenant_pushes_out_another_or_a_call_that_is_heard() {
         let dir = tempfile::tempdir().unwrap();
         let (calls, (tenant, call), now) = (calls(&dir).await, ids(), clock::monotonic());
-        for number in 0..MAX_KNOWN + 10 {
+        let _heard = calls.begin(&tenant, &call, now);
+        let other: TenantId = "other".parse().unwrap();
+        calls.tell(&other, &call, News::Ended(CallFacts::default()), now);
+        for number in 0..3 * MAX_REMEMBERED {
             let id = format!("{number:08x}-bef8-7b44-9a10-6f2c8e51b7d0").parse().unwrap();
             calls.tell(&tenant, &id, News::Ended(CallFacts::default()), now);
+            assert!(calls.known()[&tenant].len() <= MAX_REMEMBERED);
         }
-        assert_eq!(calls.known().len(), MAX_KNOWN);
-        assert_eq!(calls.begin(&tenant, &call, now).err(), Some(NotBegun::Full));
-        assert!(calls.begin(&tenant, &call, now + REMEMBERED + Duration::from_secs(1)).is_ok());
+        assert_eq!(calls.check(&tenant, &call, now), Err(NotBegun::Known));
+        assert_eq!(calls.check(&other, &call, now), Err(NotBegun::Over));
     }
 
     #[tokio::test]

@@ -103,7 +103,7 @@ pub fn used_ticket(date: &str, tenant: TenantTag, id: &str) -> Option<ObjectName
     is_id.then(|| name(format!("{TICKETS_PREFIX}{date}/{tenant}/{id}")))
 }
 
-/// Says that a node hears a call of Vapi; `call` is blind. Beside the tickets, and as short-lived.
+/// Says that a node hears a call of Vapi; `call` is blind. Beside the tickets.
 pub fn heard_call(date: &str, tenant: TenantTag, call: &[u8; 16]) -> ObjectName {
     let call = call.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"));
     name(format!("{TICKETS_PREFIX}{date}/{tenant}/vapi-{call}"))

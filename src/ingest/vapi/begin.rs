@@ -93,10 +93,9 @@ fn admit(
         "refused_url"
     })?;
     let now = clock::monotonic();
-    let heard = node.calls.begin(&tenant.id, &call.call, now).map_err(|why| match why {
+    node.calls.check(&tenant.id, &call.call, now).map_err(|why| match why {
         NotBegun::Known => "duplicate",
         NotBegun::Over => "over",
-        NotBegun::Full => troubled("too_many_calls"),
     })?;
     let limits = &tenant.limits;
     let admitted = node.limits.admit(&tenant.id, limits.max_streams, limits.max_starts_per_sec, now);
@@ -104,6 +103,8 @@ fn admit(
         Limited::Streams => troubled("too_many_streams"),
         Limited::Starts => troubled("too_many_starts"),
     })?;
+    // Only now, so that a call for which there is no place is not taken for one that is over.
+    let heard = node.calls.begin(&tenant.id, &call.call, now);
     let (tenant, _alive) = (Arc::clone(tenant), node.drain.alive());
     Ok(ToHear { tenant, route, call, url, told_at, heard, _permit: permit, _alive })
 }

@@ -94,7 +94,7 @@ async fn messages_in_any_order_and_number_make_one_recording() {
     let recording = stored(&server, 1).await;
     tell(&server, &call.status("in-progress", now_ms())).await;
     metric(&server, "vapi_calls_total{result=\"over\"}", 2.0).await;
-    assert_eq!(home.recordings(TENANT), [recording.clone()]);
+    assert_eq!(home.recordings(TENANT), std::slice::from_ref(&recording));
     assert!(channels(&home, &recording) == speech.channels);
     assert_eq!(server.metric("vapi_dials_total{result=\"connected\"}"), 1.0);
 }
@@ -176,7 +176,29 @@ async fn a_tenant_at_its_limit_hears_no_more() {
     let second = listen.describe("01a024d9-bef8-7b44-9a10-000000000002");
     tell(&server, &second.status("in-progress", now_ms())).await;
     metric(&server, "vapi_calls_total{result=\"too_many_streams\"}", 1.0).await;
+    // It is not taken for a call that is over.
     let third = second.status("in-progress", now_ms());
     tell(&server, &third).await;
-    metric(&server, "vapi_calls_total{result=\"too_many_streams\"}", 1.0).await;
+    metric(&server, "vapi_calls_total{result=\"too_many_streams\"}", 2.0).await;
+}
+
+#[tokio::test]
+async fn a_node_that_drains_takes_no_new_call_and_ends_the_old_one_in_peace() {
+    let mut listen = ListenServer::start(None).await.unwrap();
+    let (home, mut server) = setup(&listen, "").serve();
+    let call = listen.describe(CALL);
+    tell(&server, &call.status("in-progress", now_ms())).await;
+    let mut socket = listener(&mut listen).await;
+    let speech = ListenSpeech::new(0, 500);
+    say(&mut socket, &speech.interleaved).await;
+    assert_eq!(server.ops_request("POST", "/drain").status, 202);
+    server.wait_log("draining", 1).await;
+    let other = listen.describe("01a024d9-bef8-7b44-9a10-000000000002");
+    let body = other.status("in-progress", now_ms()).to_string();
+    let answer = post(&server, &[("x-vapi-secret", SECRET)], body).await;
+    assert_eq!(answer.status.as_u16(), 503);
+    tell(&server, &call.report(now_ms())).await;
+    let recording = stored(&server, 1).await;
+    assert!(server.exit_status().await.success());
+    assert!(channels(&home, &recording) == speech.channels);
 }
