@@ -1,7 +1,7 @@
 //! Vapi's server messages: `POST /vapi/v1/{tenant}/{route}/events`.
 //!
-//! Status codes, in this order: 405 another method, 400 a query, 404 no such tenant or route, 503 too many bodies at once, 413,
-//! 408 and 401 as they say, 400 no server message, 403 a call of another organisation, 503 no room for it now. Whatever is
+//! Status codes, in this order: 405 another method, 400 a query, 404 no such tenant or route, 401 no proof, 503 too many bodies at
+//! once, 413 and 408 as they say, 401 a wrong signature, 400 no server message, 403 a call of another organisation, 503 no room for it now. Whatever is
 //! taken is answered with 200 at once; the work goes on behind a bounded queue.
 
 mod begin;
@@ -112,15 +112,24 @@ async fn take(request: Request<Incoming>, node: &Arc<Node>) -> Result<&'static s
         return refused(StatusCode::NOT_FOUND, "not_found", "nothing is here");
     };
     let told_at = clock::monotonic();
+    let unauthorized = || {
+        tracing::warn!(tenant = %tenant.id, route = %route.name, "server message refused: not authentic");
+        Refused { status: StatusCode::UNAUTHORIZED, code: "unauthorized", detail: "unauthorized" }
+    };
+    // A stranger's body is not read, unless only the body can tell.
+    let is_known = is_known(&tenant, request.headers());
+    if !is_known && !is_signed(&tenant, request.headers()) {
+        return Err(unauthorized());
+    }
     let Ok(_place) = node.vapi.bodies.try_acquire() else {
         return refused(StatusCode::SERVICE_UNAVAILABLE, "busy", "try again in a moment");
     };
     let (parts, body) = request.into_parts();
     let url = format!("{}{}", node.config.public_url.https(), parts.uri.path());
     let body = read(body).await?;
-    if authenticate(&tenant, &parts.headers, Signed { url: &url, body: &body }).is_err() {
-        tracing::warn!(tenant = %tenant.id, route = %route.name, "server message refused: not authentic");
-        return refused(StatusCode::UNAUTHORIZED, "unauthorized", "unauthorized");
+    let request = Signed { url: &url, body: &body };
+    if !is_known && authenticate(&tenant, &parts.headers, Some(request)).is_err() {
+        return Err(unauthorized());
     }
     let Ok(webhook) = Webhook::parse(&body) else {
         return refused(StatusCode::BAD_REQUEST, "malformed", "not a server message");
@@ -166,11 +175,26 @@ async fn read(body: Incoming) -> Result<Bytes, Refused> {
     }
 }
 
-fn authenticate(tenant: &Tenant, headers: &HeaderMap, request: Signed<'_>) -> Result<(), NotAuthentic> {
+/// Whether the headers alone prove a request.
+fn is_known(tenant: &Tenant, headers: &HeaderMap) -> bool {
+    authenticate(tenant, headers, None).is_ok()
+}
+
+/// Whether there is a signature, which the body is needed for.
+fn is_signed(tenant: &Tenant, headers: &HeaderMap) -> bool {
+    tenant.vapi.hmac.as_ref().is_some_and(|hmac| headers.contains_key(&hmac.signature_header))
+}
+
+/// Without the signed parts of a request, signatures are not looked at.
+fn authenticate(
+    tenant: &Tenant,
+    headers: &HeaderMap,
+    request: Option<Signed<'_>>,
+) -> Result<(), NotAuthentic> {
     let vapi = &tenant.vapi;
     let secrets: Vec<&[u8]> = vapi.secrets.iter().map(Secret::expose).collect();
     let tokens: Vec<&[u8]> = vapi.bearer_tokens.iter().map(Secret::expose).collect();
-    let hmac = vapi.hmac.as_ref();
+    let hmac = vapi.hmac.as_ref().filter(|_| request.is_some());
     let keys: Vec<&[u8]> = hmac.iter().flat_map(|hmac| &hmac.secrets).map(Secret::expose).collect();
     let named = |name: Option<&HeaderName>| only(headers, name?);
     let proofs = Proofs {
@@ -180,11 +204,9 @@ fn authenticate(tenant: &Tenant, headers: &HeaderMap, request: Signed<'_>) -> Re
         timestamp: named(hmac.map(|hmac| &hmac.timestamp_header)),
         message_id: named(hmac.map(|hmac| &hmac.message_id_header)),
     };
-    let live = VapiSecrets {
-        secrets: &secrets,
-        tokens: &tokens,
-        hmac: hmac.map(|hmac| (&hmac.scheme, keys.as_slice())),
-    };
+    let hmac = hmac.map(|hmac| (&hmac.scheme, keys.as_slice()));
+    let live = VapiSecrets { secrets: &secrets, tokens: &tokens, hmac };
+    let request = request.unwrap_or(Signed { url: "", body: b"" });
     verify(&live, &proofs, request, clock::wall().0 / 1000)
 }
 

@@ -1,6 +1,7 @@
 //! Requests that are not Vapi's, URLs that lead elsewhere, and bodies that no provider writes.
 
 use callseal::domain::sign::{encode_hex, hmac_sha256};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
 
@@ -175,4 +176,19 @@ async fn audio_beyond_any_call_ends_the_recording_and_not_the_node() {
     let recording = stored(&server, 1).await;
     assert_eq!(home.show(TENANT, &recording)["state"], "partial");
     assert_eq!(server.metric("ingest_streams_ended_total{cause=\"protocol-error\"}"), 1.0);
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_come_is_not_waited_for() {
+    let listen = ListenServer::start(None).await.unwrap();
+    let (_home, server) = setup(&listen, "").serve();
+    let mut stream = server.connect().await;
+    let head = format!(
+        "POST {EVENTS} HTTP/1.1\r\nhost: media.example.com\r\nx-vapi-secret: {SECRET}\r\ncontent-length: 100\r\n\r\n{{"
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = vec![0; 12];
+    tokio::time::timeout(LIMIT, stream.read_exact(&mut answer)).await.expect("an answer").unwrap();
+    assert_eq!(answer, b"HTTP/1.1 408");
+    assert_eq!(server.metric("vapi_webhooks_total{result=\"timeout\"}"), 1.0);
 }
