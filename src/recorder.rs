@@ -51,6 +51,8 @@ pub(crate) struct Begin<'a> {
     pub(crate) format: AudioFormat,
     /// Who is heard on the tracks.
     pub(crate) speakers: Speakers,
+    /// Where the agent's audio comes from.
+    pub(crate) agent: AgentAudio,
 }
 
 /// Notes in the audit log that a stream is not recorded.
@@ -125,7 +127,7 @@ impl Recorder {
                 Dtmf::Redact => DtmfPolicy::Redact,
                 Dtmf::Keep => DtmfPolicy::Keep,
             },
-            agent: if route.upstream.is_some() { AgentAudio::Queued } else { AgentAudio::Received },
+            agent: begin.agent,
             speakers: begin.speakers,
             metadata: metadata(tenant, route, begin, retention_days, wall),
         };
@@ -383,7 +385,7 @@ fn metadata(
     retention_days: u32,
     wall: UnixMillis,
 ) -> RecordingMetadata {
-    let Begin { start, ticket, consent, provider, format, speakers: _ } = begin;
+    let Begin { start, ticket, consent, provider, format, speakers: _, agent: _ } = begin;
     RecordingMetadata {
         v: 1,
         tenant: tenant.id.to_string(),

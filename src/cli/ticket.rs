@@ -8,7 +8,7 @@ use serde_json::json;
 use zeroize::Zeroizing;
 
 use crate::clock;
-use crate::config::{Config, Tenant};
+use crate::config::{RouteProvider, Tenant};
 use crate::control::audit::AuditEvent;
 use crate::domain::ids::RouteName;
 use crate::domain::sign::encode_hex;
@@ -68,9 +68,11 @@ pub(super) fn run(args: &TicketArgs) -> CommandResult {
     runtime()?.block_on(async {
         let opened = args.target.open().await?;
         let tenant = opened.config.tenant(&args.target.tenant).context("tenant")?;
+        let provider = provider(args, tenant)?;
         let ticket = ticket(args, tenant)?;
         let text = seal(&ticket, tenant)?;
-        let url = url(&opened.config, tenant, &ticket, &text);
+        let (public, route) = (&opened.config.public_url, &ticket.route);
+        let url = format!("{}/{provider}/v1/{}/{route}/{text}", public.as_str(), tenant.id);
         opened
             .audit_log()
             .record(&tenant.id, event(args, &ticket))
@@ -86,11 +88,22 @@ pub(super) fn run(args: &TicketArgs) -> CommandResult {
     })
 }
 
-fn ticket(args: &TicketArgs, tenant: &Tenant) -> anyhow::Result<Ticket> {
-    if tenant.route(&args.route).is_none() {
-        let names: Vec<_> = tenant.routes.iter().map(|route| route.name.as_str()).collect();
-        bail!("--route: the tenant has no route {}; allowed: {}", args.route, names.join(", "));
+/// Returns what the path of a ticket's URL begins with.
+fn provider(args: &TicketArgs, tenant: &Tenant) -> anyhow::Result<&'static str> {
+    match tenant.route(&args.route).map(|route| route.provider) {
+        Some(RouteProvider::Twilio) => Ok("twilio"),
+        Some(RouteProvider::VapiTranscriber) => Ok("vapi"),
+        Some(RouteProvider::VapiListen) => {
+            bail!("--route: nobody dials route {}; allowed: one of another provider", args.route)
+        }
+        None => {
+            let names: Vec<_> = tenant.routes.iter().map(|route| route.name.as_str()).collect();
+            bail!("--route: the tenant has no route {}; allowed: {}", args.route, names.join(", "))
+        }
     }
+}
+
+fn ticket(args: &TicketArgs, tenant: &Tenant) -> anyhow::Result<Ticket> {
     let longest = tenant.tickets.max_ttl.as_secs();
     if args.ttl_secs == 0 || args.ttl_secs > longest {
         bail!("--ttl-secs: allowed for this tenant: 1 to {longest}");
@@ -117,10 +130,6 @@ fn seal(ticket: &Ticket, tenant: &Tenant) -> anyhow::Result<String> {
     let mut salt = Zeroizing::new([0; 32]);
     fill_random(&mut *salt)?;
     Ok(ticket.seal(&tenant.id, kid, secret.expose(), &salt)?)
-}
-
-fn url(config: &Config, tenant: &Tenant, ticket: &Ticket, text: &str) -> String {
-    format!("{}/twilio/v1/{}/{}/{text}", config.public_url.as_str(), tenant.id, ticket.route)
 }
 
 /// Says that a ticket was made, by its id: the ticket itself is a secret.

@@ -35,6 +35,8 @@ pub struct Route {
 pub enum RouteProvider {
     /// Twilio media streams.
     Twilio,
+    /// Vapi's custom transcriber.
+    VapiTranscriber,
     /// Vapi's live listen: its webhooks tell of calls, which are then dialled.
     VapiListen,
 }
@@ -91,11 +93,17 @@ impl Route {
         let dtmf = Dtmf::check(raw.dtmf.as_deref(), scope);
         let record_only = raw.record_only.unwrap_or(false);
         let has_upstream = raw.upstream.is_some();
-        if provider == RouteProvider::VapiListen {
-            refuse_for_listen(&raw, record, scope);
+        match provider {
+            RouteProvider::Twilio => {}
+            RouteProvider::VapiTranscriber => refuse_for_transcriber(&raw, scope),
+            RouteProvider::VapiListen => refuse_for_listen(&raw, record, scope),
         }
         let upstream = Upstream::check(raw.upstream, scope, references);
-        let is_answered = provider == RouteProvider::Twilio && mode == RouteMode::Bidirectional;
+        let is_answered = match provider {
+            RouteProvider::Twilio => mode == RouteMode::Bidirectional,
+            RouteProvider::VapiTranscriber => true,
+            RouteProvider::VapiListen => false,
+        };
         if is_answered && !record_only && !has_upstream {
             scope.fault(
                 "upstream",
@@ -103,7 +111,8 @@ impl Route {
                  tests",
             );
         }
-        if provider == RouteProvider::Twilio && has_upstream && (mode == RouteMode::Fork || record_only) {
+        let is_fork = provider == RouteProvider::Twilio && mode == RouteMode::Fork;
+        if provider != RouteProvider::VapiListen && has_upstream && (is_fork || record_only) {
             let why = if record_only { "record_only = true" } else { "mode = \"fork\"" };
             scope.fault(
                 "upstream",
@@ -120,6 +129,15 @@ impl Route {
             require_ticket: raw.require_ticket.unwrap_or(false),
             upstream,
         })
+    }
+}
+
+/// A transcriber route is always passed on, and Vapi tells nothing of pressed keys there.
+fn refuse_for_transcriber(raw: &raw::Route, scope: &Scope<'_>) {
+    for (option, _) in
+        [("mode", raw.mode.is_some()), ("dtmf", raw.dtmf.is_some())].iter().filter(|given| given.1)
+    {
+        scope.fault(option, "has no meaning with provider = \"vapi-transcriber\"; allowed: leave it out");
     }
 }
 
@@ -155,8 +173,12 @@ impl RouteProvider {
     fn check(given: Option<&str>, scope: &Scope<'_>) -> Self {
         let words = Words {
             default: Self::Twilio,
-            allowed: &[("twilio", Self::Twilio), ("vapi-listen", Self::VapiListen)],
-            later: &["vapi-transcriber", "vapi-transport"],
+            allowed: &[
+                ("twilio", Self::Twilio),
+                ("vapi-transcriber", Self::VapiTranscriber),
+                ("vapi-listen", Self::VapiListen),
+            ],
+            later: &["vapi-transport"],
         };
         scope.word("provider", given, &words)
     }

@@ -281,7 +281,7 @@ fn what_comes_later_is_refused_by_name() {
 
     let tenant = ACME
         .replace("provider = \"twilio\"\nmode = \"fork\"", "provider = \"vapi-transport\"\nmode = \"fork\"")
-        .replace("provider = \"twilio\"", "provider = \"vapi-transcriber\"")
+        .replace("provider = \"twilio\"", "provider = \"vapi-transport\"")
         .replace("# [vapi]", "[vapi]\nsecrets = [{ file = \"v\" }]")
         .replace("mode = \"off\"", "mode = \"on\"\nbaa = \"active\"")
         .replace("[hipaa]", "[webhook]\nurl = \"https://a\"\n[keys]\nprovider = \"aws-kms\"\n[hipaa]");

@@ -14,15 +14,15 @@ use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 
 use crate::clock;
 use crate::config::Ingest;
-use crate::domain::provider::{CloseReason, DropReason};
+use crate::domain::provider::CloseReason;
 use crate::domain::recording::EndCause;
 use crate::drain::Phase;
 use crate::node::Node;
 use crate::observe::metrics as names;
 use crate::websocket::{self, Close, Failure};
 
+use super::admission::{Admitted, Socket};
 use super::stream::{MustEnd, StreamInHand};
-use super::twilio::{Admitted, Socket};
 
 /// After the provider's `stop` it closes the socket; we do after this.
 const CLOSE_AFTER_STOP: Duration = Duration::from_secs(5);
@@ -178,7 +178,7 @@ impl Connection {
             }
             Some(Ok(Message::Binary(binary))) => {
                 self.count(binary.len());
-                self.stream.dropped(DropReason::Binary).map(End::from)
+                self.stream.binary(now, &binary).map(End::from)
             }
             Some(Ok(Message::Close(_))) => Some(End::quietly(self.cause_of_close(EndCause::ClosedEarly))),
             Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => None,

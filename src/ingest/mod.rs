@@ -1,5 +1,6 @@
 //! The provider's side: TLS, websockets, authentication, limits. Must not know S3, manifests or KEKs.
 
+mod admission;
 mod connection;
 mod limits;
 mod listener;

@@ -14,7 +14,6 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::clock;
 use crate::config::{Route, Tenant, Upstream};
 use crate::domain::ids::TenantId;
-use crate::domain::provider::DropReason;
 use crate::domain::recording::EndCause;
 use crate::domain::relay_proof::{
     PROOF_HEADER, Proof, ROUTE_HEADER, STREAM_HEADER, TENANT_HEADER, TIMESTAMP_HEADER,
@@ -29,9 +28,9 @@ use crate::relay::{
     overhear, relay,
 };
 
+use super::admission::{Admitted, Socket};
 use super::connection;
 use super::stream::{MustEnd, StreamInHand};
-use super::twilio::{Admitted, Socket};
 
 /// Messages before `start`: there is one.
 const MAX_GREETING: usize = 16;
@@ -91,7 +90,7 @@ pub(super) async fn run(mut socket: Socket, mut admitted: Admitted, dialling: Di
     gauge!(names::LIVE_STREAMS).increment(1.0);
     // Until the provider knows: the process must not end between our close frame and its answer.
     let (place, alive) = (admitted.place.take(), node.drain.alive());
-    let settings = settings(&admitted.tenant, &dialling.upstream, &node);
+    let mut settings = settings(&admitted.tenant, &dialling.upstream, &node);
     let mut stream = StreamInHand::new(Arc::clone(&node), admitted);
     match greeting(&mut socket, &mut stream, &node).await {
         Err(end) => {
@@ -99,6 +98,7 @@ pub(super) async fn run(mut socket: Socket, mut admitted: Admitted, dialling: Di
             connection::close_with(&mut socket, end).await;
         }
         Ok(greeting) => {
+            settings.traffic = stream.traffic();
             Box::pin(pass_on(socket, stream, greeting, dialling, settings, &node)).await;
         }
     }
@@ -142,7 +142,7 @@ async fn greeting(
                 greeting.push(Passed::Text(text));
                 must_end
             }
-            Some(Ok(Message::Binary(_))) => stream.dropped(DropReason::Binary),
+            Some(Ok(Message::Binary(bytes))) => stream.binary(clock::monotonic(), &bytes),
             Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => None,
             Some(Ok(Message::Close(_))) => return Err(connection::End::quietly(EndCause::ClosedEarly)),
             Some(Err(error)) => return Err(connection::End::of_error(&error, EndCause::PeerLost)),
@@ -229,20 +229,22 @@ async fn listen(mut listening: Listening, mut stream: StreamInHand, end: oneshot
             () = due => stream.timeout(clock::monotonic()),
         }
     }
-    stream.missed(listening.missed_last());
+    // It ends in any case now.
+    stream.missed(clock::monotonic(), listening.missed_last());
     let cause = end.await.unwrap_or(EndCause::Internal);
     stream.finish(cause);
 }
 
 fn take(stream: &mut StreamInHand, copy: &crate::relay::Copy) -> Option<MustEnd> {
-    stream.missed(copy.missed);
-    match (copy.side, &copy.message) {
+    let missed = stream.missed(copy.at, copy.missed);
+    let must_end = match (copy.side, &copy.message) {
         (Side::Provider, Passed::Text(text)) => stream.text(copy.at, text),
-        (Side::Provider, Passed::Binary(_)) => stream.dropped(DropReason::Binary),
+        (Side::Provider, Passed::Binary(bytes)) => stream.binary(copy.at, bytes),
         (Side::Agent, Passed::Text(text)) => {
             stream.said(copy.at, text);
             None
         }
         (Side::Agent, Passed::Binary(_)) => None,
-    }
+    };
+    missed.or(must_end)
 }

@@ -1,27 +1,31 @@
 //! What is made of one stream's messages: decoded, and recorded if the route says so. Knows no socket.
 
+mod transcriber;
+mod twilio;
+
 use std::sync::Arc;
 use std::time::Instant;
 
 use metrics::counter;
 
-use crate::config::{NoKeyPolicy, Record as RecordPolicy, Route, Tenant};
+use crate::config::{NoKeyPolicy, Record as RecordPolicy, Route, RouteProvider, Tenant};
 use crate::domain::audio::{AudioFormat, Speakers};
 use crate::domain::ids::TenantId;
-use crate::domain::provider::twilio::{AccountSid, TwilioDecoder};
-use crate::domain::provider::twilio_agent::{Said, decode_said};
-use crate::domain::provider::{CloseReason, DropReason, Event, Refusal, StreamStart};
+use crate::domain::provider::twilio::TwilioDecoder;
+use crate::domain::provider::{DropReason, Refusal, StreamStart};
 use crate::domain::recording::EndCause;
-use crate::domain::session::SessionError;
+use crate::domain::session::{AgentAudio, SessionError};
 use crate::domain::ticket::Ticket;
 use crate::keys::Minted;
 use crate::node::Node;
 use crate::observe::metrics as names;
 use crate::recorder::{self, Begin, Recorder};
+use crate::relay::{Missed, Traffic};
 use crate::tickets::Redeemed;
 
+use super::admission::Admitted;
 use super::limits::StreamPermit;
-use super::twilio::Admitted;
+use transcriber::Transcriber;
 
 /// Why a stream must end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,16 +45,38 @@ pub(super) struct StreamInHand {
     ticket: Option<(Ticket, Redeemed)>,
     /// Until the stream starts; `None` also where the tenant lets calls go on unrecorded.
     key: Option<Minted>,
-    decoder: TwilioDecoder,
+    decoder: Decoder,
     recorder: Option<Recorder>,
+}
+
+/// What reads the provider's messages.
+enum Decoder {
+    Twilio(TwilioDecoder),
+    Transcriber(Transcriber),
+}
+
+/// What is recorded of a stream.
+#[derive(Clone, Copy)]
+struct Audio {
+    /// The provider's name.
+    provider: &'static str,
+    format: AudioFormat,
+    /// Where the agent's audio comes from.
+    agent: AgentAudio,
 }
 
 impl StreamInHand {
     /// Takes what was admitted, but not its place.
     pub(super) fn new(node: Arc<Node>, admitted: Admitted) -> Self {
         let Admitted { tenant, route, ticket, key, permit, place: _ } = admitted;
-        let accounts: Vec<AccountSid> = tenant.twilio.account_sids.clone();
-        let decoder = TwilioDecoder::new(accounts, node.config.ingest.max_dropped_messages);
+        let max_drops = node.config.ingest.max_dropped_messages;
+        let decoder = match route.provider {
+            RouteProvider::VapiTranscriber => Decoder::Transcriber(Transcriber::new(max_drops)),
+            // Listen routes are dialled by us and have no such stream.
+            RouteProvider::Twilio | RouteProvider::VapiListen => {
+                Decoder::Twilio(TwilioDecoder::new(tenant.twilio.account_sids.clone(), max_drops))
+            }
+        };
         Self { node, tenant, route, permit, ticket, key, decoder, recorder: None }
     }
 
@@ -59,84 +85,71 @@ impl StreamInHand {
     }
 
     pub(super) fn has_started(&self) -> bool {
-        self.decoder.has_started()
+        match &self.decoder {
+            Decoder::Twilio(decoder) => decoder.has_started(),
+            Decoder::Transcriber(transcriber) => transcriber.decoder.format().is_some(),
+        }
     }
 
+    /// Whether the provider has said that the stream is over. A transcriber stream is over when it is closed.
     pub(super) fn has_stopped(&self) -> bool {
-        self.decoder.has_stopped()
+        match &self.decoder {
+            Decoder::Twilio(decoder) => decoder.has_stopped(),
+            Decoder::Transcriber(_) => false,
+        }
     }
 
     /// Takes a text message of the provider.
     pub(super) fn text(&mut self, now: Instant, text: &str) -> Option<MustEnd> {
-        if self.ticket.as_ref().is_some_and(|(_, redeemed)| redeemed.was_used_elsewhere()) {
-            self.ticket = None;
-            tracing::warn!(tenant = %self.tenant.id, "ticket was used on another node");
-            return Some(MustEnd {
-                cause: EndCause::ProtocolError,
-                code: 1008,
-                reason: "ticket already used",
-            });
+        if let Some(end) = self.used_elsewhere() {
+            return Some(end);
         }
-        let outcome = match self.decoder.decode(text) {
-            Ok(Event::Media(media)) => match &mut self.recorder {
-                Some(recorder) => recorder.media(now, &media),
-                None => Ok(()),
-            },
-            Ok(Event::Start(start)) => return self.start(&start),
-            Ok(Event::Stop { sequence }) => {
-                self.stop(sequence);
-                Ok(())
+        match &mut self.decoder {
+            Decoder::Twilio(decoder) => {
+                let event = decoder.decode(text);
+                self.event(now, event)
             }
-            Ok(Event::Connected) => Ok(()),
-            Ok(Event::Mark { sequence, name }) => match &mut self.recorder {
-                Some(recorder) => recorder.mark(now, sequence, &name),
-                None => Ok(()),
-            },
-            Ok(Event::Dtmf { sequence, digit }) => match &mut self.recorder {
-                Some(recorder) => recorder.dtmf(now, sequence, digit),
-                None => Ok(()),
-            },
-            Ok(Event::Ignored { sequence, .. }) => {
-                if let Some(recorder) = &mut self.recorder {
-                    recorder.number(sequence);
-                }
-                Ok(())
+            Decoder::Transcriber(transcriber) => {
+                let text = transcriber.decoder.text(text);
+                self.transcriber_text(text)
             }
-            Err(refusal) => return self.refused(refusal),
-        };
-        self.recorded(outcome)
+        }
+    }
+
+    /// Takes a binary message of the provider.
+    pub(super) fn binary(&mut self, now: Instant, bytes: &[u8]) -> Option<MustEnd> {
+        match self.decoder {
+            Decoder::Twilio(_) => self.dropped(DropReason::Binary),
+            Decoder::Transcriber(_) => self.used_elsewhere().or_else(|| self.samples(now, bytes)),
+        }
     }
 
     /// Takes a text message of the agent.
     pub(super) fn said(&mut self, now: Instant, text: &str) {
-        let Some(recorder) = &mut self.recorder else { return };
-        let outcome = match decode_said(text) {
-            Said::Media(payload) => recorder.agent_media(now, &payload),
-            Said::Clear => recorder.agent_clear(now),
-            Said::Mark(name) => {
-                recorder.agent_mark(now, &name);
-                Ok(())
-            }
-            Said::Other => Ok(()),
-        };
-        match outcome {
-            // What the agent sends is its own matter: the provider judges it, not we.
-            Err(SessionError::BadBase64(_)) | Ok(()) => {}
-            Err(error) => drop(self.recorded(Err(error))),
+        match self.decoder {
+            Decoder::Twilio(_) => self.agent_said(now, text),
+            // What was understood of a call is no business of its recording.
+            Decoder::Transcriber(_) => {}
         }
     }
 
-    /// Counts a message that is not text.
-    pub(super) fn dropped(&mut self, reason: DropReason) -> Option<MustEnd> {
-        let refusal = self.decoder.dropped(reason);
-        self.refused(refusal)
+    /// Says what is passed on, once the stream has started.
+    pub(super) fn traffic(&self) -> Traffic {
+        match &self.decoder {
+            Decoder::Twilio(_) => Traffic::Texts,
+            Decoder::Transcriber(transcriber) => transcriber.traffic(),
+        }
     }
 
-    /// Notes that messages were not looked at, because there was no time for them.
-    pub(super) fn missed(&mut self, messages: u64) {
-        if let Some(recorder) = self.recorder.as_mut().filter(|_| messages > 0) {
-            recorder.missed(messages);
+    /// Notes what was not looked at, because there was no time for it.
+    pub(super) fn missed(&mut self, now: Instant, missed: Missed) -> Option<MustEnd> {
+        if missed.messages == 0 {
+            return None;
         }
+        if let Some(recorder) = &mut self.recorder {
+            recorder.missed(missed.messages);
+        }
+        if missed.sample_bytes == 0 { None } else { self.missed_samples(now, missed.sample_bytes) }
     }
 
     /// Hands over what was sealed since `read_at`. To be called after every batch of messages.
@@ -160,10 +173,14 @@ impl StreamInHand {
         }
     }
 
-    /// Ends the stream; after the provider's `stop` every end is a good one.
+    /// Ends the stream; after the provider's `stop` every end is a good one, and so is its close where it has no `stop`.
     pub(super) fn finish(mut self, cause: EndCause) {
         if let Some(recorder) = self.recorder.take() {
-            recorder.finish(if self.has_stopped() { EndCause::Stop } else { cause });
+            let is_over = match self.decoder {
+                Decoder::Twilio(_) => self.has_stopped(),
+                Decoder::Transcriber(_) => cause == EndCause::ClosedEarly,
+            };
+            recorder.finish(if is_over { EndCause::Stop } else { cause });
         }
         if let Some(key) = self.key.take() {
             counter!(names::STREAMS_ENDED, "cause" => "never-started").increment(1);
@@ -171,21 +188,19 @@ impl StreamInHand {
         }
     }
 
-    fn start(&mut self, start: &StreamStart) -> Option<MustEnd> {
-        if !self.permit.claim(&start.stream) {
-            let reason = CloseReason::OtherStream;
-            return Some(MustEnd {
-                cause: EndCause::ProtocolError,
-                code: reason.code(),
-                reason: reason.name(),
-            });
+    fn used_elsewhere(&mut self) -> Option<MustEnd> {
+        if !self.ticket.as_ref().is_some_and(|(_, redeemed)| redeemed.was_used_elsewhere()) {
+            return None;
         }
-        let ticket = self.ticket.as_ref().map(|(ticket, _)| ticket);
-        if ticket.and_then(|ticket| ticket.call.as_ref()).is_some_and(|call| *call != start.call) {
-            tracing::warn!(tenant = %self.tenant.id, "ticket is for another call");
-            return Some(MustEnd { cause: EndCause::ProtocolError, code: 1008, reason: "other_call" });
-        }
+        self.ticket = None;
+        tracing::warn!(tenant = %self.tenant.id, "ticket was used on another node");
+        Some(MustEnd { cause: EndCause::ProtocolError, code: 1008, reason: "ticket already used" })
+    }
+
+    /// Begins the recording, if there is to be one.
+    fn begin(&mut self, start: &StreamStart, audio: Audio) -> Option<MustEnd> {
         let key = self.key.take()?;
+        let ticket = self.ticket.as_ref().map(|(ticket, _)| ticket);
         let consent = consent(ticket, start);
         let is_wanted = match self.route.record {
             RecordPolicy::Always => true,
@@ -199,14 +214,9 @@ impl StreamInHand {
             }
             return None;
         }
-        let begin = Begin {
-            start,
-            ticket,
-            consent,
-            provider: "twilio",
-            format: AudioFormat::TELEPHONE,
-            speakers: Speakers::CallerAndAgent,
-        };
+        let Audio { provider, format, agent } = audio;
+        let speakers = Speakers::CallerAndAgent;
+        let begin = Begin { start, ticket, consent, provider, format, speakers, agent };
         match Recorder::start(&self.node, &self.tenant, &self.route, key, &begin) {
             Ok(recorder) => {
                 tracing::info!(
@@ -230,29 +240,22 @@ impl StreamInHand {
         }
     }
 
-    fn stop(&mut self, sequence: Option<u64>) {
-        if let Some(mut recorder) = self.recorder.take() {
-            recorder.number(sequence);
-            recorder.finish(EndCause::Stop);
+    /// Sees to an outcome that is no matter of the provider's.
+    fn recorded(&mut self, outcome: Result<(), SessionError>) {
+        let Err(error) = outcome else { return };
+        // The call goes on; only its recording does not.
+        tracing::error!(error = &error as &dyn std::error::Error, "recording ends early");
+        if let Some(recorder) = self.recorder.take() {
+            recorder.finish(EndCause::Internal);
         }
     }
 
-    fn recorded(&mut self, outcome: Result<(), SessionError>) -> Option<MustEnd> {
-        match outcome {
-            Ok(()) => None,
-            Err(SessionError::BadBase64(_)) => {
-                let refusal = self.decoder.dropped(DropReason::BadBase64);
-                self.refused(refusal)
-            }
-            Err(error) => {
-                // The call goes on; only its recording does not.
-                tracing::error!(error = &error as &dyn std::error::Error, "recording ends early");
-                if let Some(recorder) = self.recorder.take() {
-                    recorder.finish(EndCause::Internal);
-                }
-                None
-            }
-        }
+    fn dropped(&mut self, reason: DropReason) -> Option<MustEnd> {
+        let refusal = match &mut self.decoder {
+            Decoder::Twilio(decoder) => decoder.dropped(reason),
+            Decoder::Transcriber(_) => Refusal::Drop(reason),
+        };
+        self.refused(refusal)
     }
 
     fn refused(&mut self, refusal: Refusal) -> Option<MustEnd> {

@@ -1,4 +1,5 @@
-//! Vapi's server messages: `POST /vapi/v1/{tenant}/{route}/events`.
+//! Vapi: its server messages, `POST /vapi/v1/{tenant}/{route}/events`, and below them what they lead to; its transcriber
+//! sockets stand beside them.
 //!
 //! Status codes, in this order: 405 another method, 400 a query, 404 no such tenant or route, 401 no proof, 503 too many bodies at
 //! once, 413 and 408 as they say, 401 a wrong signature, 400 no server message, 403 a call of another organisation, 503 no room for it now. Whatever is
@@ -6,6 +7,7 @@
 
 mod begin;
 mod listen;
+pub mod transcriber;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,7 +31,8 @@ use crate::observe::metrics;
 
 pub use begin::work;
 
-const PREFIX: &str = "/vapi/v1/";
+/// What all its paths begin with.
+pub const PREFIX: &str = "/vapi/v1/";
 const SECRET: HeaderName = HeaderName::from_static("x-vapi-secret");
 /// A body must be there in this time; Vapi waits 20 s for an answer unless told otherwise.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);

@@ -31,8 +31,17 @@ pub struct Copy {
     pub at: Instant,
     /// Verbatim.
     pub message: Passed,
-    /// How many messages were missed since the last copy.
-    pub missed: u64,
+    /// What was missed since the last copy.
+    pub missed: Missed,
+}
+
+/// Messages that were not copied, because there was no room.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Missed {
+    /// How many.
+    pub messages: u64,
+    /// Bytes of samples of the provider among them.
+    pub sample_bytes: u64,
 }
 
 /// What the listener makes of a call.
@@ -48,7 +57,7 @@ pub struct Verdict {
 pub struct Listener {
     copies: mpsc::Sender<Copy>,
     bytes: Arc<AtomicUsize>,
-    missed: Arc<AtomicU64>,
+    missed: Arc<MissedCount>,
     verdicts: watch::Receiver<Verdict>,
 }
 
@@ -56,7 +65,7 @@ pub struct Listener {
 pub struct Listening {
     copies: mpsc::Receiver<Copy>,
     bytes: Arc<AtomicUsize>,
-    missed: Arc<AtomicU64>,
+    missed: Arc<MissedCount>,
     verdicts: watch::Sender<Verdict>,
 }
 
@@ -64,9 +73,30 @@ pub struct Listening {
 pub fn overhear() -> (Listener, Listening) {
     let (copies, received) = mpsc::channel(MAX_MESSAGES);
     let (verdict, verdicts) = watch::channel(Verdict::default());
-    let (bytes, missed) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicU64::new(0)));
+    let (bytes, missed) = (Arc::new(AtomicUsize::new(0)), Arc::new(MissedCount::default()));
     let listener = Listener { copies, bytes: Arc::clone(&bytes), missed: Arc::clone(&missed), verdicts };
     (listener, Listening { copies: received, bytes, missed, verdicts: verdict })
+}
+
+/// What was missed and nobody has been told. Only the call adds, so that both numbers belong together.
+#[derive(Default)]
+struct MissedCount {
+    messages: AtomicU64,
+    sample_bytes: AtomicU64,
+}
+
+impl MissedCount {
+    fn add(&self, missed: Missed) {
+        self.messages.fetch_add(missed.messages, Ordering::AcqRel);
+        self.sample_bytes.fetch_add(missed.sample_bytes, Ordering::AcqRel);
+    }
+
+    fn take(&self) -> Missed {
+        Missed {
+            messages: self.messages.swap(0, Ordering::AcqRel),
+            sample_bytes: self.sample_bytes.swap(0, Ordering::AcqRel),
+        }
+    }
 }
 
 impl Listener {
@@ -74,15 +104,16 @@ impl Listener {
     pub fn offer(&self, side: Side, at: Instant, message: &Passed) {
         let length = message.len();
         if self.bytes.fetch_add(length, Ordering::AcqRel) + length <= MAX_BYTES {
-            let missed = self.missed.swap(0, Ordering::AcqRel);
+            let missed = self.missed.take();
             let copy = Copy { side, at, message: message.clone(), missed };
             match self.copies.try_send(copy) {
                 Ok(()) => return,
-                Err(_) => self.missed.fetch_add(missed, Ordering::AcqRel),
-            };
+                Err(_) => self.missed.add(missed),
+            }
         }
         self.bytes.fetch_sub(length, Ordering::AcqRel);
-        self.missed.fetch_add(1, Ordering::AcqRel);
+        let is_samples = side == Side::Provider && matches!(message, Passed::Binary(_));
+        self.missed.add(Missed { messages: 1, sample_bytes: if is_samples { length as u64 } else { 0 } });
     }
 
     /// Returns what the listener makes of the call so far.
@@ -123,9 +154,9 @@ impl Listening {
         Some(copy)
     }
 
-    /// Returns how many messages were missed since the last copy: at the call's end there is no later one to say so.
-    pub fn missed_last(&self) -> u64 {
-        self.missed.swap(0, Ordering::AcqRel)
+    /// Returns what was missed since the last copy: at the call's end there is no later one to say so.
+    pub fn missed_last(&self) -> Missed {
+        self.missed.take()
     }
 
     /// Tells the call what to make of it.
@@ -152,21 +183,39 @@ mod tests {
             listener.offer(Side::Provider, now, &text);
         }
         let first: Vec<_> = std::iter::from_fn(|| listening.next_now()).collect();
-        assert_eq!((first.len(), first.iter().map(|copy| copy.missed).sum::<u64>()), (MAX_MESSAGES, 0));
+        assert_eq!(
+            (first.len(), first.iter().map(|copy| copy.missed.messages).sum::<u64>()),
+            (MAX_MESSAGES, 0)
+        );
         listener.offer(Side::Agent, now, &text);
-        assert_eq!(listening.next_now().unwrap().missed, 7);
+        assert_eq!(listening.next_now().unwrap().missed.messages, 7);
         let large = Passed::Text("x".repeat(MAX_BYTES / 2 + 1).into());
         listener.offer(Side::Agent, now, &large);
         listener.offer(Side::Agent, now, &large);
-        assert_eq!(listening.next_now().unwrap().missed, 0);
+        assert_eq!(listening.next_now().unwrap().missed.messages, 0);
         listener.offer(Side::Agent, now, &large);
-        assert_eq!(listening.next_now().unwrap().missed, 1);
+        assert_eq!(listening.next_now().unwrap().missed.messages, 1);
         listener.offer(Side::Agent, now, &large);
         listener.offer(Side::Agent, now, &large);
         drop(listener);
-        assert_eq!(listening.next_now().unwrap().missed, 0);
-        assert_eq!((listening.next_now().is_none(), listening.missed_last()), (true, 1));
-        assert_eq!(listening.missed_last(), 0, "told once");
+        assert_eq!(listening.next_now().unwrap().missed.messages, 0);
+        assert_eq!((listening.next_now().is_none(), listening.missed_last().messages), (true, 1));
+        assert_eq!(listening.missed_last(), Missed::default(), "told once");
+    }
+
+    #[test]
+    fn bytes_of_samples_that_were_missed_are_told() {
+        let (listener, mut listening) = overhear();
+        let now = clock::monotonic();
+        let samples = Passed::Binary(vec![0; MAX_BYTES / 2 + 1].into());
+        for _ in 0..3 {
+            listener.offer(Side::Provider, now, &samples);
+            listener.offer(Side::Agent, now, &samples);
+        }
+        assert_eq!(listening.next_now().unwrap().missed, Missed::default());
+        listener.offer(Side::Provider, now, &Passed::Text("x".into()));
+        let missed = Missed { messages: 5, sample_bytes: 2 * (MAX_BYTES as u64 / 2 + 1) };
+        assert_eq!(listening.next_now().unwrap().missed, missed);
     }
 
     #[tokio::test]

@@ -18,6 +18,7 @@ pub mod speech;
 #[cfg(test)]
 mod test_server;
 pub mod tls;
+pub mod transcriber;
 pub mod twilio;
 pub mod vapi;
 
@@ -29,6 +30,7 @@ pub use messages::{CallIds, Direction, TwilioMessages};
 pub use received::Received;
 pub use speech::{CHUNK_BYTES, CHUNK_MS, Speech, Track};
 pub use tls::{ConnectError, Endpoint, TlsClient};
+pub use transcriber::TranscriberCall;
 pub use twilio::{
     CallEnd, CallError, CallPlan, CallReport, Conversation, Pacing, Progress, Signing, TwilioCall,
 };

@@ -24,7 +24,7 @@ use super::lag::LagHistogram;
 use super::messages::{Direction, TwilioMessages};
 use super::received::{Received, recv};
 use super::speech::CHUNK_MS;
-use super::tls::{ConnectError, TlsClient};
+use super::tls::{ConnectError, Endpoint, TlsClient};
 
 pub use conversation::Conversation;
 pub use plan::{CallEnd, CallPlan, Pacing, Signing};
@@ -122,18 +122,7 @@ impl TwilioCall {
     /// # Errors
     /// [`CallError::Refused`] for any status but 101, other variants when it does not come that far.
     pub async fn connect(plan: CallPlan, tls: &TlsClient) -> Result<Self, CallError> {
-        let request = handshake_request(&plan)?;
-        let stream = tls.connect(&plan.endpoint).await?;
-        let config = WebSocketConfig::default().read_buffer_size(READ_BUFFER_BYTES).write_buffer_size(0);
-        let answer =
-            timeout(HANDSHAKE_TIMEOUT, client_async_with_config(request, stream, Some(config))).await;
-        let socket = match answer.map_err(|_| CallError::HandshakeTimeout)? {
-            Ok((socket, _)) => socket,
-            Err(tungstenite::Error::Http(answer)) => {
-                return Err(CallError::Refused { status: answer.status().as_u16() });
-            }
-            Err(error) => return Err(error.into()),
-        };
+        let socket = shake_hands(handshake_request(&plan)?, &plan.endpoint, tls).await?;
         let messages = TwilioMessages::new(plan.ids.clone());
         let send_lag = LagHistogram::default();
         Ok(Self { socket, plan, messages, sent: 0, sent_bytes: 0, received: 0, send_lag })
@@ -354,6 +343,22 @@ impl TwilioCall {
 }
 
 /// Writes the upgrade request; header names are lower case, as Twilio's own.
+/// Connects, and makes the connection a websocket.
+pub(super) async fn shake_hands(
+    request: Request,
+    endpoint: &Endpoint,
+    tls: &TlsClient,
+) -> Result<WebSocketStream<TlsStream<TcpStream>>, CallError> {
+    let stream = tls.connect(endpoint).await?;
+    let config = WebSocketConfig::default().read_buffer_size(READ_BUFFER_BYTES).write_buffer_size(0);
+    let answer = timeout(HANDSHAKE_TIMEOUT, client_async_with_config(request, stream, Some(config))).await;
+    match answer.map_err(|_| CallError::HandshakeTimeout)? {
+        Ok((socket, _)) => Ok(socket),
+        Err(tungstenite::Error::Http(answer)) => Err(CallError::Refused { status: answer.status().as_u16() }),
+        Err(error) => Err(error.into()),
+    }
+}
+
 fn handshake_request(plan: &CallPlan) -> Result<Request, CallError> {
     let authority = plan.endpoint.authority();
     let mut request = http::Request::get(format!("wss://{authority}{}", plan.target))

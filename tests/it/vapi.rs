@@ -1,6 +1,7 @@
 //! Calls of Vapi that are heard: real messages over TLS, a real listen socket with speech, and the trouble that may come.
 
 mod hostile;
+mod transcriber;
 mod trouble;
 
 use callseal::clock;

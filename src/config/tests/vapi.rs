@@ -80,6 +80,21 @@ fn a_listen_route_has_nothing_to_answer_with() {
 }
 
 #[test]
+fn a_transcriber_route_must_lead_somewhere() {
+    let route = |lines: &str| {
+        let text = LISTEN.replace("vapi-listen", "vapi-transcriber");
+        tenant_faults(&format!("{text}{lines}\n[vapi]\nsecrets = [{{ file = \"v\" }}]\n"))
+    };
+    let upstream = "upstream = { url = \"wss://a\" }\n";
+    assert_eq!(names(&route("")), ["route[0].upstream"]);
+    for lines in ["dtmf = \"keep\"", "mode = \"bidirectional\""] {
+        let option = lines.split_once(' ').unwrap().0;
+        assert_eq!(names(&route(&format!("{upstream}{lines}"))), [format!("route[0].{option}")], "{lines}");
+    }
+    assert_eq!(names(&route(&format!("{upstream}record_only = true"))), ["route[0].upstream"]);
+}
+
+#[test]
 fn private_hosts_are_for_tests_only() {
     let text = format!("{NODE}[vapi]\nallow_private_hosts = true\n");
     assert!(check(&text, &[], &Shelf::default()).expect("no fault").vapi.allow_private_hosts);

@@ -110,6 +110,19 @@ impl TranscriberDecoder {
         Ok(TranscriberAudio(live.split.push(message)))
     }
 
+    /// Goes on behind `bytes` of audio that came by `now` and nobody has kept; answers how many samples of each track are
+    /// missing by that.
+    ///
+    /// # Errors
+    /// As [`TranscriberDecoder::binary`]: what is not kept has come all the same.
+    pub fn skip(&mut self, now: Instant, bytes: u64) -> Result<u64, Refusal> {
+        let live = self.live.as_mut().ok_or(Refusal::Close(CloseReason::MediaBeforeStart))?;
+        if !live.pace.admits(now, usize::try_from(bytes).unwrap_or(usize::MAX)) {
+            return Err(Refusal::Close(CloseReason::TooFast));
+        }
+        Ok(live.split.skip(bytes))
+    }
+
     /// Returns the format once a start was accepted.
     pub fn format(&self) -> Option<PcmFormat> {
         self.live.as_ref().map(|live| live.split.format())

@@ -63,6 +63,8 @@ pub struct PcmSplit {
     format: PcmFormat,
     /// What the messages so far ended with: less than one sample of every channel.
     residue: Zeroizing<Vec<u8>>,
+    /// Bytes that are still to come of a sample whose beginning is missing.
+    to_discard: u64,
     channels: [Zeroizing<Vec<u8>>; MAX_CHANNELS],
 }
 
@@ -70,7 +72,7 @@ impl PcmSplit {
     /// Begins a stream.
     pub fn new(format: PcmFormat) -> Self {
         let residue = Zeroizing::new(Vec::with_capacity(MAX_CHANNELS * SAMPLE_BYTES));
-        Self { format, residue, channels: Default::default() }
+        Self { format, residue, to_discard: 0, channels: Default::default() }
     }
 
     /// Returns what the stream is.
@@ -85,6 +87,9 @@ impl PcmSplit {
 
     /// Takes one message; the answer is valid until the next one.
     pub fn push(&mut self, message: &[u8]) -> PcmChunk<'_> {
+        let discarded = usize::try_from(self.to_discard).unwrap_or(usize::MAX).min(message.len());
+        self.to_discard -= discarded as u64;
+        let (_, message) = message.split_at(discarded);
         let step = self.format.step();
         let steps = (self.residue.len() + message.len()) / step;
         for channel in self.channels.iter_mut().take(usize::from(self.format.channels)) {
@@ -105,6 +110,22 @@ impl PcmSplit {
         self.residue.extend_from_slice(whole.remainder());
         let [first, second] = &self.channels;
         PcmChunk { channels: [first, second], count: self.format.channels }
+    }
+
+    /// Goes on behind `bytes` of the stream that nobody has; answers how many samples of each channel are missing by that.
+    /// One of which a part is there counts as missing.
+    pub fn skip(&mut self, bytes: u64) -> u64 {
+        let step = self.format.step() as u64;
+        let pending = bytes.min(self.to_discard);
+        self.to_discard -= pending;
+        let bytes = bytes - pending;
+        if bytes == 0 {
+            return 0;
+        }
+        let behind = self.residue.len() as u64 + bytes;
+        self.forget_residue();
+        self.to_discard = (step - behind % step) % step;
+        behind.div_ceil(step)
     }
 
     fn forget_residue(&mut self) {
@@ -310,6 +331,36 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn what_is_missing_is_counted_and_the_rest_keeps_its_place(
+            messages in proptest::collection::vec((0usize..40, any::<bool>()), 0..60),
+        ) {
+            let mut split = PcmSplit::new(PcmFormat::new(16_000, 2).unwrap());
+            let bytes: usize = messages.iter().map(|(length, _)| length).sum();
+            // Each sample says where it is, and in which channel.
+            let stream: Vec<u8> = (0..bytes.div_ceil(4)).flat_map(|at| {
+                let at = i16::try_from(at).unwrap();
+                [at.to_le_bytes(), (-at).to_le_bytes()].concat()
+            }).collect();
+            let (mut rest, mut position) = (&stream[..bytes], 0i16);
+            for (length, is_there) in messages {
+                let (message, later) = rest.split_at(length);
+                rest = later;
+                if !is_there {
+                    position += i16::try_from(split.skip(length as u64)).unwrap();
+                    continue;
+                }
+                let chunk = split.push(message);
+                let [first, second]: [&[u8]; 2] = chunk.channels().collect::<Vec<_>>().try_into().unwrap();
+                for (first, second) in first.chunks_exact(2).zip(second.chunks_exact(2)) {
+                    prop_assert_eq!(i16::from_le_bytes(first.try_into().unwrap()), position);
+                    prop_assert_eq!(i16::from_le_bytes(second.try_into().unwrap()), -position);
+                    position += 1;
+                }
+            }
+            prop_assert!((usize::try_from(position).unwrap()).abs_diff(bytes / 4) <= 1);
+        }
+
         #[test]
         fn any_cutting_gives_the_same_samples(
             audio in proptest::collection::vec(any::<u8>(), 0..400),

@@ -69,7 +69,7 @@ async fn other_requests_are_refused_by_what_is_wrong_with_them() {
         (Method::POST, "/vapi/v1/ACME/calls/events", 404),
         (Method::POST, "/vapi/v1//events", 404),
         (Method::POST, "/vapi/v1/a/b/c/events", 404),
-        (Method::POST, "/vapi/v1/acme-dental/calls", 404),
+        (Method::POST, "/vapi/v1/acme-dental/calls", 405),
     ] {
         let answer = https.request(method.clone(), target, &own, Vec::new().into()).await.unwrap();
         assert_eq!(answer.status.as_u16(), status, "{method} {target}");

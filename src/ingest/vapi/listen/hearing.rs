@@ -16,7 +16,7 @@ use crate::domain::provider::vapi_pcm::{PcmChunk, PcmFormat};
 use crate::domain::provider::vapi_webhook::{CallFacts, InProgress};
 use crate::domain::provider::{CloseReason, Media, Payload, Refusal, StreamStart};
 use crate::domain::recording::EndCause;
-use crate::domain::session::SessionError;
+use crate::domain::session::{AgentAudio, SessionError};
 use crate::keys::Minted;
 use crate::node::Node;
 use crate::observe::metrics as names;
@@ -133,6 +133,7 @@ impl Hearing {
             provider: "vapi",
             format: audio,
             speakers: speakers(format, self.tenant.vapi.listen_channels),
+            agent: AgentAudio::Received,
         };
         let mut recorder = Recorder::start(&self.node, &self.tenant, &self.route, key, &begin)?;
         recorder.joined_late(now, self.missed(now))?;

@@ -1,0 +1,254 @@
+//! Admits streams: the form of their handshakes, tickets, limits, keys, and the upgrade to a websocket. Whoever dials has
+//! proven who it is before.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::header::{HeaderName, HeaderValue};
+use hyper::{HeaderMap, Method, Request, StatusCode, header};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_rustls::server::TlsStream;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+
+use crate::answer::{Answer, empty, problem};
+use crate::clock;
+use crate::config::{Ingest, NoKeyPolicy, Route, RouteProvider, Tenant};
+use crate::domain::provider::vapi::MAX_BINARY_BYTES;
+use crate::domain::ticket::{BroughtTo, Ticket};
+use crate::drain::Phase;
+use crate::keys::Minted;
+use crate::node::Node;
+use crate::observe::metrics;
+use crate::relay::MAX_MESSAGE_BYTES;
+use crate::tickets::{NotTaken, Redeemed};
+
+use super::connection;
+use super::limits::{Limited, StreamPermit};
+use super::relayed::{self, Dialling};
+
+/// The connection must have become a websocket in this time.
+const UPGRADE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A stream that may begin.
+pub(super) struct Admitted {
+    pub(super) tenant: Arc<Tenant>,
+    pub(super) route: Route,
+    /// What it has brought, and whether another node was brought it before.
+    pub(super) ticket: Option<(Ticket, Redeemed)>,
+    /// `None` where there is none to be had and the tenant lets calls go on unrecorded.
+    pub(super) key: Option<Minted>,
+    pub(super) permit: StreamPermit,
+    /// The connection's place, held until the stream ends.
+    pub(super) place: Option<Arc<OwnedSemaphorePermit>>,
+}
+
+/// A websocket that was a TLS connection.
+pub(super) type Socket = WebSocketStream<TlsStream<TcpStream>>;
+
+/// Why a handshake is refused.
+pub(super) struct Refused {
+    pub(super) status: StatusCode,
+    pub(super) code: &'static str,
+    pub(super) detail: &'static str,
+}
+
+/// Whatever is wrong with who asks.
+pub(super) const FORBIDDEN: Refused =
+    Refused { status: StatusCode::FORBIDDEN, code: "forbidden", detail: "forbidden" };
+
+/// Answers a handshake, and counts it.
+pub(super) fn answer(outcome: Result<Answer, Refused>, id: &str) -> Answer {
+    let answer = outcome.unwrap_or_else(|Refused { status, code, detail }| problem(status, code, detail, id));
+    let status = answer.status().as_u16().to_string();
+    ::metrics::counter!(metrics::HANDSHAKES, "status" => status).increment(1);
+    answer
+}
+
+/// Checks that a request becomes a websocket; answers the value of `Sec-WebSocket-Accept`.
+pub(super) fn check_form(request: &Request<Incoming>) -> Result<HeaderValue, Refused> {
+    let refused = |status, code, detail| Err(Refused { status, code, detail });
+    if request.method() != Method::GET {
+        return refused(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "allowed: GET");
+    }
+    if request.uri().query().is_some() {
+        return refused(StatusCode::BAD_REQUEST, "query_not_allowed", "a stream URL has no query");
+    }
+    let headers = request.headers();
+    let upgrade_required = Refused {
+        status: StatusCode::UPGRADE_REQUIRED,
+        code: "upgrade_required",
+        detail: "this is a websocket of version 13",
+    };
+    let is_websocket = has_token(headers, header::CONNECTION, "upgrade")
+        && has_token(headers, header::UPGRADE, "websocket")
+        && headers.get(header::SEC_WEBSOCKET_VERSION).is_some_and(|version| version == "13");
+    let key = headers.get(header::SEC_WEBSOCKET_KEY).filter(|key| is_websocket && key.len() == 24);
+    let accept = key.and_then(|key| HeaderValue::from_str(&derive_accept_key(key.as_bytes())).ok());
+    accept.ok_or(upgrade_required)
+}
+
+fn has_token(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
+    headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|part| part.trim().eq_ignore_ascii_case(token))
+}
+
+/// A ticket that is brought must be good, also where none is needed.
+pub(super) fn open_ticket(
+    text: Option<&str>,
+    tenant: &Tenant,
+    route: &Route,
+) -> Result<Option<Ticket>, Refused> {
+    let Some(text) = text else {
+        return if route.require_ticket { Err(FORBIDDEN) } else { Ok(None) };
+    };
+    let secret = |kid: &str| tenant.tickets.keys.get(kid).map(|key| key.expose());
+    let place = BroughtTo {
+        tenant: &tenant.id,
+        route: route.name.as_str(),
+        max_ttl_secs: tenant.tickets.max_ttl.as_secs(),
+    };
+    let opened = Ticket::open(text, place, secret, clock::wall().0 / 1000);
+    opened.map(Some).map_err(|refusal| {
+        tracing::warn!(tenant = %tenant.id, route = %route.name, why = %refusal, "ticket is not taken");
+        FORBIDDEN
+    })
+}
+
+/// Admits a stream of whoever has proven to be the tenant's provider.
+pub(super) async fn admit(
+    tenant: Arc<Tenant>,
+    route: Route,
+    ticket: Option<Ticket>,
+    request: &mut Request<Incoming>,
+    node: &Arc<Node>,
+) -> Result<Admitted, Refused> {
+    let unavailable =
+        |detail| Refused { status: StatusCode::SERVICE_UNAVAILABLE, code: "unavailable", detail };
+    if node.drain.phase() != Phase::Running {
+        return Err(unavailable("draining"));
+    }
+    if let Some(why) = node.cannot_keep() {
+        return Err(unavailable(why));
+    }
+    let limits = &tenant.limits;
+    let permit = node
+        .limits
+        .admit(&tenant.id, limits.max_streams, limits.max_starts_per_sec, clock::monotonic())
+        .map_err(|limited| Refused {
+            status: StatusCode::TOO_MANY_REQUESTS,
+            code: match limited {
+                Limited::Streams => "too_many_streams",
+                Limited::Starts => "too_many_starts",
+            },
+            detail: "over the tenant's limit",
+        })?;
+    let key = match node.keys.take(&tenant.id).await {
+        Ok(key) => Some(key),
+        Err(error) => {
+            tracing::error!(tenant = %tenant.id, error = &error as &dyn std::error::Error, "no key for a new call");
+            // Without anybody to pass it on to there is nothing to take a call for, whatever the tenant's policy.
+            if tenant.no_key_policy == NoKeyPolicy::Refuse || route.upstream.is_none() {
+                return Err(unavailable("no key"));
+            }
+            ::metrics::counter!(metrics::CALLS_UNRECORDED).increment(1);
+            None
+        }
+    };
+    // Last, so that a call that is refused for another reason keeps its ticket.
+    let redeemed = ticket.as_ref().map(|ticket| node.tickets.redeem(tenant.id.tag(), ticket)).transpose();
+    let redeemed = match redeemed {
+        Ok(redeemed) => redeemed,
+        Err(not_taken) => {
+            if let Some(key) = key {
+                node.keys.give_back(&tenant.id, key);
+            }
+            tracing::warn!(tenant = %tenant.id, why = %not_taken, "ticket is not taken");
+            return Err(match not_taken {
+                NotTaken::Used => FORBIDDEN,
+                NotTaken::Full => unavailable("too many tickets"),
+            });
+        }
+    };
+    let ticket = ticket.zip(redeemed);
+    let place = request.extensions_mut().remove::<Arc<OwnedSemaphorePermit>>();
+    Ok(Admitted { tenant, route, ticket, key, permit, place })
+}
+
+/// Answers the handshake with 101; the stream begins when the connection has become a websocket. Whom it is passed on to is
+/// dialled at once.
+pub(super) fn upgrade(
+    mut request: Request<Incoming>,
+    accept: HeaderValue,
+    admitted: Admitted,
+    node: &Arc<Node>,
+) -> Answer {
+    let upstream = admitted.route.upstream.as_ref();
+    let dialling =
+        upstream.map(|upstream| Dialling::begin(node, &admitted.tenant.id, &admitted.route, upstream));
+    let upgrade = hyper::upgrade::on(&mut request);
+    tokio::spawn(run_upgraded(upgrade, admitted, dialling, Arc::clone(node)));
+    let mut answer = empty(StatusCode::SWITCHING_PROTOCOLS);
+    let headers = answer.headers_mut();
+    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+    answer
+}
+
+async fn run_upgraded(
+    upgrade: hyper::upgrade::OnUpgrade,
+    admitted: Admitted,
+    dialling: Option<Dialling>,
+    node: Arc<Node>,
+) {
+    let upgraded = match tokio::time::timeout(UPGRADE_TIMEOUT, upgrade).await {
+        Ok(Ok(upgraded)) => upgraded.downcast::<TokioIo<TlsStream<TcpStream>>>(),
+        Ok(Err(_)) | Err(_) => {
+            tracing::debug!("connection ended before it became a websocket");
+            if let Some(key) = admitted.key {
+                node.keys.give_back(&admitted.tenant.id, key);
+            }
+            return;
+        }
+    };
+    let Ok(parts) = upgraded else {
+        tracing::error!("upgraded connection is not the TLS stream it was made from");
+        return;
+    };
+    let mut settings = websocket_config(&node.config.ingest);
+    if admitted.route.provider == RouteProvider::VapiTranscriber {
+        settings = settings.max_message_size(Some(MAX_BINARY_BYTES)).max_frame_size(Some(MAX_BINARY_BYTES));
+    }
+    if dialling.is_some() {
+        // Several short messages of an agent are written at once, and a long one must fit.
+        settings = settings
+            .write_buffer_size(node.config.ingest.write_buffer_bytes)
+            .max_write_buffer_size(2 * MAX_MESSAGE_BYTES);
+    }
+    let read = parts.read_buf.to_vec();
+    let socket =
+        WebSocketStream::from_partially_read(parts.io.into_inner(), read, Role::Server, Some(settings)).await;
+    match dialling {
+        Some(dialling) => Box::pin(relayed::run(socket, admitted, dialling, node)).await,
+        None => connection::run(socket, admitted, node).await,
+    }
+}
+
+/// The library's own limits are 128 KiB of read buffer per connection, 64 MiB a message and no bound on writing.
+fn websocket_config(ingest: &Ingest) -> WebSocketConfig {
+    WebSocketConfig::default()
+        .read_buffer_size(ingest.read_buffer_bytes)
+        .write_buffer_size(0)
+        .max_write_buffer_size(ingest.write_buffer_bytes)
+        .max_message_size(Some(ingest.max_message_bytes))
+        .max_frame_size(Some(ingest.max_message_bytes))
+}
