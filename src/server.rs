@@ -14,7 +14,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::calls::Calls;
 use crate::claims::{self, Claims};
-use crate::config::{Config, KeysConfig, StoreKind, Tls, process_environment};
+use crate::config::{Config, KeyProviderKind, StoreKind, Tenant, TenantKeks, Tls, process_environment};
 use crate::control::audit::AuditLog;
 use crate::control::recovery::Recovery;
 use crate::control::repair::{Repair, Schedule, Settler};
@@ -25,7 +25,7 @@ use crate::http::{self, serve_ops};
 use crate::ingest::tls::{Certificate, SelfSigned, TlsError, server_config};
 use crate::ingest::{StreamLimits, serve_public, vapi};
 use crate::journal::{Journal, JournalConfig, OpenError, Replay};
-use crate::keys::{KeyProvider, KeyService, Keyring, KeyringError, LocalKeys, fill_random};
+use crate::keys::{KeyProvider, KeyService, Keyring, KeyringError, Providers, fill_random};
 use crate::node::Node;
 use crate::relay::{Dialer, DialerError};
 use crate::store::folder::Folder;
@@ -60,6 +60,9 @@ pub enum StartError {
         /// The keyring.
         keyring: PathBuf,
     },
+    /// A tenant has a KEK in a kind of key service that this node has not opened.
+    #[error("a tenant's key is in {0}, which this node does not use yet; start the node anew")]
+    NewProvider(KeyProviderKind),
     /// The store.
     #[error("store")]
     Store(#[from] StoreError),
@@ -105,17 +108,29 @@ pub async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
 /// # Errors
 /// [`StartError::Keyring`], [`StartError::NoKek`].
 pub fn open_keys(config: &Config, store: &Arc<dyn Store>) -> Result<Arc<KeyService>, StartError> {
-    let provider = Arc::new(LocalKeys::new(load_keyring(config)?));
+    let provider = Arc::new(open_providers(config)?);
     Ok(Arc::new(KeyService::new(provider, Arc::clone(store))))
 }
 
-/// Reads the keyring; every tenant must have a key in it.
-fn load_keyring(config: &Config) -> Result<Keyring, StartError> {
-    let KeysConfig::Local { keyring_file } = &config.keys;
+fn open_providers(config: &Config) -> Result<Providers, StartError> {
+    Ok(Providers::new(load_keyring(config)?, keks_of(&config.tenants)))
+}
+
+fn keks_of(tenants: &[Tenant]) -> impl Iterator<Item = (TenantId, TenantKeks)> {
+    tenants.iter().map(|tenant| (tenant.id.clone(), tenant.keks.clone()))
+}
+
+/// Reads the keyring, where a tenant has a key in it; whose new keys are wrapped there must have one.
+fn load_keyring(config: &Config) -> Result<Option<Keyring>, StartError> {
+    let (kind, keyring_file) = (KeyProviderKind::Local, &config.keys.keyring_file);
+    if !config.tenants.iter().any(|tenant| tenant.keks.use_provider(kind)) {
+        return Ok(None);
+    }
     let ring = Keyring::load(keyring_file)?;
-    match config.tenants.iter().find(|tenant| !ring.has(&tenant.id)) {
+    let needs = |tenant: &&Tenant| tenant.keks.current.provider == kind && !ring.has(&tenant.id);
+    match config.tenants.iter().find(needs) {
         Some(tenant) => Err(StartError::NoKek { tenant: tenant.id.clone(), keyring: keyring_file.clone() }),
-        None => Ok(ring),
+        None => Ok(Some(ring)),
     }
 }
 
@@ -158,7 +173,7 @@ pub struct Running {
     public: SocketAddr,
     ops: SocketAddr,
     certificate: Arc<Certificate>,
-    local_keys: Arc<LocalKeys>,
+    providers: Arc<Providers>,
 }
 
 /// Starts a node: reads keys, opens store and journal, binds, and begins to recover what a crash left.
@@ -170,8 +185,8 @@ pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running,
     let acceptor = TlsAcceptor::from(server_config(Arc::clone(&certificate))?);
     let store = open_store(&config).await?;
     let claims = check_claims(&config, &*store).await?;
-    let local_keys = Arc::new(LocalKeys::new(load_keyring(&config)?));
-    let provider: Arc<dyn KeyProvider> = Arc::<LocalKeys>::clone(&local_keys);
+    let providers = Arc::new(open_providers(&config)?);
+    let provider: Arc<dyn KeyProvider> = Arc::<Providers>::clone(&providers);
     let keys = Arc::new(KeyService::new(provider, Arc::clone(&store)));
     let (journal, replay) = open_journal(&config).await?;
     let policy = retry_policy(&config);
@@ -207,7 +222,7 @@ pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running,
         public: address(&public)?,
         ops: address(&ops)?,
         certificate: Arc::clone(&certificate),
-        local_keys,
+        providers,
         node: Arc::clone(&node),
     };
     let name = node.config.node.as_str().to_owned();
@@ -445,11 +460,25 @@ impl Running {
         tracing::info!("stopped");
     }
 
+    /// Takes the KEKs of other tenants, and another keyring. A kind of key service that the node has not begun with needs a
+    /// new start.
+    fn reload_keys(&self, config: &Config) -> Result<(), StartError> {
+        let is_new = |kind: &KeyProviderKind| {
+            !self.providers.has(*kind) && config.tenants.iter().any(|tenant| tenant.keks.use_provider(*kind))
+        };
+        if let Some(kind) = KeyProviderKind::ALL.into_iter().find(is_new) {
+            return Err(StartError::NewProvider(kind));
+        }
+        let moved = self.providers.replace(load_keyring(config)?, keks_of(&config.tenants));
+        let keys = Arc::clone(&self.node.keys);
+        tokio::spawn(async move { keys.erase_pools_of(&moved).await });
+        Ok(())
+    }
+
     fn reload(&self, config_file: &std::path::Path) {
         match Config::load(config_file, process_environment()) {
-            Ok(config) => match load_keyring(&config) {
-                Ok(ring) => {
-                    self.local_keys.replace(ring);
+            Ok(config) => match self.reload_keys(&config) {
+                Ok(()) => {
                     self.node.replace_tenants(config.tenants);
                     tracing::info!("tenants, their secrets and keys were read again");
                 }

@@ -12,7 +12,7 @@ use clap::Subcommand;
 use zeroize::Zeroizing;
 
 use crate::clock;
-use crate::config::{Config, process_environment};
+use crate::config::{Config, KeyProviderKind, Tenant, process_environment};
 use crate::domain::ids::TenantId;
 use crate::domain::sign::encode_hex;
 use crate::keys::{Keyring, system_random};
@@ -60,7 +60,18 @@ pub(super) fn init(config_file: &Path) -> CommandResult {
         }
     }
     let config = Config::load(config_file, process_environment()).map_err(Failure::Config)?;
-    let tenants: Vec<TenantId> = config.tenants.iter().map(|tenant| tenant.id.clone()).collect();
+    let in_keyring = |tenant: &&Tenant| tenant.keks.current.provider == KeyProviderKind::Local;
+    let tenants: Vec<TenantId> =
+        config.tenants.iter().filter(in_keyring).map(|tenant| tenant.id.clone()).collect();
+    if tenants.len() < config.tenants.len() {
+        output::line(&format!(
+            "{} tenants have their key in a key service; it is made there",
+            config.tenants.len() - tenants.len()
+        ));
+    }
+    if tenants.is_empty() && !config.tenants.is_empty() {
+        return Ok(());
+    }
     let created = clock::rfc3339(clock::wall());
     let made = Keyring::init(&places.keyring_file, &tenants, &created, system_random)?;
     output::line(&format!(

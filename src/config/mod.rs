@@ -12,6 +12,7 @@
 mod environment;
 mod faults;
 mod files;
+mod keys;
 mod listen;
 mod net;
 mod raw;
@@ -46,9 +47,10 @@ use secret::References;
 pub use environment::process_environment;
 pub use faults::{Fault, Faults};
 pub use files::{Disk, Files, TenantFile};
+pub use keys::{KekName, KeyProviderKind, KeysConfig, TenantKeks};
 pub use listen::{Listen, Proxies, Tls};
 pub use net::{InvalidName, NodeName, PublicUrl, SocketUrl, WebOrigin};
-pub use recording::{Journal, KeysConfig, Segments, Upload};
+pub use recording::{Journal, Segments, Upload};
 pub use route::{Dtmf, Record, Route, RouteMode, RouteProvider};
 pub use secret::{Secret, SecretRef};
 pub use serving::{Drain, Ingest, Log, LogFormat, Playback, Repair};
@@ -164,11 +166,10 @@ impl Config {
         let (text, base_dir) = read_node_file(path)?;
         let survey = files::Survey::default();
         let config = Self::from_toml(&text, base_dir, env, &survey)?;
-        let KeysConfig::Local { keyring_file } = config.keys;
         let mut secret_files = survey.0.into_inner();
         secret_files.sort();
         secret_files.dedup();
-        Ok(SecretPlaces { keyring_file, secret_files })
+        Ok(SecretPlaces { keyring_file: config.keys.keyring_file, secret_files })
     }
 
     /// Finds a tenant by its id.
@@ -198,7 +199,7 @@ impl Config {
         let retention = Sweep::check(raw.retention, &top);
         let drain = Drain::check(raw.drain, &top);
         let log = Log::check(raw.log, &top);
-        let tenants = check_tenants(raw.tenants, &top, references, playback.max_ttl, faults);
+        let tenants = check_tenants(raw.tenants, &top, references, (&keys, playback.max_ttl), faults);
         // Only here, after all faults have been found, may the check end early.
         let (public_url, node, tls, store) = (public_url?, node?, tls?, store?);
         Some(Self {
@@ -263,7 +264,7 @@ fn check_tenants(
     table: Option<Table>,
     top: &Scope<'_>,
     node: &References<'_>,
-    max_ttl: Duration,
+    rules: (&KeysConfig, Duration),
     faults: &Collector,
 ) -> Vec<Tenant> {
     let (scope, raw): (_, raw::Tenants) = top.section("tenants", table);
@@ -285,7 +286,7 @@ fn check_tenants(
             }
         };
         let scope = Scope::tenant_file(faults, &label);
-        let checked = Tenant::check(table, &scope, &references, max_ttl);
+        let checked = Tenant::check(table, &scope, &references, rules);
         tenants.extend(checked.tenant);
         let Some(id) = checked.id else { continue };
         match labels.iter().find(|(other, _)| *other == id) {

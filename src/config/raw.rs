@@ -92,7 +92,21 @@ section!(
         object_lock: String,
     } later []
 );
-section!(Keys { provider: String, keyring_file: String } later ["kek"]);
+section!(
+    Keys {
+        provider: String,
+        keyring_file: String,
+        kek: String,
+        former_keks: Vec<Table>,
+        attempt_timeout_ms: i64,
+        concurrency: i64,
+    } later []
+);
+section!(
+    /// A tenant's table of the same name.
+    TenantKeys { provider: String, kek: String, former_keks: Vec<Table> } later []
+);
+section!(FormerKek { provider: String, kek: String } later []);
 section!(
     Journal {
         dir: String,
@@ -161,13 +175,14 @@ section!(
         no_key_policy: String,
         retention: Table,
         hipaa: Table,
+        keys: Table,
         limits: Table,
         twilio: Table,
         vapi: Table,
         tickets: Table,
         playback: Table,
         route: Vec<Table>,
-    } later ["webhook", "keys"]
+    } later ["webhook"]
 );
 section!(Retention { profile: String, call_audio_days: i64, access_log_days: i64 } later []);
 section!(Hipaa { mode: String } later ["baa", "baa_reference"]);

@@ -1,4 +1,4 @@
-//! Where sealed audio goes: journal, segments, upload, and the keys around it.
+//! Where sealed audio goes: journal, segments and upload.
 //!
 //! The reason for each number stands beside the option in `config/callseal.toml`.
 
@@ -8,7 +8,7 @@ use std::time::Duration;
 use toml::Table;
 
 use super::raw;
-use super::scope::{Bounds, Scope, Words};
+use super::scope::{Bounds, Scope};
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
@@ -26,27 +26,6 @@ const CATCH_UP_BYTES_PER_SEC: Bounds = Bounds::new(0, 0..=GIB * 100);
 const TRY_TIMEOUT_MS: Bounds = Bounds::new(10_000, 100..=300_000);
 const RETRY_BASE_MS: Bounds = Bounds::new(200, 1..=60_000);
 const RETRY_MAX_MS: Bounds = Bounds::new(30_000, 1..=3_600_000);
-
-/// Where tenants' KEKs are.
-#[derive(Debug, Clone)]
-pub enum KeysConfig {
-    /// In a file of this machine.
-    Local {
-        /// Made by `callseal keys init`; it need not exist yet.
-        keyring_file: PathBuf,
-    },
-}
-
-impl KeysConfig {
-    pub(super) fn check(table: Option<Table>, top: &Scope<'_>, data_dir: &Path) -> Self {
-        let (scope, raw): (_, raw::Keys) = top.section("keys", table);
-        let later = &["aws-kms", "vault-transit", "pkcs11"];
-        let providers = Words { default: (), allowed: &[("local", ())], later };
-        scope.word("provider", raw.provider.as_deref(), &providers);
-        let default = || data_dir.join("keyring.json");
-        Self::Local { keyring_file: scope.path("keyring_file", raw.keyring_file, default) }
-    }
-}
 
 /// The journal that bounds what a crash can lose.
 #[derive(Debug, Clone)]

@@ -7,6 +7,7 @@ use toml::{Table, Value};
 
 use crate::domain::ids::{RouteName, TenantId};
 
+use super::keys::{KeysConfig, TenantKeks};
 use super::net::WebOrigin;
 use super::raw;
 use super::route::Route;
@@ -43,6 +44,8 @@ pub struct Tenant {
     pub retention: Retention,
     /// Whether the rules for health data hold.
     pub hipaa: HipaaMode,
+    /// The KEKs that the tenant's DEKs are wrapped under.
+    pub keks: TenantKeks,
     /// How much the tenant may use.
     pub limits: Limits,
     /// How Twilio proves who it is.
@@ -138,12 +141,12 @@ pub(super) struct CheckedFile {
 }
 
 impl Tenant {
-    /// Checks one file; `max_ttl` is the node's.
+    /// Checks one file; the KEKs and the longest life of a grant are the node's.
     pub(super) fn check(
         table: Table,
         scope: &Scope<'_>,
         references: &References<'_>,
-        max_ttl: Duration,
+        (keys, max_ttl): (&KeysConfig, Duration),
     ) -> CheckedFile {
         let raw: raw::Tenant = scope.read(table);
         let id = check_id(raw.id.as_deref(), scope);
@@ -151,6 +154,7 @@ impl Tenant {
         let no_key_policy = NoKeyPolicy::check(raw.no_key_policy.as_deref(), scope);
         let retention = Retention::check(raw.retention, scope);
         let hipaa = HipaaMode::check(raw.hipaa, scope);
+        let keks = TenantKeks::check(raw.keys, scope, id.as_ref(), keys);
         let limits = Limits::check(raw.limits, scope);
         let (has_twilio, has_vapi) = providers(raw.route.as_deref().unwrap_or_default());
         let twilio = Twilio::check(raw.twilio, scope, references, has_twilio);
@@ -164,6 +168,7 @@ impl Tenant {
             no_key_policy,
             retention,
             hipaa,
+            keks,
             limits,
             twilio,
             vapi,

@@ -54,9 +54,16 @@ impl From<KeyError> for RecordingError {
         match error {
             KeyError::NoEnvelope => Self::NotFound,
             KeyError::BadEnvelope(_) => Self::Integrity(Box::new(error)),
-            KeyError::NoKek | KeyError::Entropy | KeyError::Store(_) | KeyError::TimedOut => {
-                Self::Unavailable(Box::new(error))
-            }
+            KeyError::NoKek
+            | KeyError::ForeignKek
+            | KeyError::Denied { .. }
+            | KeyError::BadLogin(_)
+            | KeyError::Throttled(_)
+            | KeyError::Unavailable(_)
+            | KeyError::TimedOut
+            | KeyError::StillFailing(_)
+            | KeyError::Entropy
+            | KeyError::Store(_) => Self::Unavailable(Box::new(error)),
         }
     }
 }

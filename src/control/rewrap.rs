@@ -1,4 +1,4 @@
-//! Moves all envelopes of a tenant under the newest version of its KEK, one recording after the other.
+//! Moves all envelopes of a tenant under the newest version of its present KEK, one recording after the other.
 //!
 //! May stop anywhere, be repeated, and run on many nodes at the same time. An envelope whose recording is being deleted is
 //! never brought back: the order that begins a deletion comes before its key is destroyed, and is looked for after the new
@@ -15,7 +15,10 @@ use crate::clock;
 use crate::control::audit::{AuditError, AuditEvent, AuditLog};
 use crate::control::retention::{OrderedBy, receipt};
 use crate::domain::ids::{RecordingId, TenantId};
-use crate::keys::{KeyError, KeyService, Rewrapped, envelope_recording, envelopes_prefix};
+use crate::domain::time::UnixMillis;
+use crate::keys::{
+    KeyError, KeyService, Rewrapped, UsedKek, Wrap, envelope_recording, envelopes_prefix, needs_move,
+};
 use crate::store::{ObjectName, Store, StoreError};
 use crate::upload::newest_order;
 
@@ -53,13 +56,40 @@ pub struct RewrapReport {
     pub failed: u64,
 }
 
-/// How many envelopes are under which version of a tenant's KEK.
+/// How many envelopes are under which KEK of a tenant.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Status {
-    /// By version; versions without envelopes are left out.
-    pub by_version: BTreeMap<String, u64>,
-    /// Envelopes that cannot be read.
+    /// By KEK and version; those without envelopes are left out.
+    pub by_kek: BTreeMap<UsedKek, Under>,
+    /// Envelopes that cannot be read, or that name no KEK of the tenant.
     pub unreadable: u64,
+    /// Of the others, those that a rewrap would move.
+    pub to_move: u64,
+}
+
+/// The envelopes under one version of a KEK.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Under {
+    /// How many.
+    pub envelopes: u64,
+    /// When the first of them was wrapped, RFC 3339.
+    pub oldest: String,
+}
+
+impl Status {
+    /// Returns how many envelopes are under a KEK.
+    pub fn under(&self, kek: &UsedKek) -> u64 {
+        self.by_kek.get(kek).map_or(0, |under| under.envelopes)
+    }
+
+    fn count(&mut self, wrap: &Wrap, (newest, older_than): (&UsedKek, Option<UnixMillis>)) {
+        self.to_move += u64::from(needs_move(wrap, newest, older_than));
+        let under = self.by_kek.entry(wrap.used()).or_default();
+        under.envelopes += 1;
+        if under.oldest.is_empty() || wrap.wrapped_at < under.oldest {
+            under.oldest.clone_from(&wrap.wrapped_at);
+        }
+    }
 }
 
 /// Moves envelopes.
@@ -69,15 +99,23 @@ pub struct Rewrap {
     audit: AuditLog,
     /// From one envelope to the next.
     pause: Duration,
+    older_than: Option<UnixMillis>,
 }
 
 impl Rewrap {
     /// Moves at most `per_sec` envelopes a second, at least one.
     pub fn new(store: Arc<dyn Store>, keys: Arc<KeyService>, audit: AuditLog, per_sec: u32) -> Self {
-        Self { store, keys, audit, pause: Duration::from_secs(1) / per_sec.max(1) }
+        Self { store, keys, audit, pause: Duration::from_secs(1) / per_sec.max(1), older_than: None }
     }
 
-    /// Moves every envelope of a tenant that is not under the newest version, and calls `progress` after each.
+    /// Moves also what is under the newest KEK but was wrapped before this moment: for key services that do not tell which
+    /// version of a KEK they used.
+    #[must_use]
+    pub fn older_than(self, moment: Option<UnixMillis>) -> Self {
+        Self { older_than: moment, ..self }
+    }
+
+    /// Moves every envelope of a tenant that is not under the newest version of its present KEK, and calls `progress` after each.
     ///
     /// # Errors
     /// [`RewrapError`]: some may have been moved. An envelope that cannot be moved is no error but `failed` in the report.
@@ -87,8 +125,9 @@ impl Rewrap {
         by: &OrderedBy,
         mut progress: impl FnMut(&RewrapReport),
     ) -> Result<RewrapReport, RewrapError> {
-        let version = self.keys.newest_kek_version(tenant).await?;
-        self.record(tenant, by, "begun", format!("version={version}")).await?;
+        let newest = &self.keys.newest_kek(tenant).await?;
+        let UsedKek { provider, kek, version } = newest;
+        self.record(tenant, by, "begun", format!("provider={provider} kek={kek} version={version}")).await?;
         let mut report = RewrapReport::default();
         let mut after = None;
         while let Some(page) = self.page(tenant, &mut after).await? {
@@ -98,7 +137,7 @@ impl Rewrap {
                 recording
             });
             let moving = paced
-                .map(|recording| async move { (recording, self.move_one(tenant, recording).await) })
+                .map(|recording| async move { (recording, self.move_one(tenant, recording, newest).await) })
                 .buffer_unordered(CONCURRENCY);
             let mut moving = pin!(moving);
             while let Some((recording, outcome)) = moving.next().await {
@@ -112,23 +151,24 @@ impl Rewrap {
         Ok(report)
     }
 
-    /// Counts envelopes by version, and calls `progress` with how many were read.
+    /// Counts envelopes by KEK and version, and calls `progress` with how many were read.
     ///
     /// # Errors
-    /// [`RewrapError::Store`].
+    /// [`RewrapError::Store`], and [`RewrapError::Key`] when the newest version cannot be told.
     pub async fn status(
         &self,
         tenant: &TenantId,
         mut progress: impl FnMut(u64),
     ) -> Result<Status, RewrapError> {
+        let newest = self.keys.newest_kek(tenant).await?;
         let (mut status, mut after, mut read) = (Status::default(), None, 0);
         while let Some(page) = self.page(tenant, &mut after).await? {
-            let mut versions = stream::iter(page)
-                .map(|recording| self.keys.kek_version(tenant, recording))
+            let mut wraps = stream::iter(page)
+                .map(|recording| self.keys.wrap_of(tenant, recording))
                 .buffer_unordered(CONCURRENCY);
-            while let Some(version) = versions.next().await {
-                match version {
-                    Ok(Some(version)) => *status.by_version.entry(version).or_default() += 1,
+            while let Some(wrap) = wraps.next().await {
+                match wrap {
+                    Ok(Some(wrap)) => status.count(&wrap, (&newest, self.older_than)),
                     Ok(None) => {}
                     Err(KeyError::Store(error)) => return Err(error.into()),
                     Err(_) => status.unreadable += 1,
@@ -156,8 +196,13 @@ impl Rewrap {
         Ok(Some(recordings))
     }
 
-    async fn move_one(&self, tenant: &TenantId, recording: RecordingId) -> Result<Rewrapped, KeyError> {
-        let outcome = self.keys.rewrap(tenant, recording).await?;
+    async fn move_one(
+        &self,
+        tenant: &TenantId,
+        recording: RecordingId,
+        newest: &UsedKek,
+    ) -> Result<Rewrapped, KeyError> {
+        let outcome = self.keys.rewrap(tenant, recording, (newest, self.older_than)).await?;
         if outcome == Rewrapped::Gone {
             return Ok(outcome);
         }

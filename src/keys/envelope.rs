@@ -2,11 +2,17 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::KekName;
 use crate::domain::cmr::Expected;
 use crate::domain::ids::{KeyId, RecordingId, TenantTag};
 use crate::store::ObjectName;
 
 use super::KeyError;
+
+/// The largest envelope: far more than its wraps need, and no burden for whoever meets a hostile one.
+pub(super) const MAX_BYTES: usize = 64 * 1024;
+/// Wraps of one DEK: the tenant's, and a few for recovery.
+const MAX_WRAPS: usize = 8;
 
 /// A wrapped DEK with the ids it belongs to. Holds no secret in clear.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,11 +36,11 @@ pub struct Envelope {
 /// One DEK under one KEK.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wrap {
-    /// `local`.
+    /// `local`, or the name of a key service.
     pub provider: String,
     /// The KEK's name.
     pub kek: String,
-    /// The KEK's version.
+    /// The KEK's version; what a key service does not tell has [`UNVERSIONED`].
     pub kek_version: String,
     /// The wrapped key, standard base64.
     pub blob: String,
@@ -61,15 +67,51 @@ impl Envelope {
     /// # Errors
     /// [`KeyError::BadEnvelope`].
     pub fn parse(json: &[u8], tenant: TenantTag, recording: RecordingId) -> Result<(Self, KeyId), KeyError> {
+        if json.len() > MAX_BYTES {
+            return Err(KeyError::BadEnvelope("too large"));
+        }
         let envelope: Self = serde_json::from_slice(json).map_err(|_| KeyError::BadEnvelope("not JSON"))?;
         if envelope.v != 1 || envelope.state != "active" {
             return Err(KeyError::BadEnvelope("version or state"));
+        }
+        if envelope.wraps.len() > MAX_WRAPS {
+            return Err(KeyError::BadEnvelope("too many wraps"));
         }
         if envelope.tenant_tag != tenant.to_string() || envelope.recording_id != recording.to_string() {
             return Err(KeyError::BadEnvelope("of another recording"));
         }
         let key = envelope.key_id.parse().map_err(|_| KeyError::BadEnvelope("key id"))?;
         Ok((envelope, key))
+    }
+}
+
+/// The version of a KEK whose service does not tell which of its versions it used.
+pub const UNVERSIONED: &str = "unversioned";
+
+/// A KEK in one version, as wraps name it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct UsedKek {
+    /// As [`Wrap::provider`].
+    pub provider: String,
+    /// As [`Wrap::kek`].
+    pub kek: String,
+    /// As [`Wrap::kek_version`].
+    pub version: String,
+}
+
+impl Wrap {
+    /// Returns what it is under.
+    pub fn used(&self) -> UsedKek {
+        UsedKek {
+            provider: self.provider.clone(),
+            kek: self.kek.clone(),
+            version: self.kek_version.clone(),
+        }
+    }
+
+    /// Whether it is under this KEK, in any version.
+    pub(super) fn is_under(&self, kek: &KekName) -> bool {
+        self.provider == kek.provider.name() && self.kek == kek.kek
     }
 }
 

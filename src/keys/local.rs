@@ -7,14 +7,14 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 
 use crate::clock;
+use crate::config::KekName;
 use crate::domain::cmr::{Dek, Expected, SealedBox, WrapContext};
 use crate::domain::ids::TenantId;
 
-use super::envelope::Wrap;
+use super::envelope::{UsedKek, Wrap};
 use super::keyring::Keyring;
+use super::providers::choose;
 use super::{KeyError, KeyProvider, fill_random};
-
-const PROVIDER: &str = "local";
 
 /// Wraps DEKs under the KEKs of a [`Keyring`].
 #[derive(Debug)]
@@ -46,14 +46,14 @@ impl KeyProvider for LocalKeys {
         let kek = ring.newest(tenant).ok_or(KeyError::NoKek)?;
         let mut salt = [0; 32];
         fill_random(&mut salt)?;
-        let (name, version) = (kek_name(tenant), kek.version.to_string());
-        let context = context(ids, &name, &version);
+        let (name, version) = (KekName::local(tenant), kek.version.to_string());
+        let context = context(ids, &name.kek, &version);
         let blob = SealedBox::WRAPPED_DEK
             .seal(&kek.key, &salt, &context, dek.expose())
             .map_err(|_| KeyError::BadEnvelope("key could not be wrapped"))?;
         Ok(Wrap {
-            provider: PROVIDER.to_owned(),
-            kek: name,
+            provider: name.provider.name().to_owned(),
+            kek: name.kek,
             kek_version: version,
             blob: base64_simd::STANDARD.encode_to_string(blob),
             wrapped_at: clock::rfc3339(clock::wall()),
@@ -62,8 +62,8 @@ impl KeyProvider for LocalKeys {
 
     async fn unwrap(&self, tenant: &TenantId, ids: &Expected, wrap: &Wrap) -> Result<Dek, KeyError> {
         let version = wrap.kek_version.parse().map_err(|_| KeyError::BadEnvelope("KEK version"))?;
-        if wrap.provider != PROVIDER || wrap.kek != kek_name(tenant) {
-            return Err(KeyError::NoKek);
+        if !wrap.is_under(&KekName::local(tenant)) {
+            return Err(KeyError::ForeignKek);
         }
         let ring = self.ring.load_full();
         let kek = ring.version(tenant, version).ok_or(KeyError::NoKek)?;
@@ -83,14 +83,16 @@ impl KeyProvider for LocalKeys {
         })
     }
 
-    async fn newest_version(&self, tenant: &TenantId) -> Result<String, KeyError> {
-        let ring = self.ring.load();
-        ring.newest(tenant).map(|kek| kek.version.to_string()).ok_or(KeyError::NoKek)
+    fn choose<'w>(&self, tenant: &TenantId, wraps: &'w [Wrap]) -> Result<&'w Wrap, KeyError> {
+        choose(&[KekName::local(tenant)], wraps)
     }
-}
 
-fn kek_name(tenant: &TenantId) -> String {
-    format!("{PROVIDER}/{tenant}")
+    async fn newest(&self, tenant: &TenantId) -> Result<UsedKek, KeyError> {
+        let ring = self.ring.load();
+        let version = ring.newest(tenant).ok_or(KeyError::NoKek)?.version.to_string();
+        let KekName { provider, kek } = KekName::local(tenant);
+        Ok(UsedKek { provider: provider.name().to_owned(), kek, version })
+    }
 }
 
 fn context(ids: &Expected, kek: &str, version: &str) -> Vec<u8> {

@@ -3,9 +3,13 @@
 //! Knows KEK sources, versions, wrap and unwrap. Must not know audio or sockets. No ciphertext leaves the process
 //! before the envelope of its DEK is durable in the store.
 
+mod calls;
 mod envelope;
+mod error;
 mod keyring;
 mod local;
+mod pool;
+mod providers;
 mod rewrap;
 mod service;
 
@@ -13,59 +17,45 @@ use async_trait::async_trait;
 
 use crate::domain::cmr::{Dek, Expected};
 use crate::domain::ids::TenantId;
-use crate::store::StoreError;
 
-pub use envelope::{Envelope, Wrap, envelope_name, envelope_prefix, envelope_recording, envelopes_prefix};
+pub use envelope::{
+    Envelope, UNVERSIONED, UsedKek, Wrap, envelope_name, envelope_prefix, envelope_recording, envelopes_prefix,
+};
+pub use error::{KeyError, Said};
 pub use keyring::{Keyring, KeyringError};
 pub use local::{LocalKeys, system_random};
-pub use rewrap::Rewrapped;
+pub use providers::Providers;
+pub use rewrap::{Rewrapped, needs_move};
 pub use service::{KeyService, Minted, OpenedKey};
 
-/// Why a key is not to be had.
-#[derive(Debug, thiserror::Error)]
-pub enum KeyError {
-    /// The tenant has no KEK of that name and version.
-    #[error("no key-encryption key for this tenant")]
-    NoKek,
-    /// The recording has no envelope: unknown, or its key was destroyed.
-    #[error("recording has no key envelope")]
-    NoEnvelope,
-    /// An envelope that is not one, or that does not open to the key it names.
-    #[error("key envelope does not open: {0}")]
-    BadEnvelope(&'static str),
-    /// The system has no random bytes.
-    #[error("no random bytes")]
-    Entropy,
-    /// The store does not take or give the envelope.
-    #[error("store of key envelopes")]
-    Store(#[from] StoreError),
-    /// It took too long.
-    #[error("key service did not answer in time")]
-    TimedOut,
-}
-
-/// A holder of KEKs: a local keyring, a cloud KMS, an HSM.
+/// What holds the KEKs of all tenants. [`Providers`] does; a keyring alone is enough for tests.
 #[async_trait]
 pub trait KeyProvider: Send + Sync {
-    /// Wraps a DEK under the tenant's newest KEK.
+    /// Wraps a DEK under the newest version of the tenant's present KEK. There is never a fall-back to another one.
     ///
     /// # Errors
-    /// [`KeyError::NoKek`], [`KeyError::Entropy`].
+    /// [`KeyError`].
     async fn wrap(&self, tenant: &TenantId, ids: &Expected, dek: &Dek) -> Result<Wrap, KeyError>;
+
+    /// Chooses among the wraps of an envelope by what they name, never by trying them.
+    ///
+    /// # Errors
+    /// [`KeyError::ForeignKek`] when none is under a KEK of the tenant; [`KeyError::BadEnvelope`] without wraps.
+    fn choose<'w>(&self, tenant: &TenantId, wraps: &'w [Wrap]) -> Result<&'w Wrap, KeyError>;
 
     /// Unwraps a DEK. The caller checks that it is the one that `ids` names.
     ///
     /// # Errors
-    /// [`KeyError::NoKek`], [`KeyError::BadEnvelope`].
+    /// [`KeyError::ForeignKek`] for a KEK that is not the tenant's; see [`KeyError`].
     async fn unwrap(&self, tenant: &TenantId, ids: &Expected, wrap: &Wrap) -> Result<Dek, KeyError>;
 
-    /// Returns the version of the KEK that a new DEK of the tenant would be wrapped under.
+    /// Returns what a new DEK of the tenant would be wrapped under.
     ///
     /// # Errors
-    /// [`KeyError::NoKek`].
-    async fn newest_version(&self, tenant: &TenantId) -> Result<String, KeyError>;
+    /// [`KeyError`].
+    async fn newest(&self, tenant: &TenantId) -> Result<UsedKek, KeyError>;
 
-    /// Moves a DEK under the tenant's newest KEK.
+    /// Moves a DEK under the newest version of the tenant's present KEK.
     ///
     /// # Errors
     /// As [`KeyProvider::wrap`] and [`KeyProvider::unwrap`].
@@ -76,6 +66,40 @@ pub trait KeyProvider: Send + Sync {
         }
         self.wrap(tenant, ids, &dek).await
     }
+}
+
+/// A DEK as a key service wrapped it.
+pub(crate) struct Wrapped {
+    /// The wrapped key.
+    pub(crate) blob: Vec<u8>,
+    /// The version of the KEK, or [`UNVERSIONED`].
+    pub(crate) version: String,
+}
+
+/// A key service outside this process. Each method is one attempt: bounds, repetition and counting are not its own.
+///
+/// What it answers is not trusted: the service that asks opens every wrap that it made, and holds every opened DEK against
+/// its id.
+#[async_trait]
+pub(crate) trait KekService: Send + Sync {
+    /// Wraps a DEK under a KEK, bound to its ids.
+    async fn wrap(&self, kek: &str, ids: &Expected, dek: &Dek) -> Result<Wrapped, KeyError>;
+
+    /// Unwraps a DEK that is under this KEK and bound to these ids.
+    async fn unwrap(&self, kek: &str, ids: &Expected, blob: &[u8]) -> Result<Dek, KeyError>;
+
+    /// Moves a wrapped DEK from one KEK to the newest version of another, or of the same, inside the service; `None` when
+    /// the service cannot do that for these two.
+    async fn rewrap(
+        &self,
+        from: &str,
+        to: &str,
+        ids: &Expected,
+        blob: &[u8],
+    ) -> Result<Option<Wrapped>, KeyError>;
+
+    /// Returns the version that a new wrap under this KEK would have.
+    async fn newest_version(&self, kek: &str) -> Result<String, KeyError>;
 }
 
 /// Fills `out` with random bytes of the operating system.

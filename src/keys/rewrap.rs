@@ -5,11 +5,14 @@
 
 use bytes::Bytes;
 
+use crate::clock;
 use crate::domain::cmr::Expected;
 use crate::domain::ids::{RecordingId, TenantId, TenantTag};
+use crate::domain::time::UnixMillis;
 use crate::store::{ObjectClass, ObjectInfo, PutOutcome, StoreError, Tags};
 
-use super::envelope::{Envelope, envelope_name, envelope_prefix, revision_of};
+use super::envelope::{MAX_BYTES, Envelope, UsedKek, Wrap, envelope_name, envelope_prefix, revision_of};
+use super::service::noted;
 use super::{KeyError, KeyService};
 
 /// Revisions of one envelope: more than one only while it moves.
@@ -34,17 +37,31 @@ pub(super) struct Newest {
 }
 
 impl KeyService {
-    /// Moves the DEK of a recording under the tenant's newest KEK.
+    /// Moves the DEK of a recording under `newest`, which [`KeyService::newest_kek`] has returned: when it is under another
+    /// KEK or version, or was wrapped before `older_than`.
     ///
     /// # Errors
     /// [`KeyError`]; the envelope still opens then, and calling again is safe.
-    pub async fn rewrap(&self, tenant: &TenantId, recording: RecordingId) -> Result<Rewrapped, KeyError> {
-        let version = self.provider.newest_version(tenant).await?;
+    pub async fn rewrap(
+        &self,
+        tenant: &TenantId,
+        recording: RecordingId,
+        (newest_kek, older_than): (&UsedKek, Option<UnixMillis>),
+    ) -> Result<Rewrapped, KeyError> {
+        noted("rewrap", self.rewrap_unnoted(tenant, recording, (newest_kek, older_than)).await)
+    }
+
+    async fn rewrap_unnoted(
+        &self,
+        tenant: &TenantId,
+        recording: RecordingId,
+        (newest_kek, older_than): (&UsedKek, Option<UnixMillis>),
+    ) -> Result<Rewrapped, KeyError> {
         let Some(newest) = self.newest_envelope(tenant.tag(), recording).await? else {
             return Ok(Rewrapped::Gone);
         };
-        let wrap = newest.envelope.wraps.first().ok_or(KeyError::BadEnvelope("no wrap"))?;
-        if wrap.kek_version == version {
+        let wrap = self.provider.choose(tenant, &newest.envelope.wraps)?;
+        if !needs_move(wrap, newest_kek, older_than) {
             return Ok(Rewrapped::Current);
         }
         let wrap = self.provider.rewrap(tenant, &newest.ids, wrap).await?;
@@ -79,25 +96,25 @@ impl KeyService {
         Ok(())
     }
 
-    /// Returns the version of the KEK that a recording's envelope is under; `None` without envelope.
+    /// Returns the wrap that a recording's DEK would be opened from; `None` without envelope.
     ///
     /// # Errors
-    /// [`KeyError`].
-    pub async fn kek_version(
+    /// [`KeyError`]; nothing was opened.
+    pub async fn wrap_of(
         &self,
         tenant: &TenantId,
         recording: RecordingId,
-    ) -> Result<Option<String>, KeyError> {
-        let newest = self.newest_envelope(tenant.tag(), recording).await?;
-        Ok(newest.and_then(|newest| newest.envelope.wraps.into_iter().next()).map(|wrap| wrap.kek_version))
+    ) -> Result<Option<Wrap>, KeyError> {
+        let Some(newest) = self.newest_envelope(tenant.tag(), recording).await? else { return Ok(None) };
+        self.provider.choose(tenant, &newest.envelope.wraps).cloned().map(Some)
     }
 
-    /// Returns the version of the KEK that new DEKs of a tenant are wrapped under.
+    /// Returns what new DEKs of a tenant are wrapped under.
     ///
     /// # Errors
-    /// [`KeyError::NoKek`].
-    pub async fn newest_kek_version(&self, tenant: &TenantId) -> Result<String, KeyError> {
-        self.provider.newest_version(tenant).await
+    /// [`KeyError`].
+    pub async fn newest_kek(&self, tenant: &TenantId) -> Result<UsedKek, KeyError> {
+        self.provider.newest(tenant).await
     }
 
     /// Reads the newest revision of an envelope; `None` where there is none.
@@ -108,6 +125,9 @@ impl KeyService {
     ) -> Result<Option<Newest>, KeyError> {
         let revisions = self.envelope_revisions(tenant, recording).await?;
         let Some(newest) = revisions.last() else { return Ok(None) };
+        if newest.size > MAX_BYTES as u64 {
+            return Err(KeyError::BadEnvelope("too large"));
+        }
         let fetched = match self.store.get(&newest.name, None).await {
             Err(StoreError::NotFound) => return Ok(None),
             fetched => fetched?,
@@ -123,12 +143,8 @@ impl KeyService {
         if newest.ids != *ids {
             return Err(KeyError::BadEnvelope("of another key"));
         }
-        let wrap = newest.envelope.wraps.first().ok_or(KeyError::BadEnvelope("no wrap"))?;
-        let dek = self.provider.unwrap(tenant, ids, wrap).await?;
-        if dek.key_id(ids.tenant, ids.recording) != ids.key {
-            return Err(KeyError::BadEnvelope("opens to another key"));
-        }
-        Ok(())
+        let wrap = self.provider.choose(tenant, &newest.envelope.wraps)?;
+        self.unwrap_checked(tenant, ids, wrap).await.map(drop)
     }
 
     async fn envelope_revisions(
@@ -138,4 +154,10 @@ impl KeyService {
     ) -> Result<Vec<ObjectInfo>, StoreError> {
         self.store.list_after(&envelope_prefix(tenant, recording), None, MAX_REVISIONS).await
     }
+}
+
+/// Whether a wrap is to be made anew. One whose age cannot be read counts as old.
+pub fn needs_move(wrap: &Wrap, newest: &UsedKek, older_than: Option<UnixMillis>) -> bool {
+    let is_old = |limit| clock::parse_rfc3339(&wrap.wrapped_at).is_none_or(|made| made < limit);
+    wrap.used() != *newest || older_than.is_some_and(is_old)
 }

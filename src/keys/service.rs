@@ -1,8 +1,10 @@
 //! The key service: mints DEKs ahead of need and opens envelopes for playback.
 //!
 //! A small pool per active tenant holds DEKs whose envelopes are already durable, so that a call does not wait for the
-//! key provider or the store. An entry that nobody takes is erased after ten minutes. Opened DEKs are cached for at most
-//! five minutes: that time is how long a destroyed key may still play.
+//! key service or the store. An entry that nobody takes is erased after ten minutes. Opened DEKs are cached for at most
+//! five minutes. These times are how long a KEK that was withdrawn, or a DEK that was destroyed, may still be of use.
+//!
+//! A wrap is opened once before its DEK is handed out: nothing is ever recorded under an envelope that does not open.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,21 +15,24 @@ use bytes::Bytes;
 use crate::clock;
 use crate::domain::cmr::{Dek, Expected};
 use crate::domain::ids::{RecordingId, TenantId, TenantTag};
+use crate::observe::metrics as names;
 use crate::store::{ObjectClass, ObjectName, PutOutcome, Store, StoreError, Tags};
 
-use super::envelope::{Envelope, envelope_name, envelope_prefix};
+use super::calls::jitter;
+use super::envelope::{Envelope, Wrap, envelope_name, envelope_prefix};
+use super::pool::{Pool, Taken};
 use super::{KeyError, KeyProvider, fill_random};
 
-/// How many minted DEKs wait per tenant: a burst of calls of one second.
-const POOL_SIZE: usize = 8;
-/// How long a minted DEK may wait.
-const POOL_AGE: Duration = Duration::from_secs(600);
 /// How long an opened DEK may be used for playback.
 const CACHE_AGE: Duration = Duration::from_secs(300);
 /// How many opened DEKs are kept: one per concurrent listener.
 const CACHE_SIZE: usize = 1024;
 /// How long one mint may take; a call start never waits longer.
 const MINT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The pause after the first failure to mint ahead; it doubles up to the longest one. That is how long calls may go
+/// unrecorded after a key service has come back.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// A DEK whose envelope is durable, and the recording it was made for.
 #[derive(Debug)]
@@ -37,6 +42,12 @@ pub struct Minted {
     /// The key.
     pub dek: Dek,
     minted_at: Instant,
+}
+
+impl Minted {
+    pub(super) fn age(&self) -> Duration {
+        clock::since(self.minted_at)
+    }
 }
 
 /// A DEK opened from its envelope.
@@ -52,38 +63,49 @@ pub struct OpenedKey {
 pub struct KeyService {
     pub(super) provider: Arc<dyn KeyProvider>,
     pub(super) store: Arc<dyn Store>,
-    pool: Mutex<HashMap<TenantId, Vec<Minted>>>,
+    pool: Pool,
     cache: Mutex<HashMap<RecordingId, (OpenedKey, Instant)>>,
 }
 
 impl KeyService {
     /// Wraps with `provider`, keeps envelopes in `store`.
     pub fn new(provider: Arc<dyn KeyProvider>, store: Arc<dyn Store>) -> Self {
-        Self { provider, store, pool: Mutex::default(), cache: Mutex::default() }
+        Self { provider, store, pool: Pool::default(), cache: Mutex::default() }
     }
 
     /// Takes a DEK for a new recording: from the pool, or minted now.
     ///
+    /// Waits for a key service only when the pool is empty and the last mint succeeded.
+    ///
     /// # Errors
     /// [`KeyError`]; nothing may be recorded then.
     pub async fn take(self: &Arc<Self>, tenant: &TenantId) -> Result<Minted, KeyError> {
-        let pooled = self.pool().get_mut(tenant).and_then(Vec::pop);
-        let minted = match pooled.filter(|minted| clock::since(minted.minted_at) < POOL_AGE) {
-            Some(minted) => Ok(minted),
-            None => self.mint(tenant).await,
-        };
-        let service = Arc::clone(self);
-        let refilled = tenant.clone();
-        tokio::spawn(async move { service.refill(&refilled).await });
-        minted
+        let Taken { minted, stale, refill, failing } = self.pool.take(tenant);
+        if refill || !stale.is_empty() {
+            let (service, tenant) = (Arc::clone(self), tenant.clone());
+            tokio::spawn(async move {
+                service.erase(stale).await;
+                if refill {
+                    service.refill(&tenant).await;
+                }
+            });
+        }
+        match (minted, failing) {
+            (Some(minted), _) => Ok(minted),
+            (None, Some(kind)) => Err(KeyError::StillFailing(kind)),
+            (None, None) => self.mint(tenant).await,
+        }
     }
 
     /// Gives a DEK back that was taken and not used.
-    pub fn give_back(&self, tenant: &TenantId, minted: Minted) {
-        self.pool().entry(tenant.clone()).or_default().push(minted);
+    pub fn give_back(self: &Arc<Self>, tenant: &TenantId, minted: Minted) {
+        if let Some(no_place) = self.pool.put(tenant, minted) {
+            let service = Arc::clone(self);
+            tokio::spawn(async move { service.erase(vec![no_place]).await });
+        }
     }
 
-    /// Mints a DEK and stores its envelope.
+    /// Mints a DEK, sees that its wrap opens, and stores its envelope.
     ///
     /// # Errors
     /// [`KeyError`].
@@ -96,14 +118,13 @@ impl KeyService {
             let tag = tenant.tag();
             let ids = Expected { tenant: tag, recording, key: dek.key_id(tag, recording) };
             let wrap = self.provider.wrap(tenant, &ids, &dek).await?;
+            self.unwrap_checked(tenant, &ids, &wrap).await?;
             self.put_envelope(&ids, &Envelope::new(&ids, wrap)).await?;
             Ok(Minted { ids, dek, minted_at: clock::monotonic() })
         };
         let minted = tokio::time::timeout(MINT_TIMEOUT, minting).await.unwrap_or(Err(KeyError::TimedOut));
-        if minted.is_err() {
-            metrics::counter!(crate::observe::metrics::KEY_ERRORS).increment(1);
-        }
-        minted
+        self.pool.note(tenant, minted.as_ref().err().map(KeyError::label));
+        noted("mint", minted)
     }
 
     /// Opens the DEK of a recording for reading.
@@ -114,11 +135,12 @@ impl KeyService {
         if let Some(opened) = self.cached(tenant, recording) {
             return Ok(opened);
         }
-        let (ids, dek) = match self.open_stored(tenant, recording).await {
+        let opened = match self.open_stored(tenant, recording).await {
             // A rewrap may destroy the revision between its listing and its reading; the next one is there then.
             Err(KeyError::NoEnvelope) => self.open_stored(tenant, recording).await,
             opened => opened,
-        }?;
+        };
+        let (ids, dek) = noted("open", opened)?;
         let opened = OpenedKey { ids, dek: Arc::new(dek) };
         self.remember(&opened);
         Ok(opened)
@@ -130,12 +152,23 @@ impl KeyService {
         recording: RecordingId,
     ) -> Result<(Expected, Dek), KeyError> {
         let newest = self.newest_envelope(tenant.tag(), recording).await?.ok_or(KeyError::NoEnvelope)?;
-        let wrap = newest.envelope.wraps.first().ok_or(KeyError::BadEnvelope("no wrap"))?;
-        let dek = self.provider.unwrap(tenant, &newest.ids, wrap).await?;
-        if dek.key_id(newest.ids.tenant, recording) != newest.ids.key {
+        let wrap = self.provider.choose(tenant, &newest.envelope.wraps)?;
+        let dek = self.unwrap_checked(tenant, &newest.ids, wrap).await?;
+        Ok((newest.ids, dek))
+    }
+
+    /// Unwraps a DEK and holds it against its id, so that no key service can put another one in its place.
+    pub(super) async fn unwrap_checked(
+        &self,
+        tenant: &TenantId,
+        ids: &Expected,
+        wrap: &Wrap,
+    ) -> Result<Dek, KeyError> {
+        let dek = self.provider.unwrap(tenant, ids, wrap).await?;
+        if dek.key_id(ids.tenant, ids.recording) != ids.key {
             return Err(KeyError::BadEnvelope("opens to another key"));
         }
-        Ok((newest.ids, dek))
+        Ok(dek)
     }
 
     /// Whether a recording has an envelope in the store; what this process knows by heart does not count.
@@ -158,33 +191,36 @@ impl KeyService {
         purged.map(drop)
     }
 
-    /// Erases the envelopes of all pooled DEKs: at shutdown.
+    /// Erases the envelopes of all pooled DEKs, and mints none ahead any more: at shutdown.
     pub async fn erase_pool(&self) {
-        let pooled: Vec<_> = self.pool().drain().flat_map(|(_, minted)| minted).collect();
-        self.erase(pooled).await;
+        self.erase(self.pool.close()).await;
+    }
+
+    /// Erases the pooled DEKs of tenants whose KEK is another one now.
+    pub async fn erase_pools_of(&self, tenants: &[TenantId]) {
+        self.erase(self.pool.remove(tenants)).await;
     }
 
     /// Erases pooled DEKs that have waited too long. To be called about once a minute.
     pub async fn expire_pool(&self) {
-        let mut stale = Vec::new();
-        for pooled in self.pool().values_mut() {
-            let (old, fresh) = std::mem::take(pooled)
-                .into_iter()
-                .partition(|minted| clock::since(minted.minted_at) >= POOL_AGE);
-            *pooled = fresh;
-            stale.extend::<Vec<_>>(old);
-        }
-        self.erase(stale).await;
+        self.erase(self.pool.remove_stale()).await;
         self.cache().retain(|_, (_, opened_at)| clock::since(*opened_at) < CACHE_AGE);
     }
 
+    /// Mints until the pool is full. While that fails it tries on, ever more slowly, as long as the tenant has calls.
     async fn refill(&self, tenant: &TenantId) {
-        while self.pool().get(tenant).map_or(0, Vec::len) < POOL_SIZE {
+        let mut pause = FIRST_PAUSE;
+        while self.pool.wants_more(tenant) {
             match self.mint(tenant).await {
-                Ok(minted) => self.give_back(tenant, minted),
+                Ok(minted) => {
+                    pause = FIRST_PAUSE;
+                    let no_place = self.pool.put(tenant, minted);
+                    self.erase(no_place.into_iter().collect()).await;
+                }
                 Err(error) => {
                     tracing::warn!(%tenant, error = &error as &dyn std::error::Error, "cannot mint a key ahead");
-                    return;
+                    tokio::time::sleep(jitter(pause)).await;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
                 }
             }
         }
@@ -225,11 +261,17 @@ impl KeyService {
         cache.insert(opened.ids.recording, (opened.clone(), clock::monotonic()));
     }
 
-    fn pool(&self) -> std::sync::MutexGuard<'_, HashMap<TenantId, Vec<Minted>>> {
-        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn cache(&self) -> std::sync::MutexGuard<'_, HashMap<RecordingId, (OpenedKey, Instant)>> {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Counts a failure; that a recording is unknown is none.
+pub(super) fn noted<T>(purpose: &'static str, done: Result<T, KeyError>) -> Result<T, KeyError> {
+    if let Err(error) = &done
+        && !matches!(error, KeyError::NoEnvelope)
+    {
+        metrics::counter!(names::KEY_ERRORS, "use" => purpose, "kind" => error.label()).increment(1);
+    }
+    done
 }

@@ -88,8 +88,14 @@ pub const RECORDINGS_TAKEN_OVER: &str = "recordings_taken_over_total";
 pub const REPAIR_FAILED: &str = "recordings_repair_failed_total";
 /// Gauge: recordings without their final form that the last scan found, running calls among them.
 pub const RECORDINGS_UNSETTLED: &str = "recordings_unsettled";
-/// Counter: keys that could not be minted.
+/// Counter, labels `use` and `kind`: keys that could not be minted, opened or moved.
 pub const KEY_ERRORS: &str = "key_errors_total";
+/// Counter, labels `provider`, `operation` and `result`: requests to keyring and key services, repetitions not counted.
+pub const KEY_REQUESTS: &str = "key_requests_total";
+/// Histogram, labels `provider` and `operation`: seconds of those requests, repetitions and waiting included.
+pub const KEY_SECONDS: &str = "key_request_seconds";
+/// Gauge: keys minted ahead of calls.
+pub const KEYS_WAITING: &str = "keys_waiting";
 /// Counter, label `result`: playback requests by outcome.
 pub const PLAYS: &str = "playback_requests_total";
 /// Counter: audio bytes played.
@@ -280,7 +286,25 @@ pub const ALL: &[Metric] = &[
     metric(TICKETS_UNCONFIRMED, Kind::Counter, Unit::Count, "Tickets taken that the store did not confirm."),
     metric(WITHOUT_CONSENT, Kind::Counter, Unit::Count, "Streams not recorded for want of consent."),
     metric(CALLS_UNRECORDED, Kind::Counter, Unit::Count, "Calls passed on without a recording."),
-    metric(KEY_ERRORS, Kind::Counter, Unit::Count, "Keys that could not be minted."),
+    metric(
+        KEY_ERRORS,
+        Kind::Counter,
+        Unit::Count,
+        "Keys that could not be minted, opened or moved, by use and kind.",
+    ),
+    metric(
+        KEY_REQUESTS,
+        Kind::Counter,
+        Unit::Count,
+        "Requests to keyring and key services, by provider, operation and result.",
+    ),
+    metric(
+        KEY_SECONDS,
+        Kind::Histogram,
+        Unit::Seconds,
+        "Duration of those requests with their repetitions, by provider and operation.",
+    ),
+    metric(KEYS_WAITING, Kind::Gauge, Unit::Count, "Keys minted ahead of calls."),
     metric(PLAYS, Kind::Counter, Unit::Count, "Playback requests, by result."),
     metric(PLAYED_BYTES, Kind::Counter, Unit::Bytes, "Audio bytes played."),
     metric(
@@ -381,6 +405,11 @@ fn describe_all() {
     for reason in ["overload", "lost_before_us"] {
         metrics::counter!(AUDIO_LOST, "reason" => reason).absolute(0);
     }
+    for purpose in ["mint", "open", "rewrap"] {
+        for kind in ["bad_envelope", "bad_login", "denied", "foreign_kek", "no_kek", "timed_out", "unavailable"] {
+            metrics::counter!(KEY_ERRORS, "use" => purpose, "kind" => kind).absolute(0);
+        }
+    }
     for reason in ["clock", "too_much_due", "store", "recording"] {
         metrics::counter!(RETENTION_FAILURES, "reason" => reason).absolute(0);
     }
@@ -389,7 +418,6 @@ fn describe_all() {
         RECOVERY_FAILED,
         REPAIR_FAILED,
         AUDIT_FAILURES,
-        KEY_ERRORS,
         FRAMES_SEALED,
         MESSAGES_IN,
     ] {

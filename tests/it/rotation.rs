@@ -146,8 +146,9 @@ async fn a_rewrap_may_be_interrupted_at_any_request() {
             assert_eq!(report.failed, 0, "{when}");
             world.assert_all_open(&when).await;
             for recording in &world.recordings {
-                let version = world.keys().kek_version(&world.tenant, *recording).await.unwrap();
-                assert_eq!((version.as_deref(), world.revisions(*recording).await), (Some("2"), 1), "{when}");
+                let wrap = world.keys().wrap_of(&world.tenant, *recording).await.unwrap().unwrap();
+                let revisions = world.revisions(*recording).await;
+                assert_eq!((wrap.kek_version.as_str(), revisions), ("2", 1), "{when}");
             }
         }
     }

@@ -10,13 +10,13 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use crate::clock;
-use crate::config::{Config, KeysConfig};
+use crate::config::{Config, KekName, KeyProviderKind, Tenant};
 use crate::control::audit::{AuditEvent, AuditLog};
 use crate::control::retention::OrderedBy;
 use crate::control::rewrap::{Rewrap, RewrapReport, Status};
 use crate::domain::ids::TenantId;
 use crate::domain::time::UnixMillis;
-use crate::keys::{KeyService, Keyring, system_random};
+use crate::keys::{KeyService, Keyring, UsedKek, system_random};
 use crate::server::{open_keys, open_store};
 use crate::store::Store;
 
@@ -62,6 +62,9 @@ pub(crate) struct RewrapArgs {
     target: Target,
     #[command(flatten)]
     by: By,
+    /// Move also what was wrapped more than so many days ago: for AWS KMS, which does not tell the version it used
+    #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(0..=36_500))]
+    older_than_days: Option<u32>,
     /// Move at most so many data keys a second
     #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     per_sec: u32,
@@ -122,12 +125,22 @@ impl Opened {
     }
 
     fn keyring_file(&self) -> &Path {
-        let KeysConfig::Local { keyring_file } = &self.config.keys;
-        keyring_file
+        &self.config.keys.keyring_file
     }
 
     fn rewrap(&self, per_sec: u32) -> Rewrap {
         Rewrap::new(Arc::clone(&self.store), Arc::clone(&self.keys), self.audit.clone(), per_sec)
+    }
+
+    /// Returns the versions of a tenant's KEK in the keyring, and when each was made; none without a KEK there.
+    fn local_versions(&self, tenant: &TenantId) -> anyhow::Result<Vec<(u32, String)>> {
+        let has_local = |tenant: &Tenant| tenant.keks.use_provider(KeyProviderKind::Local);
+        if !self.config.tenant(tenant).is_some_and(has_local) {
+            return Ok(Vec::new());
+        }
+        let ring = Keyring::load(self.keyring_file())?;
+        let versions = ring.versions(tenant).into_iter();
+        Ok(versions.map(|(version, created)| (version, created.to_owned())).collect())
     }
 
     async fn record(&self, tenant: &TenantId, by: &By, action: &str, version: u32) -> anyhow::Result<()> {
@@ -164,8 +177,14 @@ pub(crate) fn rotate(args: &RotateArgs) -> CommandResult {
     runtime()?.block_on(async {
         let opened = Opened::new(config).await?;
         for tenant in &tenants {
-            let ring = Keyring::load(opened.keyring_file())?;
-            let newest = ring.versions(tenant).last().map_or(0, |(version, _)| *version);
+            if let Some(advice) = rotated_elsewhere(&opened.config, tenant) {
+                if args.target.tenant.is_some() {
+                    return Err(anyhow!("{tenant}: {advice}").into());
+                }
+                output::line(&format!("{tenant}: {advice}"));
+                continue;
+            }
+            let newest = opened.local_versions(tenant)?.last().map_or(0, |(version, _)| *version);
             if args.dry_run {
                 output::line(&format!("{tenant}: version {} would be made", newest + 1));
                 continue;
@@ -186,14 +205,15 @@ pub(crate) fn rewrap(args: &RewrapArgs) -> CommandResult {
     let tenants = args.target.tenants(&config)?;
     runtime()?.block_on(async {
         let opened = Opened::new(config).await?;
-        let rewrap = opened.rewrap(args.per_sec);
+        let moment = args.older_than_days.map(days_ago);
+        let rewrap = opened.rewrap(args.per_sec).older_than(moment);
         let mut failed = 0;
         for tenant in &tenants {
             let bar = spinner();
             if args.dry_run {
                 let status = rewrap.status(tenant, |read| bar.set_position(read)).await?;
                 bar.finish_and_clear();
-                let newest = opened.keys.newest_kek_version(tenant).await?;
+                let newest = opened.keys.newest_kek(tenant).await?;
                 print_would(args, tenant, &status, &newest);
                 continue;
             }
@@ -219,17 +239,17 @@ fn spinner() -> ProgressBar {
     bar
 }
 
-fn print_would(args: &RewrapArgs, tenant: &TenantId, status: &Status, newest: &str) {
-    let current = status.by_version.get(newest).copied().unwrap_or_default();
-    let older = status.by_version.values().sum::<u64>() - current;
-    let unreadable = status.unreadable;
+fn print_would(args: &RewrapArgs, tenant: &TenantId, status: &Status, newest: &UsedKek) {
+    let Status { to_move, unreadable, .. } = status;
+    let stay = status.by_kek.values().map(|under| under.envelopes).sum::<u64>() - to_move;
     output::line(&if args.json {
-        json!({"tenant": tenant.as_str(), "dry_run": true, "would_move": older, "current": current,
+        json!({"tenant": tenant.as_str(), "dry_run": true, "would_move": to_move, "current": stay,
             "unreadable": unreadable})
         .to_string()
     } else {
+        let UsedKek { kek, version, .. } = newest;
         format!(
-            "{tenant}: {older} would be moved, {current} are under version {newest}, {unreadable} cannot be read"
+            "{tenant}: {to_move} would be moved, {stay} are under {kek}, version {version}, {unreadable} cannot be read"
         )
     });
 }
@@ -251,29 +271,35 @@ pub(crate) fn status(args: &StatusArgs) -> CommandResult {
     let tenants = args.target.tenants(&config)?;
     runtime()?.block_on(async {
         let opened = Opened::new(config).await?;
-        let ring = Keyring::load(opened.keyring_file())?;
         for tenant in &tenants {
             let bar = spinner();
             let status = opened.rewrap(1).status(tenant, |read| bar.set_position(read)).await?;
             bar.finish_and_clear();
-            print_status(args, tenant, &ring.versions(tenant), &status);
+            print_status(args, tenant, &opened.local_versions(tenant)?, &status);
         }
         Ok(())
     })
 }
 
-fn print_status(args: &StatusArgs, tenant: &TenantId, versions: &[(u32, &str)], status: &Status) {
+fn print_status(args: &StatusArgs, tenant: &TenantId, versions: &[(u32, String)], status: &Status) {
     let rows = versions.iter().map(|(version, created)| {
-        let recordings = status.by_version.get(&version.to_string()).copied().unwrap_or_default();
-        (*version, *created, age_in_days(created), recordings)
+        (*version, created, age_in_days(created), status.under(&local_kek(tenant, *version)))
     });
+    let services = || status.by_kek.iter().filter(|(kek, _)| kek.provider != KeyProviderKind::Local.name());
     if args.json {
         let versions: Vec<_> = rows
             .map(|(version, created, age, recordings)| {
                 json!({"version": version, "created": created, "age_days": age, "recordings": recordings})
             })
             .collect();
-        let line = json!({"tenant": tenant.as_str(), "versions": versions, "unreadable": status.unreadable});
+        let services: Vec<_> = services()
+            .map(|(UsedKek { provider, kek, version }, under)| {
+                json!({"provider": provider, "kek": kek, "version": version, "recordings": under.envelopes,
+                    "oldest": under.oldest})
+            })
+            .collect();
+        let line = json!({"tenant": tenant.as_str(), "versions": versions, "services": services,
+            "unreadable": status.unreadable});
         output::line(&line.to_string());
         return;
     }
@@ -281,9 +307,31 @@ fn print_status(args: &StatusArgs, tenant: &TenantId, versions: &[(u32, &str)], 
         let age = age.map_or("unknown age".to_owned(), |days| format!("{days} days old"));
         output::line(&format!("{tenant}: version {version}, made {created}, {age}, {recordings} data keys"));
     }
+    for (UsedKek { provider, kek, version }, under) in services() {
+        let (recordings, oldest) = (under.envelopes, &under.oldest);
+        output::line(&format!(
+            "{tenant}: {provider} {kek}, version {version}, {recordings} data keys, the oldest wrapped {oldest}"
+        ));
+    }
     if status.unreadable > 0 {
         output::line(&format!("{tenant}: {} envelopes cannot be read", status.unreadable));
     }
+}
+
+fn local_kek(tenant: &TenantId, version: u32) -> UsedKek {
+    let KekName { provider, kek } = KekName::local(tenant);
+    UsedKek { provider: provider.name().to_owned(), kek, version: version.to_string() }
+}
+
+/// Says who rotates a tenant's KEK, where callseal does not.
+fn rotated_elsewhere(config: &Config, tenant: &TenantId) -> Option<&'static str> {
+    match config.tenant(tenant)?.keks.current.provider {
+        KeyProviderKind::Local => None,
+    }
+}
+
+fn days_ago(days: u32) -> UnixMillis {
+    UnixMillis(clock::wall().0.saturating_sub(u64::from(days) * 24 * 3600 * 1000))
 }
 
 /// Returns how many whole days ago an RFC 3339 time was; `None` for another text or the future.
@@ -318,8 +366,10 @@ pub(crate) fn retire(args: &RetireArgs) -> CommandResult {
 
 /// Nothing in the store is under the version, and nothing will be.
 async fn check_retirable(args: &RetireArgs, opened: &Opened) -> anyhow::Result<()> {
-    let ring = Keyring::load(opened.keyring_file())?;
-    let versions = ring.versions(&args.tenant);
+    let versions = opened.local_versions(&args.tenant)?;
+    if versions.is_empty() {
+        bail!("{} has no key in the keyring; versions in a key service are destroyed there", args.tenant);
+    }
     let newest = versions.last().filter(|(newest, _)| args.version < *newest);
     let Some((newest, created)) = newest.filter(|_| versions.iter().any(|(v, _)| *v == args.version)) else {
         bail!("version {} cannot be retired; allowed: a version below the newest", args.version);
@@ -335,7 +385,7 @@ async fn check_retirable(args: &RetireArgs, opened: &Opened) -> anyhow::Result<(
         );
     }
     let status = opened.rewrap(1).status(&args.tenant, |_| ()).await?;
-    let needed = status.by_version.get(&args.version.to_string()).copied().unwrap_or_default();
+    let needed = status.under(&local_kek(&args.tenant, args.version));
     if needed > 0 || status.unreadable > 0 {
         bail!(
             "{needed} data keys are under version {} and {} cannot be read; move them first: callseal keys rewrap",

@@ -103,12 +103,10 @@ impl SettleError {
     /// Whether trying again may help.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Store(error)
-            | Self::Key(KeyError::Store(error))
-            | Self::Compact(CompactError::Store(error)) => error.is_retryable(),
-            Self::Key(KeyError::TimedOut) | Self::Moved => true,
-            Self::Key(_)
-            | Self::Manifest { .. }
+            Self::Key(error) => error.is_retryable(),
+            Self::Store(error) | Self::Compact(CompactError::Store(error)) => error.is_retryable(),
+            Self::Moved => true,
+            Self::Manifest { .. }
             | Self::Record(_)
             | Self::Rebuild(_)
             | Self::Seal(_)

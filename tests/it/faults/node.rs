@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use callseal::calls::Calls;
-use callseal::config::{Config, KeysConfig, process_environment};
+use callseal::config::{Config, process_environment};
 use callseal::control::audit::AuditLog;
 use callseal::domain::time::UnixMillis;
 use callseal::drain::{Drain, Phase};
@@ -192,7 +192,7 @@ impl TestNode {
     pub(super) async fn start(setup: Setup) -> Self {
         let home = setup.write();
         let config = Config::load(&home.config(), process_environment()).unwrap();
-        let (tls_dir, KeysConfig::Local { keyring_file }) = (home.data().join("tls"), &config.keys);
+        let (tls_dir, keyring_file) = (home.data().join("tls"), &config.keys.keyring_file);
         let made = SelfSigned::ensure(&tls_dir, config.public_url.host()).unwrap();
         let tls = TlsClient::new(&std::fs::read(&made.ca_file).unwrap()).unwrap();
         let certificate = Certificate::load(&made.cert_file, &made.key_file).unwrap();

@@ -1,0 +1,207 @@
+//! Where tenants' KEKs are: what the node does for all, and what a tenant has of its own.
+//!
+//! A tenant with a KEK of its own has no other: what the node uses for the rest is neither a fall-back for it nor opens its
+//! recordings, unless the tenant's file names it as a former one.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use toml::Table;
+
+use crate::domain::ids::TenantId;
+
+use super::raw;
+use super::scope::{Bounds, Scope, Words};
+
+/// A key service answers within 50 ms, from another continent within 500.
+const ATTEMPT_TIMEOUT_MS: Bounds = Bounds::new(1_500, 100..=30_000);
+/// At 20 ms each, 800 calls a second: far more than calls begin, and no flood for the service.
+const CONCURRENCY: Bounds = Bounds::new(16, 1..=256);
+/// Former KEKs of one tenant: one for each move between key services, which nobody makes often.
+const MAX_FORMER: usize = 16;
+/// What stands for the tenant's id in the name of a KEK of the node.
+const PLACEHOLDER: &str = "{tenant}";
+
+/// A kind of key service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum KeyProviderKind {
+    /// A keyring file of the node.
+    Local,
+}
+
+impl KeyProviderKind {
+    /// All of them.
+    pub const ALL: [Self; 1] = [Self::Local];
+
+    /// Returns the word for it in configuration, envelopes and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+        }
+    }
+}
+
+impl fmt::Display for KeyProviderKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// One KEK in all its versions: where it is, and its name there, as envelopes have it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct KekName {
+    /// The kind of key service.
+    pub provider: KeyProviderKind,
+    /// `local/<tenant>`.
+    pub kek: String,
+}
+
+impl KekName {
+    /// Returns the name of a tenant's KEK in the keyring.
+    pub fn local(tenant: &TenantId) -> Self {
+        KekRule { provider: KeyProviderKind::Local, kek: String::new() }.of(tenant.as_str())
+    }
+}
+
+/// The KEKs of a tenant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TenantKeks {
+    /// The one that new DEKs are wrapped under.
+    pub current: KekName,
+    /// Those that older envelopes may be under.
+    pub former: Vec<KekName>,
+}
+
+impl TenantKeks {
+    /// Returns all of them, the current one first.
+    pub fn all(&self) -> impl Iterator<Item = &KekName> {
+        std::iter::once(&self.current).chain(&self.former)
+    }
+
+    /// Whether one of them is of this kind.
+    pub fn use_provider(&self, provider: KeyProviderKind) -> bool {
+        self.all().any(|kek| kek.provider == provider)
+    }
+}
+
+/// Where KEKs are, and how key services are asked.
+#[derive(Debug, Clone)]
+pub struct KeysConfig {
+    /// The keyring, made by `callseal keys init`; needed only where a tenant has a KEK in it.
+    pub keyring_file: PathBuf,
+    /// The longest time that one attempt of one request to a key service may take.
+    pub attempt_timeout: Duration,
+    /// How many requests to one key service may run at the same time.
+    pub concurrency: usize,
+    default: KekRule,
+    former: Vec<KekRule>,
+}
+
+/// What names the KEK of a tenant.
+#[derive(Debug, Clone)]
+struct KekRule {
+    provider: KeyProviderKind,
+    /// Empty for the keyring.
+    kek: String,
+}
+
+impl KekRule {
+    fn of(&self, tenant: &str) -> KekName {
+        let kek = match self.provider {
+            KeyProviderKind::Local => format!("local/{tenant}"),
+        };
+        KekName { provider: self.provider, kek }
+    }
+}
+
+impl KeysConfig {
+    pub(super) fn check(table: Option<Table>, top: &Scope<'_>, data_dir: &Path) -> Self {
+        let (scope, raw): (_, raw::Keys) = top.section("keys", table);
+        let provider = scope.word("provider", raw.provider.as_deref(), &providers());
+        let default = check_rule(provider, raw.kek, &scope, Names::OfNode);
+        let former = check_former(raw.former_keks, &scope, Names::OfNode);
+        let keyring = || data_dir.join("keyring.json");
+        Self {
+            keyring_file: scope.path("keyring_file", raw.keyring_file, keyring),
+            attempt_timeout: scope.millis("attempt_timeout_ms", raw.attempt_timeout_ms, &ATTEMPT_TIMEOUT_MS),
+            concurrency: scope.size("concurrency", raw.concurrency, &CONCURRENCY),
+            default,
+            former,
+        }
+    }
+
+    /// Returns the KEKs of a tenant that has none of its own.
+    fn keks_of(&self, tenant: &str) -> TenantKeks {
+        let former = self.former.iter().map(|rule| rule.of(tenant)).collect();
+        TenantKeks { current: self.default.of(tenant), former }
+    }
+}
+
+impl TenantKeks {
+    /// Checks a tenant's own table; a tenant without one has what the node gives.
+    /// Without `id` the tenant's file has a fault already.
+    pub(super) fn check(
+        table: Option<Table>,
+        top: &Scope<'_>,
+        id: Option<&TenantId>,
+        node: &KeysConfig,
+    ) -> Self {
+        let id = id.map_or("", TenantId::as_str);
+        let (scope, raw): (_, raw::TenantKeys) = top.section("keys", table);
+        let own = check_former(raw.former_keks, &scope, Names::OfTenant);
+        let own = own.iter().map(|rule| rule.of(id));
+        let Some(provider) = raw.provider else {
+            if raw.kek.is_some() {
+                scope.fault("kek", "is given; allowed: only with keys.provider in the same file");
+            }
+            let given = node.keks_of(id);
+            return Self { former: given.former.into_iter().chain(own).collect(), ..given };
+        };
+        let provider = scope.word("provider", Some(provider.as_str()), &providers());
+        let current = check_rule(provider, raw.kek, &scope, Names::OfTenant).of(id);
+        Self { current, former: own.collect() }
+    }
+}
+
+fn providers() -> Words<KeyProviderKind> {
+    Words {
+        default: KeyProviderKind::Local,
+        allowed: &[("local", KeyProviderKind::Local)],
+        later: &["aws-kms", "vault-transit", "pkcs11"],
+    }
+}
+
+/// Whose KEK is named: a node's name may hold the place of the tenant's id.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Names {
+    OfNode,
+    OfTenant,
+}
+
+fn check_rule(provider: KeyProviderKind, kek: Option<String>, scope: &Scope<'_>, _names: Names) -> KekRule {
+    match provider {
+        KeyProviderKind::Local => {
+            if kek.is_some() {
+                scope.fault("kek", "is given; allowed: only with a key service, as the keyring has one for each tenant");
+            }
+        }
+    }
+    KekRule { provider, kek: kek.unwrap_or_default() }
+}
+
+fn check_former(tables: Option<Vec<Table>>, scope: &Scope<'_>, names: Names) -> Vec<KekRule> {
+    let tables = tables.unwrap_or_default();
+    if tables.len() > MAX_FORMER {
+        scope.fault("former_keks", format!("{} are given; allowed: at most {MAX_FORMER}", tables.len()));
+    }
+    let check = |(index, table)| {
+        let (scope, raw): (_, raw::FormerKek) = scope.section(&format!("former_keks[{index}]"), Some(table));
+        if raw.provider.is_none() {
+            scope.fault("provider", "is missing; allowed: what keys.provider allows");
+        }
+        let provider = scope.word("provider", raw.provider.as_deref(), &providers());
+        check_rule(provider, raw.kek, &scope, names)
+    };
+    tables.into_iter().take(MAX_FORMER).enumerate().map(check).collect()
+}

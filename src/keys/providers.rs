@@ -1,0 +1,217 @@
+//! The key services of a node, and which KEK is whose.
+//!
+//! What a tenant's new DEKs are wrapped under, and what its envelopes may be under, comes from the configuration alone.
+//! An envelope that names anything else is refused before any key service is asked: whoever can write the store cannot
+//! choose the key. A service that refuses is not gone around either, as a refusal is how a tenant withdraws its key.
+
+use std::collections::HashMap;
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+
+use crate::clock;
+use crate::config::{KekName, KeyProviderKind, TenantKeks};
+use crate::domain::cmr::{Dek, Expected};
+use crate::domain::ids::TenantId;
+
+use super::calls::{Calls, counted, not_configured};
+use super::envelope::{UsedKek, Wrap};
+use super::{KekService, KeyError, KeyProvider, Keyring, LocalKeys, Wrapped};
+
+/// The largest wrapped DEK: that of AWS KMS.
+const MAX_BLOB_BYTES: usize = 6144;
+
+/// All key services of a node.
+pub struct Providers {
+    local: Option<LocalKeys>,
+    services: Vec<Service>,
+    keks: ArcSwap<HashMap<TenantId, TenantKeks>>,
+}
+
+struct Service {
+    kind: KeyProviderKind,
+    calls: Calls,
+    service: Box<dyn KekService>,
+}
+
+impl Providers {
+    /// Holds the KEKs of these tenants; a keyring is needed only where one of them has a KEK in it.
+    pub fn new(
+        ring: Option<Keyring>,
+        tenants: impl IntoIterator<Item = (TenantId, TenantKeks)>,
+    ) -> Self {
+        Self {
+            local: ring.map(LocalKeys::new),
+            services: Vec::new(),
+            keks: ArcSwap::from_pointee(tenants.into_iter().collect()),
+        }
+    }
+
+    /// Adds a key service.
+    #[must_use]
+    pub(crate) fn with(mut self, kind: KeyProviderKind, calls: Calls, service: Box<dyn KekService>) -> Self {
+        self.services.push(Service { kind, calls, service });
+        self
+    }
+
+    /// Takes other tenants and another keyring; what runs goes on with the old ones. Returns the tenants whose present KEK
+    /// is another one now.
+    pub fn replace(
+        &self,
+        ring: Option<Keyring>,
+        tenants: impl IntoIterator<Item = (TenantId, TenantKeks)>,
+    ) -> Vec<TenantId> {
+        if let (Some(local), Some(ring)) = (&self.local, ring) {
+            local.replace(ring);
+        }
+        let new: HashMap<_, _> = tenants.into_iter().collect();
+        let old = self.keks.load_full();
+        let is_moved = |(tenant, keks): &(&TenantId, &TenantKeks)| {
+            new.get(*tenant).is_none_or(|new| new.current != keks.current)
+        };
+        let moved = old.iter().filter(is_moved).map(|(tenant, _)| tenant.clone()).collect();
+        self.keks.store(std::sync::Arc::new(new));
+        moved
+    }
+
+    /// Whether this node, as it was started, has this kind of key service.
+    pub fn has(&self, kind: KeyProviderKind) -> bool {
+        match kind {
+            KeyProviderKind::Local => self.local.is_some(),
+        }
+    }
+
+    fn keks(&self, tenant: &TenantId) -> Result<TenantKeks, KeyError> {
+        self.keks.load().get(tenant).cloned().ok_or(KeyError::NoKek)
+    }
+
+    fn local(&self) -> Result<&LocalKeys, KeyError> {
+        self.local.as_ref().ok_or_else(|| not_configured(KeyProviderKind::Local.name()))
+    }
+
+    fn service(&self, kind: KeyProviderKind) -> Result<&Service, KeyError> {
+        self.services.iter().find(|service| service.kind == kind).ok_or_else(|| not_configured(kind.name()))
+    }
+
+    /// Finds the tenant's KEK that a wrap names.
+    fn named(&self, tenant: &TenantId, wrap: &Wrap) -> Result<KekName, KeyError> {
+        let keks = self.keks(tenant)?;
+        keks.all().find(|kek| wrap.is_under(kek)).cloned().ok_or(KeyError::ForeignKek)
+    }
+
+    async fn wrap_under(
+        &self,
+        kek: &KekName,
+        tenant: &TenantId,
+        ids: &Expected,
+        dek: &Dek,
+    ) -> Result<Wrap, KeyError> {
+        if kek.provider == KeyProviderKind::Local {
+            return self.local()?.wrap(tenant, ids, dek).await;
+        }
+        let Service { calls, service, .. } = self.service(kek.provider)?;
+        let wrapped = calls.make(|| service.wrap(&kek.kek, ids, dek)).await?;
+        Ok(wrap_of(kek, wrapped))
+    }
+
+    async fn unwrap_from(
+        &self,
+        kek: &KekName,
+        tenant: &TenantId,
+        ids: &Expected,
+        wrap: &Wrap,
+    ) -> Result<Dek, KeyError> {
+        if kek.provider == KeyProviderKind::Local {
+            return self.local()?.unwrap(tenant, ids, wrap).await;
+        }
+        let Service { calls, service, .. } = self.service(kek.provider)?;
+        let blob = blob_of(wrap)?;
+        calls.make(|| service.unwrap(&kek.kek, ids, &blob)).await
+    }
+
+    /// Moves a DEK inside its key service; `None` when it has to come out for that.
+    async fn move_inside(
+        &self,
+        (from, to): (&KekName, &KekName),
+        ids: &Expected,
+        wrap: &Wrap,
+    ) -> Result<Option<Wrap>, KeyError> {
+        if from.provider != to.provider || from.provider == KeyProviderKind::Local {
+            return Ok(None);
+        }
+        let Service { calls, service, .. } = self.service(to.provider)?;
+        let blob = blob_of(wrap)?;
+        let moving = calls.make(|| service.rewrap(&from.kek, &to.kek, ids, &blob));
+        let moved = counted(to.provider.name(), "rewrap", moving).await?;
+        Ok(moved.map(|wrapped| wrap_of(to, wrapped)))
+    }
+}
+
+#[async_trait]
+impl KeyProvider for Providers {
+    async fn wrap(&self, tenant: &TenantId, ids: &Expected, dek: &Dek) -> Result<Wrap, KeyError> {
+        let kek = self.keks(tenant)?.current;
+        counted(kek.provider.name(), "wrap", self.wrap_under(&kek, tenant, ids, dek)).await
+    }
+
+    fn choose<'w>(&self, tenant: &TenantId, wraps: &'w [Wrap]) -> Result<&'w Wrap, KeyError> {
+        let keks: Vec<_> = self.keks(tenant)?.all().cloned().collect();
+        choose(&keks, wraps)
+    }
+
+    async fn unwrap(&self, tenant: &TenantId, ids: &Expected, wrap: &Wrap) -> Result<Dek, KeyError> {
+        let kek = self.named(tenant, wrap)?;
+        counted(kek.provider.name(), "unwrap", self.unwrap_from(&kek, tenant, ids, wrap)).await
+    }
+
+    async fn newest(&self, tenant: &TenantId) -> Result<UsedKek, KeyError> {
+        let kek = self.keks(tenant)?.current;
+        if kek.provider == KeyProviderKind::Local {
+            return self.local()?.newest(tenant).await;
+        }
+        let Service { calls, service, .. } = self.service(kek.provider)?;
+        let asking = calls.make(|| service.newest_version(&kek.kek));
+        let version = counted(kek.provider.name(), "version", asking).await?;
+        Ok(UsedKek { provider: kek.provider.name().to_owned(), kek: kek.kek, version })
+    }
+
+    async fn rewrap(&self, tenant: &TenantId, ids: &Expected, wrap: &Wrap) -> Result<Wrap, KeyError> {
+        let (from, to) = (self.named(tenant, wrap)?, self.keks(tenant)?.current);
+        if let Some(moved) = self.move_inside((&from, &to), ids, wrap).await? {
+            return Ok(moved);
+        }
+        let dek = self.unwrap(tenant, ids, wrap).await?;
+        if dek.key_id(ids.tenant, ids.recording) != ids.key {
+            return Err(KeyError::BadEnvelope("opens to another key"));
+        }
+        self.wrap(tenant, ids, &dek).await
+    }
+}
+
+/// Finds the wrap under the first of `keks` that has one.
+pub(super) fn choose<'w>(keks: &[KekName], wraps: &'w [Wrap]) -> Result<&'w Wrap, KeyError> {
+    if wraps.is_empty() {
+        return Err(KeyError::BadEnvelope("no wrap"));
+    }
+    let under = |kek: &KekName| wraps.iter().find(|wrap| wrap.is_under(kek));
+    keks.iter().find_map(under).ok_or(KeyError::ForeignKek)
+}
+
+fn wrap_of(kek: &KekName, wrapped: Wrapped) -> Wrap {
+    Wrap {
+        provider: kek.provider.name().to_owned(),
+        kek: kek.kek.clone(),
+        kek_version: wrapped.version,
+        blob: base64_simd::STANDARD.encode_to_string(wrapped.blob),
+        wrapped_at: clock::rfc3339(clock::wall()),
+    }
+}
+
+fn blob_of(wrap: &Wrap) -> Result<Vec<u8>, KeyError> {
+    if wrap.blob.len() > MAX_BLOB_BYTES.div_ceil(3) * 4 {
+        return Err(KeyError::BadEnvelope("wrapped key is too long"));
+    }
+    let blob = base64_simd::STANDARD.decode_to_vec(wrap.blob.as_bytes());
+    let blob = blob.map_err(|_| KeyError::BadEnvelope("not base64"))?;
+    if blob.is_empty() { Err(KeyError::BadEnvelope("wrapped key is empty")) } else { Ok(blob) }
+}
