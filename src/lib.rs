@@ -27,6 +27,7 @@
 //! | [`journal`] | ciphertext, files, flush times | keys, providers |
 //! | [`upload`], [`store`] | ciphertext, object names, tags, retry, budget | plaintext, any key, providers |
 //! | [`keys`] | KEK sources, versions, wrap and unwrap | audio, sockets |
+//! | `aws` | credentials and TLS of AWS's clients | which service is asked |
 //! | [`control`] | audit, recovery, listing | frame layout, sockets |
 //! | [`http`] | routes, status codes, who is asking | SDK types, bare keys |
 //! | [`claims`] | whether a bucket does what is claimed of it | what it is used for |
@@ -45,6 +46,7 @@
 
 pub mod answer;
 pub mod calls;
+mod aws;
 pub mod claims;
 pub mod cli;
 pub mod clock;

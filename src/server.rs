@@ -113,7 +113,12 @@ pub fn open_keys(config: &Config, store: &Arc<dyn Store>) -> Result<Arc<KeyServi
 }
 
 fn open_providers(config: &Config) -> Result<Providers, StartError> {
-    Ok(Providers::new(load_keyring(config)?, keks_of(&config.tenants)))
+    let providers = Providers::new(load_keyring(config)?, keks_of(&config.tenants));
+    if !config.tenants.iter().any(|tenant| tenant.keks.use_provider(KeyProviderKind::AwsKms)) {
+        return Ok(providers);
+    }
+    let failed = |source| StartError::System { what: "use aws_kms.ca_file".to_owned(), source };
+    providers.with_aws_kms(&config.aws_kms, &config.keys).map_err(failed)
 }
 
 fn keks_of(tenants: &[Tenant]) -> impl Iterator<Item = (TenantId, TenantKeks)> {

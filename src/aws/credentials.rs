@@ -1,7 +1,7 @@
-//! Who we are to the store: keys that somebody else may change while the node runs.
+//! Who we are to a service: keys that somebody else may change while the node runs.
 //!
 //! They are read again after a minute, temporary ones some minutes before they expire, and all of them at once after the
-//! store has denied a request, so a rotation needs no restart.
+//! service has denied a request, so a rotation needs no restart.
 //! When they cannot be read, the old ones stay in use and the log says so.
 
 use std::fmt;
@@ -9,21 +9,22 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwapOption;
+use aws_config::Region;
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{ProvideCredentials, future};
-use aws_sdk_s3::config::{Region, SharedHttpClient};
+use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use zeroize::Zeroizing;
 
 use crate::clock;
-use crate::config::{S3Credentials, SecretRef};
+use crate::config::{AwsCredentials, SecretRef};
 use crate::domain::time::UnixMillis;
 
-use super::client::behavior;
+use super::behavior;
 
 /// How long credentials are used before they are read again.
 const LIFE: Duration = Duration::from_secs(60);
-/// How long credentials are kept at least, so that a store that denies everything causes no storm of reading.
+/// How long credentials are kept at least, so that a service that denies everything causes no storm of reading.
 const LEAST_LIFE: Duration = Duration::from_secs(2);
 
 /// How long before their end temporary credentials are no longer used.
@@ -31,7 +32,7 @@ const SPARE: Duration = Duration::from_secs(300);
 
 /// The current credentials and where newer ones come from. Clones share them.
 #[derive(Clone)]
-pub(super) struct Rotating(Arc<Inner>);
+pub(crate) struct Rotating(Arc<Inner>);
 
 struct Inner {
     source: Source,
@@ -45,9 +46,9 @@ enum Source {
 
 /// How AWS's tools find credentials. Made anew each time: its profile files would be read only once.
 #[derive(Clone)]
-pub(super) struct Chain {
-    pub(super) http: SharedHttpClient,
-    pub(super) region: Region,
+pub(crate) struct Chain {
+    pub(crate) http: SharedHttpClient,
+    pub(crate) region: Region,
 }
 
 /// Where the keys of the configuration are.
@@ -61,26 +62,28 @@ struct Keys {
 struct Loaded {
     credentials: Credentials,
     at: Instant,
-    /// The store has denied a request since.
+    /// The service has denied a request since.
     doubted: bool,
 }
 
 impl Rotating {
     /// Uses keys of the configuration, or else what `chain` finds.
-    pub(super) fn new(given: &S3Credentials, chain: Chain) -> Self {
+    pub(crate) fn new(given: &AwsCredentials, chain: Chain) -> Self {
         let source = match given {
-            S3Credentials::Static { access_key_id, secret_access_key, session_token } => Source::Keys(Keys {
-                access_key_id: access_key_id.clone(),
-                secret_access_key: secret_access_key.clone(),
-                session_token: session_token.clone(),
-            }),
-            S3Credentials::Chain => Source::Chain(chain),
+            AwsCredentials::Static { access_key_id, secret_access_key, session_token } => {
+                Source::Keys(Keys {
+                    access_key_id: access_key_id.clone(),
+                    secret_access_key: secret_access_key.clone(),
+                    session_token: session_token.clone(),
+                })
+            }
+            AwsCredentials::Chain => Source::Chain(chain),
         };
         Self(Arc::new(Inner { source, current: ArcSwapOption::empty() }))
     }
 
     /// Has them read again before the next request.
-    pub(super) fn doubt(&self) {
+    pub(crate) fn doubt(&self) {
         if let Some(loaded) = &*self.0.current.load() {
             let (credentials, at) = (loaded.credentials.clone(), loaded.at);
             self.0.current.store(Some(Arc::new(Loaded { credentials, at, doubted: true })));
@@ -100,7 +103,7 @@ impl Rotating {
             (Ok(credentials), _) => credentials,
             (Err(error), Some(known)) => {
                 let error = &error as &dyn std::error::Error;
-                tracing::warn!(error, "credentials of the store cannot be read; the old ones stay");
+                tracing::warn!(error, "credentials cannot be read; the old ones stay");
                 known.credentials.clone()
             }
             (Err(error), None) => return Err(error),
@@ -176,7 +179,7 @@ fn text(secret: &SecretRef) -> Result<Zeroizing<String>, String> {
     let text =
         std::str::from_utf8(bytes.expose()).ok().filter(|text| text.bytes().all(|b| b.is_ascii_graphic()));
     text.map(|text| Zeroizing::new(text.to_owned()))
-        .ok_or_else(|| "a key of the store is not printable ASCII".to_owned())
+        .ok_or_else(|| "an access key is not printable ASCII".to_owned())
 }
 
 #[cfg(test)]
@@ -200,7 +203,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("secret");
         write(&file, "first\n");
-        let given = S3Credentials::Static {
+        let given = AwsCredentials::Static {
             access_key_id: SecretRef::fixed(Secret::new(b"id".to_vec())),
             secret_access_key: SecretRef::file(&file),
             session_token: None,

@@ -11,6 +11,7 @@ use toml::Table;
 
 use crate::domain::ids::TenantId;
 
+use super::aws_kms::{ARN_RULE, is_key_arn};
 use super::raw;
 use super::scope::{Bounds, Scope, Words};
 
@@ -20,24 +21,25 @@ const ATTEMPT_TIMEOUT_MS: Bounds = Bounds::new(1_500, 100..=30_000);
 const CONCURRENCY: Bounds = Bounds::new(16, 1..=256);
 /// Former KEKs of one tenant: one for each move between key services, which nobody makes often.
 const MAX_FORMER: usize = 16;
-/// What stands for the tenant's id in the name of a KEK of the node.
-const PLACEHOLDER: &str = "{tenant}";
 
 /// A kind of key service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum KeyProviderKind {
     /// A keyring file of the node.
     Local,
+    /// AWS KMS.
+    AwsKms,
 }
 
 impl KeyProviderKind {
     /// All of them.
-    pub const ALL: [Self; 1] = [Self::Local];
+    pub const ALL: [Self; 2] = [Self::Local, Self::AwsKms];
 
     /// Returns the word for it in configuration, envelopes and metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Local => "local",
+            Self::AwsKms => "aws-kms",
         }
     }
 }
@@ -53,7 +55,7 @@ impl fmt::Display for KeyProviderKind {
 pub struct KekName {
     /// The kind of key service.
     pub provider: KeyProviderKind,
-    /// `local/<tenant>`.
+    /// `local/<tenant>`, or the ARN of a KMS key.
     pub kek: String,
 }
 
@@ -110,6 +112,7 @@ impl KekRule {
     fn of(&self, tenant: &str) -> KekName {
         let kek = match self.provider {
             KeyProviderKind::Local => format!("local/{tenant}"),
+            KeyProviderKind::AwsKms => self.kek.clone(),
         };
         KekName { provider: self.provider, kek }
     }
@@ -167,8 +170,8 @@ impl TenantKeks {
 fn providers() -> Words<KeyProviderKind> {
     Words {
         default: KeyProviderKind::Local,
-        allowed: &[("local", KeyProviderKind::Local)],
-        later: &["aws-kms", "vault-transit", "pkcs11"],
+        allowed: &[("local", KeyProviderKind::Local), ("aws-kms", KeyProviderKind::AwsKms)],
+        later: &["vault-transit", "pkcs11"],
     }
 }
 
@@ -183,11 +186,24 @@ fn check_rule(provider: KeyProviderKind, kek: Option<String>, scope: &Scope<'_>,
     match provider {
         KeyProviderKind::Local => {
             if kek.is_some() {
-                scope.fault("kek", "is given; allowed: only with a key service, as the keyring has one for each tenant");
+                scope.fault(
+                    "kek",
+                    "is given; allowed: only with a key service, as the keyring has one for each tenant",
+                );
             }
         }
+        KeyProviderKind::AwsKms => check_kek(scope, kek.as_deref(), is_key_arn, ARN_RULE),
     }
     KekRule { provider, kek: kek.unwrap_or_default() }
+}
+
+/// Checks the name of a KEK in a key service.
+fn check_kek(scope: &Scope<'_>, given: Option<&str>, is_allowed: impl Fn(&str) -> bool, rule: &str) {
+    match given {
+        None => scope.fault("kek", format!("is missing with this provider; allowed: {rule}")),
+        Some(kek) if is_allowed(kek) => {}
+        Some(kek) => scope.fault("kek", format!("{kek:?} is given; allowed: {rule}")),
+    }
 }
 
 fn check_former(tables: Option<Vec<Table>>, scope: &Scope<'_>, names: Names) -> Vec<KekRule> {

@@ -9,6 +9,7 @@
 //! Invariants: a [`Config`] that exists has passed every check; no secret is in a [`Fault`] or in the debug text of a
 //! [`Config`].
 
+mod aws_kms;
 mod environment;
 mod faults;
 mod files;
@@ -44,6 +45,8 @@ use faults::Collector;
 use scope::Scope;
 use secret::References;
 
+pub use aws_kms::AwsKms;
+pub(crate) use aws_kms::region_of_arn;
 pub use environment::process_environment;
 pub use faults::{Fault, Faults};
 pub use files::{Disk, Files, TenantFile};
@@ -54,7 +57,7 @@ pub use recording::{Journal, Segments, Upload};
 pub use route::{Dtmf, Record, Route, RouteMode, RouteProvider};
 pub use secret::{Secret, SecretRef};
 pub use serving::{Drain, Ingest, Log, LogFormat, Playback, Repair};
-pub use store::{S3, S3Checksum, S3Claims, S3Credentials, S3Encryption, S3ObjectLock, StoreKind};
+pub use store::{AwsCredentials, S3, S3Checksum, S3Claims, S3Encryption, S3ObjectLock, StoreKind};
 pub use sweep::Sweep;
 pub use tenant::{
     HipaaMode, Limits, NoKeyPolicy, Retention, Tenant, TenantPlayback, TenantStatus, TenantTickets,
@@ -85,6 +88,8 @@ pub struct Config {
     pub store: StoreKind,
     /// Where tenants' KEKs are.
     pub keys: KeysConfig,
+    /// How AWS KMS is reached, for tenants whose KEK is there.
+    pub aws_kms: AwsKms,
     /// The journal that bounds what a crash can lose.
     pub journal: Journal,
     /// When a segment ends.
@@ -190,6 +195,7 @@ impl Config {
         let listen = Listen::check(raw.listen, &top);
         let proxies = Proxies::check(raw.trusted_proxies, raw.client_ip_header.as_deref(), &top);
         let store = StoreKind::check(raw.store, &top, &data_dir, references);
+        let aws_kms = AwsKms::check(raw.aws_kms, &top, references);
         let keys = KeysConfig::check(raw.keys, &top, &data_dir);
         let journal = Journal::check(raw.journal, &top, &data_dir);
         let ingest = Ingest::check(raw.ingest, &top);
@@ -201,7 +207,7 @@ impl Config {
         let log = Log::check(raw.log, &top);
         let tenants = check_tenants(raw.tenants, &top, references, (&keys, playback.max_ttl), faults);
         // Only here, after all faults have been found, may the check end early.
-        let (public_url, node, tls, store) = (public_url?, node?, tls?, store?);
+        let (public_url, node, tls, store, aws_kms) = (public_url?, node?, tls?, store?, aws_kms?);
         Some(Self {
             public_url,
             node,
@@ -211,6 +217,7 @@ impl Config {
             proxies,
             store,
             keys,
+            aws_kms,
             journal,
             segments,
             ingest,

@@ -49,6 +49,7 @@ section!(
         tls: Table,
         store: Table,
         keys: Table,
+        aws_kms: Table,
         journal: Table,
         segments: Table,
         ingest: Table,
@@ -100,6 +101,17 @@ section!(
         former_keks: Vec<Table>,
         attempt_timeout_ms: i64,
         concurrency: i64,
+    } later []
+);
+section!(
+    AwsKms {
+        endpoint: String,
+        ca_file: String,
+        credentials: String,
+        access_key_id: Value,
+        secret_access_key: Value,
+        session_token: Value,
+        connect_timeout_ms: i64,
     } later []
 );
 section!(
@@ -262,6 +274,7 @@ pub(super) fn node_sections() -> Vec<(&'static str, Vec<&'static str>)> {
         ("tls", all_names::<Tls>()),
         ("store", all_names::<Store>()),
         ("keys", all_names::<Keys>()),
+        ("aws_kms", all_names::<AwsKms>()),
         ("journal", all_names::<Journal>()),
         ("segments", all_names::<Segments>()),
         ("ingest", all_names::<Ingest>()),

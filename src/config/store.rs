@@ -48,7 +48,7 @@ pub struct S3 {
     /// PEM certificates that alone are believed; none means those of the system.
     pub ca_file: Option<PathBuf>,
     /// Who we are to the store.
-    pub credentials: S3Credentials,
+    pub credentials: AwsCredentials,
     /// What the store is said to do.
     pub claims: S3Claims,
     /// What is sent beside a body for the store to check.
@@ -63,9 +63,9 @@ pub struct S3 {
     pub attempt_timeout: Duration,
 }
 
-/// Who we are to a store.
+/// Who we are to a store or key service of AWS.
 #[derive(Debug, Clone)]
-pub enum S3Credentials {
+pub enum AwsCredentials {
     /// Keys of the configuration, read again while the node runs.
     Static {
         /// The public half.
@@ -185,14 +185,8 @@ impl S3 {
         let bucket = check_word(scope, "bucket", raw.bucket.as_deref(), is_bucket, BUCKET_RULE);
         let prefix = check_prefix(scope, raw.prefix);
         let keys = [raw.access_key_id, raw.secret_access_key, raw.session_token];
-        let credentials = check_credentials(scope, raw.credentials.as_deref(), keys, references);
-        let ca_file = raw.ca_file.map(|path| {
-            let path = references.dir.join(scope.path("ca_file", Some(path), PathBuf::new));
-            if let Err(problem) = references.files.check_readable(&path) {
-                scope.fault("ca_file", problem);
-            }
-            path
-        });
+        let credentials = check_credentials(scope, (raw.credentials.as_deref(), false), keys, references);
+        let ca_file = raw.ca_file.map(|path| check_ca_file(scope, path, references));
         let checksums = Words {
             default: preset.checksum,
             allowed: &[("none", S3Checksum::None), ("crc32", S3Checksum::Crc32), ("md5", S3Checksum::Md5)],
@@ -291,7 +285,7 @@ fn check_word(
 }
 
 /// Checks the store's URL. Without TLS it may only be on this machine: requests and ciphertext would be open to all.
-fn check_endpoint(scope: &Scope<'_>, given: Option<String>, is_aws: bool) -> Option<String> {
+pub(super) fn check_endpoint(scope: &Scope<'_>, given: Option<String>, is_aws: bool) -> Option<String> {
     const RULE: &str =
         "\"https://host\", with a port and a path if need be; http for loopback addresses only";
     let Some(given) = given else {
@@ -319,6 +313,15 @@ fn check_endpoint(scope: &Scope<'_>, given: Option<String>, is_aws: bool) -> Opt
     Some(url.to_owned())
 }
 
+/// Checks a file of certificates, relative to the file that names it.
+pub(super) fn check_ca_file(scope: &Scope<'_>, given: String, references: &References<'_>) -> PathBuf {
+    let path = references.dir.join(scope.path("ca_file", Some(given), PathBuf::new));
+    if let Err(problem) = references.files.check_readable(&path) {
+        scope.fault("ca_file", problem);
+    }
+    path
+}
+
 /// Checks the prefix of all keys and puts a slash at its end.
 fn check_prefix(scope: &Scope<'_>, given: Option<String>) -> String {
     let given = given.unwrap_or_default();
@@ -338,19 +341,20 @@ fn check_prefix(scope: &Scope<'_>, given: Option<String>) -> String {
     format!("{prefix}/")
 }
 
-fn check_credentials(
+/// Checks who we are; `is_chain` says what nothing given means.
+pub(super) fn check_credentials(
     scope: &Scope<'_>,
-    given: Option<&str>,
+    (given, is_chain): (Option<&str>, bool),
     keys: [Option<Value>; 3],
     references: &References<'_>,
-) -> Option<S3Credentials> {
-    let kinds = Words { default: false, allowed: &[("static", false), ("chain", true)], later: &[] };
+) -> Option<AwsCredentials> {
+    let kinds = Words { default: is_chain, allowed: &[("static", false), ("chain", true)], later: &[] };
     let names = ["access_key_id", "secret_access_key", "session_token"];
     if scope.word("credentials", given, &kinds) {
         for (name, _) in names.iter().zip(&keys).filter(|(_, key)| key.is_some()) {
-            scope.fault(name, "is given; allowed: only with store.credentials = \"static\"");
+            scope.fault(name, "is given; allowed: only with credentials = \"static\" in the same table");
         }
-        return Some(S3Credentials::Chain);
+        return Some(AwsCredentials::Chain);
     }
     let [id, secret, token] = keys;
     let required = |option: &str, given: Option<Value>| {
@@ -365,7 +369,7 @@ fn check_credentials(
         Some(entry) => Some(references.given(scope, "session_token", &entry)?),
         None => None,
     };
-    Some(S3Credentials::Static {
+    Some(AwsCredentials::Static {
         access_key_id: access_key_id?,
         secret_access_key: secret_access_key?,
         session_token,

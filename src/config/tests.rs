@@ -1,5 +1,6 @@
 //! The configuration is checked whole, reports everything at once, and shows no secret.
 
+mod keys;
 mod secrets;
 mod store;
 mod vapi;
@@ -150,6 +151,7 @@ fn the_commented_files_have_every_option() {
     assert_has_options::<raw::Tls>(&node, "tls");
     assert_has_options::<raw::Store>(&node, "store");
     assert_has_options::<raw::Keys>(&node, "keys");
+    assert_has_options::<raw::AwsKms>(&node, "aws_kms");
     assert_has_options::<raw::Journal>(&node, "journal");
     assert_has_options::<raw::Segments>(&node, "segments");
     assert_has_options::<raw::Ingest>(&node, "ingest");
@@ -165,6 +167,7 @@ fn the_commented_files_have_every_option() {
     assert_has_options::<raw::Tenant>(&tenant, "");
     assert_has_options::<raw::Retention>(&tenant, "retention");
     assert_has_options::<raw::Hipaa>(&tenant, "hipaa");
+    assert_has_options::<raw::TenantKeys>(&tenant, "keys");
     assert_has_options::<raw::Limits>(&tenant, "limits");
     assert_has_options::<raw::Twilio>(&tenant, "twilio");
     assert_has_options::<raw::Vapi>(&tenant, "vapi");
@@ -272,10 +275,10 @@ fn all_faults_of_all_files_come_at_once() {
 fn what_comes_later_is_refused_by_name() {
     let node = format!(
         "{NODE}require_client_cert = true\n[admin]\n\
-         [keys]\nprovider = \"aws-kms\"\nkek = \"arn\"\n[listen]\nadmin = \"127.0.0.1:9443\"\n"
+         [keys]\nprovider = \"pkcs11\"\n[listen]\nadmin = \"127.0.0.1:9443\"\n"
     );
     let faults = faults_of(&node, &[], &Shelf::default());
-    let expected = ["admin", "keys.kek", "keys.provider", "listen.admin", "tls.require_client_cert"];
+    let expected = ["admin", "keys.provider", "listen.admin", "tls.require_client_cert"];
     assert_eq!(names(&faults), expected);
     assert!(faults.values().all(|problem| problem.contains("not supported by this version")), "{faults:?}");
 
@@ -284,12 +287,13 @@ fn what_comes_later_is_refused_by_name() {
         .replace("provider = \"twilio\"", "provider = \"vapi-transport\"")
         .replace("# [vapi]", "[vapi]\nsecrets = [{ file = \"v\" }]")
         .replace("mode = \"off\"", "mode = \"on\"\nbaa = \"active\"")
-        .replace("[hipaa]", "[webhook]\nurl = \"https://a\"\n[keys]\nprovider = \"aws-kms\"\n[hipaa]");
+        .replace("[hipaa]", "[webhook]\nurl = \"https://a\"\n[hipaa]")
+        .replace("former_keks", "provider = \"pkcs11\"\nformer_keks");
     let faults = tenant_faults(&tenant);
     let expected = [
         "hipaa.baa",
         "hipaa.mode",
-        "keys",
+        "keys.provider",
         "route[0].provider",
         "route[1].provider",
         "route[2].provider",

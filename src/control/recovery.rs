@@ -61,7 +61,9 @@ enum RecoverError {
 impl RecoverError {
     fn is_retryable(&self) -> bool {
         match self {
-            Self::Key(KeyError::Store(error)) | Self::Store(error) | Self::Final(CompactError::Store(error)) => is_passing(error),
+            Self::Key(KeyError::Store(error))
+            | Self::Store(error)
+            | Self::Final(CompactError::Store(error)) => is_passing(error),
             Self::Settle(error) => error.is_retryable(),
             Self::Key(error) => error.is_retryable(),
             Self::NoNote | Self::Journal(_) | Self::Final(_) | Self::Conflict(_) => false,

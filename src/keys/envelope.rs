@@ -102,11 +102,7 @@ pub struct UsedKek {
 impl Wrap {
     /// Returns what it is under.
     pub fn used(&self) -> UsedKek {
-        UsedKek {
-            provider: self.provider.clone(),
-            kek: self.kek.clone(),
-            version: self.kek_version.clone(),
-        }
+        UsedKek { provider: self.provider.clone(), kek: self.kek.clone(), version: self.kek_version.clone() }
     }
 
     /// Whether it is under this KEK, in any version.

@@ -14,7 +14,7 @@ use crate::domain::ids::TenantId;
 use super::envelope::{UsedKek, Wrap};
 use super::keyring::Keyring;
 use super::providers::choose;
-use super::{KeyError, KeyProvider, fill_random};
+use super::{KeyError, KeyProvider, dek_of, fill_random};
 
 /// Wraps DEKs under the KEKs of a [`Keyring`].
 #[derive(Debug)]
@@ -74,13 +74,7 @@ impl KeyProvider for LocalKeys {
         let opened = SealedBox::WRAPPED_DEK
             .open(&kek.key, &context, &blob)
             .map_err(|_| KeyError::BadEnvelope("wrong key or context"))?;
-        Dek::filled_by(|key| {
-            if opened.len() != key.len() {
-                return Err(KeyError::BadEnvelope("length"));
-            }
-            key.copy_from_slice(&opened);
-            Ok(())
-        })
+        dek_of(&opened)
     }
 
     fn choose<'w>(&self, tenant: &TenantId, wraps: &'w [Wrap]) -> Result<&'w Wrap, KeyError> {

@@ -3,6 +3,7 @@
 //! Knows KEK sources, versions, wrap and unwrap. Must not know audio or sockets. No ciphertext leaves the process
 //! before the envelope of its DEK is durable in the store.
 
+mod aws_kms;
 mod calls;
 mod envelope;
 mod error;
@@ -18,9 +19,7 @@ use async_trait::async_trait;
 use crate::domain::cmr::{Dek, Expected};
 use crate::domain::ids::TenantId;
 
-pub use envelope::{
-    Envelope, UNVERSIONED, UsedKek, Wrap, envelope_name, envelope_prefix, envelope_recording, envelopes_prefix,
-};
+pub use envelope::{Envelope, UNVERSIONED, UsedKek, Wrap, envelope_name, envelope_prefix, envelope_recording, envelopes_prefix};
 pub use error::{KeyError, Said};
 pub use keyring::{Keyring, KeyringError};
 pub use local::{LocalKeys, system_random};
@@ -100,6 +99,17 @@ pub(crate) trait KekService: Send + Sync {
 
     /// Returns the version that a new wrap under this KEK would have.
     async fn newest_version(&self, kek: &str) -> Result<String, KeyError>;
+}
+
+/// Makes a DEK of the bytes that a key service unwrapped.
+fn dek_of(bytes: &[u8]) -> Result<Dek, KeyError> {
+    Dek::filled_by(|key| {
+        if bytes.len() != key.len() {
+            return Err(KeyError::BadEnvelope("length"));
+        }
+        key.copy_from_slice(bytes);
+        Ok(())
+    })
 }
 
 /// Fills `out` with random bytes of the operating system.

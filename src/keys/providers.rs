@@ -5,15 +5,18 @@
 //! choose the key. A service that refuses is not gone around either, as a refusal is how a tenant withdraws its key.
 
 use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 
 use crate::clock;
-use crate::config::{KekName, KeyProviderKind, TenantKeks};
+use crate::config::{AwsKms as AwsKmsOptions, KekName, KeyProviderKind, KeysConfig, TenantKeks};
 use crate::domain::cmr::{Dek, Expected};
 use crate::domain::ids::TenantId;
 
+use super::aws_kms::AwsKms;
 use super::calls::{Calls, counted, not_configured};
 use super::envelope::{UsedKek, Wrap};
 use super::{KekService, KeyError, KeyProvider, Keyring, LocalKeys, Wrapped};
@@ -36,10 +39,7 @@ struct Service {
 
 impl Providers {
     /// Holds the KEKs of these tenants; a keyring is needed only where one of them has a KEK in it.
-    pub fn new(
-        ring: Option<Keyring>,
-        tenants: impl IntoIterator<Item = (TenantId, TenantKeks)>,
-    ) -> Self {
+    pub fn new(ring: Option<Keyring>, tenants: impl IntoIterator<Item = (TenantId, TenantKeks)>) -> Self {
         Self {
             local: ring.map(LocalKeys::new),
             services: Vec::new(),
@@ -47,9 +47,16 @@ impl Providers {
         }
     }
 
-    /// Adds a key service.
-    #[must_use]
-    pub(crate) fn with(mut self, kind: KeyProviderKind, calls: Calls, service: Box<dyn KekService>) -> Self {
+    /// Adds AWS KMS; it is not asked anything yet.
+    ///
+    /// # Errors
+    /// The certificates of `aws_kms.ca_file` cannot be used.
+    pub fn with_aws_kms(self, options: &AwsKmsOptions, keys: &KeysConfig) -> io::Result<Self> {
+        Ok(self.with(KeyProviderKind::AwsKms, keys, Box::new(AwsKms::new(options)?)))
+    }
+
+    fn with(mut self, kind: KeyProviderKind, keys: &KeysConfig, service: Box<dyn KekService>) -> Self {
+        let calls = Calls::new(keys.attempt_timeout, keys.concurrency);
         self.services.push(Service { kind, calls, service });
         self
     }
@@ -70,7 +77,7 @@ impl Providers {
             new.get(*tenant).is_none_or(|new| new.current != keks.current)
         };
         let moved = old.iter().filter(is_moved).map(|(tenant, _)| tenant.clone()).collect();
-        self.keks.store(std::sync::Arc::new(new));
+        self.keks.store(Arc::new(new));
         moved
     }
 
@@ -78,6 +85,7 @@ impl Providers {
     pub fn has(&self, kind: KeyProviderKind) -> bool {
         match kind {
             KeyProviderKind::Local => self.local.is_some(),
+            KeyProviderKind::AwsKms => self.service(kind).is_ok(),
         }
     }
 

@@ -11,7 +11,7 @@ use crate::domain::ids::{RecordingId, TenantId, TenantTag};
 use crate::domain::time::UnixMillis;
 use crate::store::{ObjectClass, ObjectInfo, PutOutcome, StoreError, Tags};
 
-use super::envelope::{MAX_BYTES, Envelope, UsedKek, Wrap, envelope_name, envelope_prefix, revision_of};
+use super::envelope::{Envelope, MAX_BYTES, UsedKek, Wrap, envelope_name, envelope_prefix, revision_of};
 use super::service::noted;
 use super::{KeyError, KeyService};
 
@@ -100,11 +100,7 @@ impl KeyService {
     ///
     /// # Errors
     /// [`KeyError`]; nothing was opened.
-    pub async fn wrap_of(
-        &self,
-        tenant: &TenantId,
-        recording: RecordingId,
-    ) -> Result<Option<Wrap>, KeyError> {
+    pub async fn wrap_of(&self, tenant: &TenantId, recording: RecordingId) -> Result<Option<Wrap>, KeyError> {
         let Some(newest) = self.newest_envelope(tenant.tag(), recording).await? else { return Ok(None) };
         self.provider.choose(tenant, &newest.envelope.wraps).cloned().map(Some)
     }

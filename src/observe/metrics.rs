@@ -406,21 +406,18 @@ fn describe_all() {
         metrics::counter!(AUDIO_LOST, "reason" => reason).absolute(0);
     }
     for purpose in ["mint", "open", "rewrap"] {
-        for kind in ["bad_envelope", "bad_login", "denied", "foreign_kek", "no_kek", "timed_out", "unavailable"] {
+        for kind in
+            ["bad_envelope", "bad_login", "denied", "foreign_kek", "no_kek", "timed_out", "unavailable"]
+        {
             metrics::counter!(KEY_ERRORS, "use" => purpose, "kind" => kind).absolute(0);
         }
     }
     for reason in ["clock", "too_much_due", "store", "recording"] {
         metrics::counter!(RETENTION_FAILURES, "reason" => reason).absolute(0);
     }
-    for name in [
-        INTEGRITY_FAILURES,
-        RECOVERY_FAILED,
-        REPAIR_FAILED,
-        AUDIT_FAILURES,
-        FRAMES_SEALED,
-        MESSAGES_IN,
-    ] {
+    for name in
+        [INTEGRITY_FAILURES, RECOVERY_FAILED, REPAIR_FAILED, AUDIT_FAILURES, FRAMES_SEALED, MESSAGES_IN]
+    {
         metrics::counter!(name).absolute(0);
     }
 }

@@ -13,6 +13,7 @@ mod faults;
 mod fuzz_seeds;
 mod handshake;
 mod ingest;
+mod keys;
 mod kill;
 mod load;
 mod metrics;

@@ -30,7 +30,7 @@ fn a_bucket_needs_little() {
     assert_eq!(aws.claims, S3Claims { tags: true, create_once: true, versions: false, batch_delete: true });
     assert_eq!((aws.checksum, aws.encryption), (S3Checksum::Crc32, S3Encryption::None));
     assert_eq!(aws.attempt_timeout, Duration::from_secs(15));
-    let S3Credentials::Static { access_key_id, secret_access_key, session_token } = aws.credentials else {
+    let AwsCredentials::Static { access_key_id, secret_access_key, session_token } = aws.credentials else {
         panic!("keys are given")
     };
     assert_eq!(secret_access_key.read().unwrap().expose(), CANARY.as_bytes());

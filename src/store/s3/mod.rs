@@ -21,6 +21,7 @@ use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use bytes::Bytes;
 
+use crate::aws::Rotating;
 use crate::config::{S3, S3ObjectLock};
 use crate::domain::time::UnixMillis;
 
@@ -30,7 +31,6 @@ use super::{
 
 mod client;
 mod clock;
-mod credentials;
 mod error;
 mod lifecycle;
 mod listing;
@@ -43,7 +43,6 @@ mod upload;
 
 pub use lifecycle::{BucketRules, LifecycleError, Rule};
 
-use credentials::Rotating;
 use error::Failed;
 
 /// The metadata that tells whose an object is.

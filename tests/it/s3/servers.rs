@@ -10,7 +10,7 @@ use aws_sdk_s3::config::{BehaviorVersion, Builder, Credentials, Region};
 use aws_sdk_s3::types::{BucketVersioningStatus, VersioningConfiguration};
 use bytes::Bytes;
 use callseal::config::{
-    S3, S3Checksum, S3Claims, S3Credentials, S3Encryption, S3ObjectLock, Secret, SecretRef,
+    AwsCredentials, S3, S3Checksum, S3Claims, S3Encryption, S3ObjectLock, Secret, SecretRef,
 };
 use callseal::store::s3::S3Store;
 use callseal::store::{ObjectName, PutOutcome, Store, Tags};
@@ -139,9 +139,9 @@ fn new_name() -> String {
     format!("t-{:016x}", u64::from_be_bytes(random))
 }
 
-pub(crate) fn keys(id: &str, secret: &str) -> S3Credentials {
+pub(crate) fn keys(id: &str, secret: &str) -> AwsCredentials {
     let fixed = |text: &str| SecretRef::fixed(Secret::new(text.as_bytes().to_vec()));
-    S3Credentials::Static { access_key_id: fixed(id), secret_access_key: fixed(secret), session_token: None }
+    AwsCredentials::Static { access_key_id: fixed(id), secret_access_key: fixed(secret), session_token: None }
 }
 
 pub(crate) async fn open(options: &S3) -> S3Store {

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::fs;
 
 use bytes::Bytes;
-use callseal::config::{S3, S3Credentials, SecretRef};
+use callseal::config::{AwsCredentials, S3, SecretRef};
 use callseal::store::s3::S3Store;
 use callseal::store::{PutOutcome, Store, StoreError, Tags};
 
@@ -71,7 +71,7 @@ async fn keys_are_rotated_without_a_restart() {
     let secret = dir.path().join("secret");
     write_private(&secret, "outdated");
     let mut options = ceph.bucket(ALL).await;
-    options.credentials = S3Credentials::Static {
+    options.credentials = AwsCredentials::Static {
         access_key_id: SecretRef::fixed(callseal::config::Secret::new(
             ceph.value("S3_ACCESS_KEY_ID").as_bytes().to_vec(),
         )),

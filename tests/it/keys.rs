@@ -1,0 +1,7 @@
+//! Key services: real ones where they can be had, invented ones for what those do not do.
+
+mod aws_kms;
+mod http;
+mod kms;
+mod moto;
+mod world;
