@@ -1,5 +1,7 @@
 //! Puts a node together, runs it and stops it: the order of start and stop.
 
+mod keys;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,7 +16,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::calls::Calls;
 use crate::claims::{self, Claims};
-use crate::config::{Config, KeyProviderKind, StoreKind, Tenant, TenantKeks, Tls, process_environment};
+use crate::config::{Config, KeyProviderKind, StoreKind, Tls, process_environment};
 use crate::control::audit::AuditLog;
 use crate::control::recovery::Recovery;
 use crate::control::repair::{Repair, Schedule, Settler};
@@ -25,7 +27,7 @@ use crate::http::{self, serve_ops};
 use crate::ingest::tls::{Certificate, SelfSigned, TlsError, server_config};
 use crate::ingest::{StreamLimits, serve_public, vapi};
 use crate::journal::{Journal, JournalConfig, OpenError, Replay};
-use crate::keys::{KeyProvider, KeyService, Keyring, KeyringError, Providers, fill_random};
+use crate::keys::{KeyProvider, KeyService, KeyringError, Providers, fill_random};
 use crate::node::Node;
 use crate::relay::{Dialer, DialerError};
 use crate::store::folder::Folder;
@@ -34,6 +36,8 @@ use crate::store::s3::S3Store;
 use crate::store::{Store, StoreError};
 use crate::tickets::Tickets;
 use crate::upload::{RetryPolicy, Uploader};
+
+pub use keys::open_keys;
 
 /// Closed calls must have finished their recordings in this time.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -103,42 +107,6 @@ pub async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
     }
 }
 
-/// Opens the keys that the configuration names.
-///
-/// # Errors
-/// [`StartError::Keyring`], [`StartError::NoKek`].
-pub fn open_keys(config: &Config, store: &Arc<dyn Store>) -> Result<Arc<KeyService>, StartError> {
-    let provider = Arc::new(open_providers(config)?);
-    Ok(Arc::new(KeyService::new(provider, Arc::clone(store))))
-}
-
-fn open_providers(config: &Config) -> Result<Providers, StartError> {
-    let providers = Providers::new(load_keyring(config)?, keks_of(&config.tenants));
-    if !config.tenants.iter().any(|tenant| tenant.keks.use_provider(KeyProviderKind::AwsKms)) {
-        return Ok(providers);
-    }
-    let failed = |source| StartError::System { what: "use aws_kms.ca_file".to_owned(), source };
-    providers.with_aws_kms(&config.aws_kms, &config.keys).map_err(failed)
-}
-
-fn keks_of(tenants: &[Tenant]) -> impl Iterator<Item = (TenantId, TenantKeks)> {
-    tenants.iter().map(|tenant| (tenant.id.clone(), tenant.keks.clone()))
-}
-
-/// Reads the keyring, where a tenant has a key in it; whose new keys are wrapped there must have one.
-fn load_keyring(config: &Config) -> Result<Option<Keyring>, StartError> {
-    let (kind, keyring_file) = (KeyProviderKind::Local, &config.keys.keyring_file);
-    if !config.tenants.iter().any(|tenant| tenant.keks.use_provider(kind)) {
-        return Ok(None);
-    }
-    let ring = Keyring::load(keyring_file)?;
-    let needs = |tenant: &&Tenant| tenant.keks.current.provider == kind && !ring.has(&tenant.id);
-    match config.tenants.iter().find(needs) {
-        Some(tenant) => Err(StartError::NoKek { tenant: tenant.id.clone(), keyring: keyring_file.clone() }),
-        None => Ok(Some(ring)),
-    }
-}
-
 /// The signals that a node obeys. Until they are caught, each of them ends the process at once.
 pub struct Signals {
     terminate: Signal,
@@ -190,7 +158,7 @@ pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running,
     let acceptor = TlsAcceptor::from(server_config(Arc::clone(&certificate))?);
     let store = open_store(&config).await?;
     let claims = check_claims(&config, &*store).await?;
-    let providers = Arc::new(open_providers(&config)?);
+    let providers = Arc::new(keys::open(&config)?);
     let provider: Arc<dyn KeyProvider> = Arc::<Providers>::clone(&providers);
     let keys = Arc::new(KeyService::new(provider, Arc::clone(&store)));
     let (journal, replay) = open_journal(&config).await?;
@@ -465,24 +433,9 @@ impl Running {
         tracing::info!("stopped");
     }
 
-    /// Takes the KEKs of other tenants, and another keyring. A kind of key service that the node has not begun with needs a
-    /// new start.
-    fn reload_keys(&self, config: &Config) -> Result<(), StartError> {
-        let is_new = |kind: &KeyProviderKind| {
-            !self.providers.has(*kind) && config.tenants.iter().any(|tenant| tenant.keks.use_provider(*kind))
-        };
-        if let Some(kind) = KeyProviderKind::ALL.into_iter().find(is_new) {
-            return Err(StartError::NewProvider(kind));
-        }
-        let moved = self.providers.replace(load_keyring(config)?, keks_of(&config.tenants));
-        let keys = Arc::clone(&self.node.keys);
-        tokio::spawn(async move { keys.erase_pools_of(&moved).await });
-        Ok(())
-    }
-
     fn reload(&self, config_file: &std::path::Path) {
         match Config::load(config_file, process_environment()) {
-            Ok(config) => match self.reload_keys(&config) {
+            Ok(config) => match keys::replace(&self.providers, &self.node.keys, &config) {
                 Ok(()) => {
                     self.node.replace_tenants(config.tenants);
                     tracing::info!("tenants, their secrets and keys were read again");

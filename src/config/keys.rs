@@ -14,6 +14,7 @@ use crate::domain::ids::TenantId;
 use super::aws_kms::{ARN_RULE, is_key_arn};
 use super::raw;
 use super::scope::{Bounds, Scope, Words};
+use super::vault::{KEY_RULE, is_transit_key};
 
 /// A key service answers within 50 ms, from another continent within 500.
 const ATTEMPT_TIMEOUT_MS: Bounds = Bounds::new(1_500, 100..=30_000);
@@ -22,6 +23,9 @@ const CONCURRENCY: Bounds = Bounds::new(16, 1..=256);
 /// Former KEKs of one tenant: one for each move between key services, which nobody makes often.
 const MAX_FORMER: usize = 16;
 
+/// What stands for the tenant's id in the name of a KEK of the node.
+const PLACEHOLDER: &str = "{tenant}";
+
 /// A kind of key service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum KeyProviderKind {
@@ -29,17 +33,20 @@ pub enum KeyProviderKind {
     Local,
     /// AWS KMS.
     AwsKms,
+    /// The Transit engine of Vault.
+    VaultTransit,
 }
 
 impl KeyProviderKind {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Local, Self::AwsKms];
+    pub const ALL: [Self; 3] = [Self::Local, Self::AwsKms, Self::VaultTransit];
 
     /// Returns the word for it in configuration, envelopes and metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Local => "local",
             Self::AwsKms => "aws-kms",
+            Self::VaultTransit => "vault-transit",
         }
     }
 }
@@ -55,7 +62,7 @@ impl fmt::Display for KeyProviderKind {
 pub struct KekName {
     /// The kind of key service.
     pub provider: KeyProviderKind,
-    /// `local/<tenant>`, or the ARN of a KMS key.
+    /// `local/<tenant>`, the ARN of a KMS key, or mount and name of a Transit key.
     pub kek: String,
 }
 
@@ -113,6 +120,7 @@ impl KekRule {
         let kek = match self.provider {
             KeyProviderKind::Local => format!("local/{tenant}"),
             KeyProviderKind::AwsKms => self.kek.clone(),
+            KeyProviderKind::VaultTransit => self.kek.replace(PLACEHOLDER, tenant),
         };
         KekName { provider: self.provider, kek }
     }
@@ -170,8 +178,12 @@ impl TenantKeks {
 fn providers() -> Words<KeyProviderKind> {
     Words {
         default: KeyProviderKind::Local,
-        allowed: &[("local", KeyProviderKind::Local), ("aws-kms", KeyProviderKind::AwsKms)],
-        later: &["vault-transit", "pkcs11"],
+        allowed: &[
+            ("local", KeyProviderKind::Local),
+            ("aws-kms", KeyProviderKind::AwsKms),
+            ("vault-transit", KeyProviderKind::VaultTransit),
+        ],
+        later: &["pkcs11"],
     }
 }
 
@@ -182,7 +194,7 @@ enum Names {
     OfTenant,
 }
 
-fn check_rule(provider: KeyProviderKind, kek: Option<String>, scope: &Scope<'_>, _names: Names) -> KekRule {
+fn check_rule(provider: KeyProviderKind, kek: Option<String>, scope: &Scope<'_>, names: Names) -> KekRule {
     match provider {
         KeyProviderKind::Local => {
             if kek.is_some() {
@@ -193,6 +205,10 @@ fn check_rule(provider: KeyProviderKind, kek: Option<String>, scope: &Scope<'_>,
             }
         }
         KeyProviderKind::AwsKms => check_kek(scope, kek.as_deref(), is_key_arn, ARN_RULE),
+        KeyProviderKind::VaultTransit => {
+            let placeholder = if names == Names::OfNode { PLACEHOLDER } else { "" };
+            check_kek(scope, kek.as_deref(), |kek| is_transit_key(kek, placeholder), KEY_RULE);
+        }
     }
     KekRule { provider, kek: kek.unwrap_or_default() }
 }

@@ -30,6 +30,7 @@ mod tests;
 mod twilio;
 mod upstream;
 mod vapi;
+mod vault;
 
 use std::ffi::OsString;
 use std::fs;
@@ -65,6 +66,7 @@ pub use tenant::{
 pub use twilio::Twilio;
 pub use upstream::{OnLoss, Relay, Upstream};
 pub use vapi::{ListenChannels, Vapi, VapiHmac, VapiNode};
+pub use vault::{Vault, VaultLogin};
 
 /// A checked configuration.
 ///
@@ -90,6 +92,8 @@ pub struct Config {
     pub keys: KeysConfig,
     /// How AWS KMS is reached, for tenants whose KEK is there.
     pub aws_kms: AwsKms,
+    /// How Vault is reached; there is one where a tenant's KEK is in it.
+    pub vault: Option<Vault>,
     /// The journal that bounds what a crash can lose.
     pub journal: Journal,
     /// When a segment ends.
@@ -196,6 +200,8 @@ impl Config {
         let proxies = Proxies::check(raw.trusted_proxies, raw.client_ip_header.as_deref(), &top);
         let store = StoreKind::check(raw.store, &top, &data_dir, references);
         let aws_kms = AwsKms::check(raw.aws_kms, &top, references);
+        let has_vault = raw.vault.is_some();
+        let vault = Vault::check(raw.vault, &top, references);
         let keys = KeysConfig::check(raw.keys, &top, &data_dir);
         let journal = Journal::check(raw.journal, &top, &data_dir);
         let ingest = Ingest::check(raw.ingest, &top);
@@ -206,6 +212,13 @@ impl Config {
         let drain = Drain::check(raw.drain, &top);
         let log = Log::check(raw.log, &top);
         let tenants = check_tenants(raw.tenants, &top, references, (&keys, playback.max_ttl), faults);
+        let in_vault = |tenant: &Tenant| tenant.keks.use_provider(KeyProviderKind::VaultTransit);
+        if !has_vault && tenants.iter().any(in_vault) {
+            top.fault(
+                "vault",
+                "is missing; allowed: a table with vault.address, as a tenant has a key in Vault",
+            );
+        }
         // Only here, after all faults have been found, may the check end early.
         let (public_url, node, tls, store, aws_kms) = (public_url?, node?, tls?, store?, aws_kms?);
         Some(Self {
@@ -218,6 +231,7 @@ impl Config {
             store,
             keys,
             aws_kms,
+            vault,
             journal,
             segments,
             ingest,

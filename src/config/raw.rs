@@ -50,6 +50,7 @@ section!(
         store: Table,
         keys: Table,
         aws_kms: Table,
+        vault: Table,
         journal: Table,
         segments: Table,
         ingest: Table,
@@ -111,6 +112,19 @@ section!(
         access_key_id: Value,
         secret_access_key: Value,
         session_token: Value,
+        connect_timeout_ms: i64,
+    } later []
+);
+section!(
+    Vault {
+        address: String,
+        namespace: String,
+        ca_file: String,
+        auth: String,
+        token: Value,
+        role_id: Value,
+        secret_id: Value,
+        approle_mount: String,
         connect_timeout_ms: i64,
     } later []
 );
@@ -275,6 +289,7 @@ pub(super) fn node_sections() -> Vec<(&'static str, Vec<&'static str>)> {
         ("store", all_names::<Store>()),
         ("keys", all_names::<Keys>()),
         ("aws_kms", all_names::<AwsKms>()),
+        ("vault", all_names::<Vault>()),
         ("journal", all_names::<Journal>()),
         ("segments", all_names::<Segments>()),
         ("ingest", all_names::<Ingest>()),

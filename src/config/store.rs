@@ -254,6 +254,8 @@ fn refuse_other_kind(scope: &Scope<'_>, options: &[(&str, bool)], kind: &str) {
     }
 }
 
+const URL_RULE: &str =
+    "\"https://host\", with a port and a path if need be; http for loopback addresses only";
 const REGION_RULE: &str = "1 to 64 characters of a-z, 0-9 and '-', such as \"eu-central-1\" or \"auto\"";
 const BUCKET_RULE: &str = "the name of a bucket: 3 to 63 characters of a-z, 0-9, '.' and '-'";
 
@@ -286,17 +288,20 @@ fn check_word(
 
 /// Checks the store's URL. Without TLS it may only be on this machine: requests and ciphertext would be open to all.
 pub(super) fn check_endpoint(scope: &Scope<'_>, given: Option<String>, is_aws: bool) -> Option<String> {
-    const RULE: &str =
-        "\"https://host\", with a port and a path if need be; http for loopback addresses only";
     let Some(given) = given else {
         if !is_aws {
-            scope.fault("endpoint", format!("is missing with this profile; allowed: {RULE}"));
+            scope.fault("endpoint", format!("is missing with this profile; allowed: {URL_RULE}"));
         }
         return None;
     };
+    Some(check_url(scope, "endpoint", &given))
+}
+
+/// Checks the URL of a service, and takes slashes off its end.
+pub(super) fn check_url(scope: &Scope<'_>, option: &str, given: &str) -> String {
     if given.contains('@') {
-        scope.fault("endpoint", format!("holds a user or password; allowed: {RULE}"));
-        return None;
+        scope.fault(option, format!("holds a user or password; allowed: {URL_RULE}"));
+        return String::new();
     }
     let url = given.trim_end_matches('/');
     let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
@@ -308,9 +313,9 @@ pub(super) fn check_endpoint(scope: &Scope<'_>, given: Option<String>, is_aws: b
         _ => false,
     };
     if !is_allowed {
-        scope.fault("endpoint", format!("{given:?} is given; allowed: {RULE}"));
+        scope.fault(option, format!("{given:?} is given; allowed: {URL_RULE}"));
     }
-    Some(url.to_owned())
+    url.to_owned()
 }
 
 /// Checks a file of certificates, relative to the file that names it.

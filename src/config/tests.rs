@@ -152,6 +152,7 @@ fn the_commented_files_have_every_option() {
     assert_has_options::<raw::Store>(&node, "store");
     assert_has_options::<raw::Keys>(&node, "keys");
     assert_has_options::<raw::AwsKms>(&node, "aws_kms");
+    assert_has_options::<raw::Vault>(&node, "vault");
     assert_has_options::<raw::Journal>(&node, "journal");
     assert_has_options::<raw::Segments>(&node, "segments");
     assert_has_options::<raw::Ingest>(&node, "ingest");

@@ -13,6 +13,7 @@ mod pool;
 mod providers;
 mod rewrap;
 mod service;
+mod vault;
 
 use async_trait::async_trait;
 

@@ -12,13 +12,16 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 
 use crate::clock;
-use crate::config::{AwsKms as AwsKmsOptions, KekName, KeyProviderKind, KeysConfig, TenantKeks};
+use crate::config::{
+    AwsKms as AwsKmsOptions, KekName, KeyProviderKind, KeysConfig, TenantKeks, Vault as VaultOptions,
+};
 use crate::domain::cmr::{Dek, Expected};
 use crate::domain::ids::TenantId;
 
 use super::aws_kms::AwsKms;
 use super::calls::{Calls, counted, not_configured};
 use super::envelope::{UsedKek, Wrap};
+use super::vault::VaultTransit;
 use super::{KekService, KeyError, KeyProvider, Keyring, LocalKeys, Wrapped};
 
 /// The largest wrapped DEK: that of AWS KMS.
@@ -55,6 +58,14 @@ impl Providers {
         Ok(self.with(KeyProviderKind::AwsKms, keys, Box::new(AwsKms::new(options)?)))
     }
 
+    /// Adds Vault, and begins to log in to it. To be called within a runtime.
+    ///
+    /// # Errors
+    /// The certificates of `vault.ca_file`, or those of the system, cannot be used.
+    pub fn with_vault(self, options: &VaultOptions, keys: &KeysConfig) -> io::Result<Self> {
+        Ok(self.with(KeyProviderKind::VaultTransit, keys, Box::new(VaultTransit::new(options)?)))
+    }
+
     fn with(mut self, kind: KeyProviderKind, keys: &KeysConfig, service: Box<dyn KekService>) -> Self {
         let calls = Calls::new(keys.attempt_timeout, keys.concurrency);
         self.services.push(Service { kind, calls, service });
@@ -85,7 +96,7 @@ impl Providers {
     pub fn has(&self, kind: KeyProviderKind) -> bool {
         match kind {
             KeyProviderKind::Local => self.local.is_some(),
-            KeyProviderKind::AwsKms => self.service(kind).is_ok(),
+            KeyProviderKind::AwsKms | KeyProviderKind::VaultTransit => self.service(kind).is_ok(),
         }
     }
 

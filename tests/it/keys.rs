@@ -4,4 +4,6 @@ mod aws_kms;
 mod http;
 mod kms;
 mod moto;
+mod vault;
+mod vault_stub;
 mod world;

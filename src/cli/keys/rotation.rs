@@ -327,6 +327,9 @@ fn local_kek(tenant: &TenantId, version: u32) -> UsedKek {
 fn rotated_elsewhere(config: &Config, tenant: &TenantId) -> Option<&'static str> {
     match config.tenant(tenant)?.keks.current.provider {
         KeyProviderKind::Local => None,
+        KeyProviderKind::VaultTransit => Some(
+            "its key is in Vault; make a new version there (vault write -f MOUNT/keys/NAME/rotate), then: callseal keys rewrap",
+        ),
         KeyProviderKind::AwsKms => Some(
             "its key is in AWS KMS, which rotates it by itself (aws kms enable-key-rotation); what is older is moved with: \
              callseal keys rewrap --older-than-days",

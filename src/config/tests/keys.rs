@@ -65,3 +65,54 @@ fn the_way_to_kms_is_checked() {
     let missing = ["aws_kms.access_key_id", "aws_kms.secret_access_key"];
     assert_eq!(names(&of("credentials = \"static\"")), missing);
 }
+
+#[test]
+fn the_way_to_vault_is_checked() {
+    let of = |text: &str| faults_of(&format!("{NODE}[vault]\n{text}\n"), &[], &Shelf::default());
+    assert_eq!(names(&of("")), ["vault.address", "vault.token"]);
+    let token = "address = \"https://vault.example.com:8200\"\ntoken = { file = \"t\" }\n";
+    for (more, option) in [
+        ("ca_file = \"missing\"", "vault.ca_file"),
+        ("namespace = \"../x\"", "vault.namespace"),
+        ("namespace = \"a?b\"", "vault.namespace"),
+        ("role_id = { file = \"r\" }", "vault.role_id"),
+        ("auth = \"ldap\"", "vault.auth"),
+        ("connect_timeout_ms = 1", "vault.connect_timeout_ms"),
+    ] {
+        assert_eq!(names(&of(&format!("{token}{more}"))), [option], "{more}");
+    }
+    for address in ["http://vault.example.com", "ftp://a", "https://u:p@vault", "https://"] {
+        assert_eq!(
+            names(&of(&token.replace("https://vault.example.com:8200", address))),
+            ["vault.address"],
+            "{address}"
+        );
+    }
+    let approle = "address = \"http://127.0.0.1:8200\"\nauth = \"approle\"\n";
+    assert_eq!(names(&of(approle)), ["vault.role_id", "vault.secret_id"]);
+    let both = format!(
+        "{approle}role_id = {{ file = \"r\" }}\nsecret_id = {{ file = \"s\" }}\ntoken = {{ file = \"t\" }}"
+    );
+    assert_eq!(names(&of(&both)), ["vault.token"]);
+}
+
+#[test]
+fn a_transit_key_needs_a_vault_and_a_plain_name() {
+    let vault = "[vault]\naddress = \"https://vault.example.com\"\ntoken = { file = \"t\" }\n";
+    let kek = |kek: &str| format!("provider = \"vault-transit\"\nkek = {kek:?}\n{vault}");
+    let names_of = [("vault-transit", "transit/callseal-acme".to_owned())];
+    assert_eq!(keks(&kek("transit/callseal-{tenant}"), ""), names_of);
+    for bad in
+        ["transit", "transit/", "/x", "a//b", "transit/../sys", "transit/a b", "transit/a?x", "transit/{x}"]
+    {
+        let text = format!("{NODE}[keys]\n{}", kek(bad));
+        assert_eq!(names(&faults_of(&text, &[], &Shelf::default())), ["keys.kek"], "{bad}");
+    }
+    // A tenant's own name stands for itself.
+    let tenant = "id = \"acme\"\n[keys]\nprovider = \"vault-transit\"\nkek = \"transit/callseal-{tenant}\"\n";
+    let shelf = Shelf::with(&[("t.toml", tenant)]);
+    let faults = faults_of(&format!("{NODE}{vault}"), &[], &shelf);
+    assert_eq!(names(&faults), ["tenants/t.toml: keys.kek"]);
+    let tenant = tenant.replace("{tenant}", "x");
+    assert_eq!(names(&faults_of(NODE, &[], &Shelf::with(&[("t.toml", &tenant)]))), ["vault"]);
+}

@@ -2,12 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use callseal::ingest::tls::{Certificate, SelfSigned, server_config};
 use serde_json::Value;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 
 /// One request.
 #[derive(Debug, Clone)]
@@ -38,28 +41,58 @@ pub(super) enum Way {
 #[derive(Clone)]
 pub(super) struct HttpServer {
     port: u16,
+    tls: Option<TlsAcceptor>,
     way: Arc<Mutex<Way>>,
     requests: Arc<Mutex<Vec<Request>>>,
 }
 
 impl HttpServer {
     pub(super) async fn start(answer: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> Self {
+        Self::start_with(None, answer).await
+    }
+
+    /// The same over TLS, with a certificate for `localhost` whose authority is `ca.pem` in `dir`.
+    pub(super) async fn start_tls(
+        dir: &Path,
+        answer: impl Fn(&Request) -> Answer + Send + Sync + 'static,
+    ) -> Self {
+        let made = SelfSigned::ensure(dir, "localhost").unwrap();
+        let certificate = Certificate::load(&made.cert_file, &made.key_file).unwrap();
+        Self::start_with(Some(TlsAcceptor::from(server_config(certificate).unwrap())), answer).await
+    }
+
+    async fn start_with(
+        tls: Option<TlsAcceptor>,
+        answer: impl Fn(&Request) -> Answer + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let server =
-            Self { port, way: Arc::new(Mutex::new(Way::Open(Duration::ZERO))), requests: Arc::default() };
+        let server = Self {
+            port,
+            tls,
+            way: Arc::new(Mutex::new(Way::Open(Duration::ZERO))),
+            requests: Arc::default(),
+        };
         let (serving, answer) = (server.clone(), Arc::new(answer));
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let (serving, answer) = (serving.clone(), Arc::clone(&answer));
-                tokio::spawn(async move { serving.serve(stream, &*answer).await });
+                tokio::spawn(async move {
+                    match serving.tls.clone() {
+                        Some(tls) => serving.serve(tls.accept(stream).await?, &*answer).await,
+                        None => serving.serve(stream, &*answer).await,
+                    }
+                });
             }
         });
         server
     }
 
     pub(super) fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        match self.tls {
+            Some(_) => format!("https://localhost:{}", self.port),
+            None => format!("http://127.0.0.1:{}", self.port),
+        }
     }
 
     pub(super) fn set_way(&self, way: Way) {
@@ -73,7 +106,7 @@ impl HttpServer {
 
     async fn serve(
         &self,
-        stream: TcpStream,
+        stream: impl AsyncRead + AsyncWrite + Unpin,
         answer: &(dyn Fn(&Request) -> Answer + Send + Sync),
     ) -> io::Result<()> {
         let way = *self.way.lock().unwrap();
@@ -94,11 +127,12 @@ impl HttpServer {
              x-amzn-requestid: r-7\r\ncontent-length: {}\r\n\r\n",
             body.len()
         );
-        stream.write_all(format!("{head}{body}").as_bytes()).await
+        stream.write_all(format!("{head}{body}").as_bytes()).await?;
+        stream.shutdown().await
     }
 }
 
-async fn read(stream: &mut BufReader<TcpStream>) -> io::Result<Option<Request>> {
+async fn read(stream: &mut BufReader<impl AsyncRead + Unpin>) -> io::Result<Option<Request>> {
     let mut head = String::new();
     while !head.ends_with("\r\n\r\n") {
         if stream.read_line(&mut head).await? == 0 {
