@@ -88,11 +88,11 @@ impl AwsKms {
 
 impl Regional {
     /// Sorts a failure, and has the credentials read again when they may be the reason.
-    fn failed<E>(&self, error: SdkError<E, HttpResponse>) -> KeyError
+    fn failed<E>(&self, error: &SdkError<E, HttpResponse>) -> KeyError
     where
         E: Error + ProvideErrorMetadata + 'static,
     {
-        let sorted = sort(&error);
+        let sorted = sort(error);
         if matches!(sorted, KeyError::Denied { .. } | KeyError::BadLogin(_)) {
             self.credentials.doubt();
         }
@@ -106,7 +106,7 @@ impl KekService for AwsKms {
         let region = self.region_of(kek);
         let request = region.client.encrypt().key_id(kek).plaintext(Blob::new(dek.expose().as_slice()));
         let answer = request.set_encryption_context(Some(context(ids))).send().await;
-        let answer = answer.map_err(|error| region.failed(error))?;
+        let answer = answer.map_err(|error| region.failed(&error))?;
         check_key(kek, answer.key_id())?;
         wrapped(answer.ciphertext_blob)
     }
@@ -115,7 +115,7 @@ impl KekService for AwsKms {
         let region = self.region_of(kek);
         let request = region.client.decrypt().key_id(kek).ciphertext_blob(Blob::new(blob));
         let answer = request.set_encryption_context(Some(context(ids))).send().await;
-        let answer = answer.map_err(|error| region.failed(error))?;
+        let answer = answer.map_err(|error| region.failed(&error))?;
         check_key(kek, answer.key_id())?;
         let plaintext = answer.plaintext.map(Blob::into_inner).unwrap_or_default();
         super::dek_of(&Zeroizing::new(plaintext))
@@ -140,7 +140,7 @@ impl KekService for AwsKms {
             .ciphertext_blob(Blob::new(blob))
             .set_source_encryption_context(Some(context(ids)))
             .set_destination_encryption_context(Some(context(ids)));
-        let answer = request.send().await.map_err(|error| region.failed(error))?;
+        let answer = request.send().await.map_err(|error| region.failed(&error))?;
         check_key(from, answer.source_key_id())?;
         check_key(to, answer.key_id())?;
         wrapped(answer.ciphertext_blob).map(Some)

@@ -27,6 +27,8 @@ pub(super) struct Pool(Mutex<State>);
 #[derive(Default)]
 struct State {
     tenants: HashMap<TenantId, Waiting>,
+    /// How often KEKs have changed; a DEK of before is not taken.
+    generation: u64,
     is_closed: bool,
 }
 
@@ -66,12 +68,22 @@ impl Pool {
         Taken { minted, stale, refill, failing }
     }
 
+    /// Returns what a DEK that is minted from now on carries.
+    pub(super) fn generation(&self) -> u64 {
+        self.state().generation
+    }
+
+    /// Returns how many DEKs wait.
+    pub(super) fn waiting(&self, tenant: &TenantId) -> usize {
+        self.state().tenants.get(tenant).map_or(0, |waiting| waiting.minted.len())
+    }
+
     /// Puts a DEK back, or a new one in; answers it when there is no place for it.
     pub(super) fn put(&self, tenant: &TenantId, minted: Minted) -> Option<Minted> {
         let mut state = self.state();
-        let is_closed = state.is_closed;
+        let is_refused = state.is_closed || minted.generation != state.generation;
         let waiting = state.tenants.entry(tenant.clone()).or_insert_with(Waiting::new);
-        if is_closed || waiting.minted.len() >= SIZE {
+        if is_refused || waiting.minted.len() >= SIZE {
             return Some(minted);
         }
         waiting.minted.push(minted);
@@ -86,19 +98,19 @@ impl Pool {
         }
     }
 
-    /// Whether the task that refills goes on: there is place, and the tenant had a call lately. If not, it is over, and the
-    /// next call begins another one.
-    pub(super) fn wants_more(&self, tenant: &TenantId) -> bool {
+    /// Returns how many DEKs the task that refills shall mint next: for a tenant with calls, as many as there is place for. With
+    /// none it is over, and the next call begins another one.
+    pub(super) fn missing(&self, tenant: &TenantId) -> usize {
         let mut state = self.state();
         let is_closed = state.is_closed;
-        let Some(waiting) = state.tenants.get_mut(tenant) else { return false };
+        let Some(waiting) = state.tenants.get_mut(tenant) else { return 0 };
         let is_active = clock::since(waiting.taken_at) < AGE;
-        let goes_on = !is_closed && is_active && waiting.minted.len() < SIZE;
-        if !goes_on {
+        let missing = if is_closed || !is_active { 0 } else { SIZE.saturating_sub(waiting.minted.len()) };
+        if missing == 0 {
             waiting.is_refilled = false;
             waiting.failing = waiting.failing.filter(|_| is_active);
         }
-        goes_on
+        missing
     }
 
     /// Takes out what has waited too long, and forgets tenants without calls.
@@ -110,9 +122,10 @@ impl Pool {
         stale
     }
 
-    /// Takes out all DEKs of these tenants.
+    /// Takes out all DEKs of these tenants, and lets in none that was begun before.
     pub(super) fn remove(&self, tenants: &[TenantId]) -> Vec<Minted> {
         let mut state = self.state();
+        state.generation += u64::from(!tenants.is_empty());
         let of_tenant =
             |tenant| state.tenants.get_mut(tenant).map(|waiting| std::mem::take(&mut waiting.minted));
         let removed = tenants.iter().filter_map(of_tenant).flatten().collect();

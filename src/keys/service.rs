@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 
 use crate::clock;
 use crate::domain::cmr::{Dek, Expected};
@@ -33,6 +34,8 @@ const MINT_TIMEOUT: Duration = Duration::from_secs(5);
 /// unrecorded after a key service has come back.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// DEKs minted at the same time for one tenant: with a key service that takes half a second, four calls a second.
+const MINTED_AT_ONCE: usize = 4;
 
 /// A DEK whose envelope is durable, and the recording it was made for.
 #[derive(Debug)]
@@ -42,6 +45,8 @@ pub struct Minted {
     /// The key.
     pub dek: Dek,
     minted_at: Instant,
+    /// See [`Pool::generation`].
+    pub(super) generation: u64,
 }
 
 impl Minted {
@@ -105,11 +110,17 @@ impl KeyService {
         }
     }
 
+    /// Returns how many DEKs are ready for a tenant.
+    pub fn waiting(&self, tenant: &TenantId) -> usize {
+        self.pool.waiting(tenant)
+    }
+
     /// Mints a DEK, sees that its wrap opens, and stores its envelope.
     ///
     /// # Errors
     /// [`KeyError`].
     pub async fn mint(&self, tenant: &TenantId) -> Result<Minted, KeyError> {
+        let generation = self.pool.generation();
         let minting = async {
             let mut random = [0; 10];
             fill_random(&mut random)?;
@@ -120,7 +131,7 @@ impl KeyService {
             let wrap = self.provider.wrap(tenant, &ids, &dek).await?;
             self.unwrap_checked(tenant, &ids, &wrap).await?;
             self.put_envelope(&ids, &Envelope::new(&ids, wrap)).await?;
-            Ok(Minted { ids, dek, minted_at: clock::monotonic() })
+            Ok(Minted { ids, dek, minted_at: clock::monotonic(), generation })
         };
         let minted = tokio::time::timeout(MINT_TIMEOUT, minting).await.unwrap_or(Err(KeyError::TimedOut));
         self.pool.note(tenant, minted.as_ref().err().map(KeyError::label));
@@ -209,20 +220,27 @@ impl KeyService {
 
     /// Mints until the pool is full. While that fails it tries on, ever more slowly, as long as the tenant has calls.
     async fn refill(&self, tenant: &TenantId) {
-        let mut pause = FIRST_PAUSE;
-        while self.pool.wants_more(tenant) {
-            match self.mint(tenant).await {
-                Ok(minted) => {
-                    pause = FIRST_PAUSE;
-                    let no_place = self.pool.put(tenant, minted);
-                    self.erase(no_place.into_iter().collect()).await;
-                }
-                Err(error) => {
-                    tracing::warn!(%tenant, error = &error as &dyn std::error::Error, "cannot mint a key ahead");
-                    tokio::time::sleep(jitter(pause)).await;
-                    pause = (pause * 2).min(LONGEST_PAUSE);
+        let (mut pause, mut at_once) = (FIRST_PAUSE, MINTED_AT_ONCE);
+        loop {
+            let missing = self.pool.missing(tenant);
+            if missing == 0 {
+                return;
+            }
+            let minting = (0..missing.min(at_once)).map(|_| self.mint(tenant));
+            let mut failed = None;
+            for minted in join_all(minting).await {
+                match minted.map(|minted| self.pool.put(tenant, minted)) {
+                    Ok(no_place) => self.erase(no_place.into_iter().collect()).await,
+                    Err(error) => failed = Some(error),
                 }
             }
+            let Some(error) = failed else {
+                (pause, at_once) = (FIRST_PAUSE, MINTED_AT_ONCE);
+                continue;
+            };
+            tracing::warn!(%tenant, error = &error as &dyn std::error::Error, "cannot mint a key ahead");
+            tokio::time::sleep(jitter(pause)).await;
+            (pause, at_once) = ((pause * 2).min(LONGEST_PAUSE), 1);
         }
     }
 

@@ -305,15 +305,14 @@ fn unreadable() -> KeyError {
 }
 
 fn failure(error: KeyError) -> Failure {
-    match error {
-        KeyError::BadLogin(said) => Failure::Refused(said),
-        KeyError::TimedOut => Failure::TimedOut,
-        other => Failure::Passing(Said::new(&with_cause(&other))),
+    if let KeyError::BadLogin(said) = error {
+        return Failure::Refused(said);
     }
-}
-
-fn with_cause(error: &dyn std::error::Error) -> String {
-    error.source().map_or_else(|| error.to_string(), ToString::to_string)
+    if let KeyError::TimedOut = error {
+        return Failure::TimedOut;
+    }
+    let why = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
+    Failure::Passing(Said::new(&why))
 }
 
 fn end_of(lease: Lease) -> Option<Instant> {

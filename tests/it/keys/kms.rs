@@ -122,10 +122,8 @@ impl State {
         let asked = body["KeyId"].as_str().unwrap();
         self.check_key(asked)?;
         let plaintext = body["Plaintext"].as_str().unwrap().to_owned();
-        let used = match self.mood {
-            Mood::UseAnotherKey => "arn:aws:kms:eu-central-1:111122223333:key/00000000-other",
-            _ => asked,
-        };
+        let other = "arn:aws:kms:eu-central-1:111122223333:key/00000000-other";
+        let used = if self.mood == Mood::UseAnotherKey { other } else { asked };
         let blob = self.wrap(used, &body["EncryptionContext"], plaintext);
         let blob = if self.mood == Mood::Garble { BASE64_STANDARD.encode("garbled") } else { blob };
         Ok(json!({"CiphertextBlob": blob, "KeyId": used, "EncryptionAlgorithm": "SYMMETRIC_DEFAULT"}))
@@ -152,10 +150,8 @@ impl State {
 
     fn decrypt(&mut self, body: &Value) -> Result<Value, Answer> {
         let found = self.find(&body["KeyId"], &body["EncryptionContext"], &body["CiphertextBlob"])?;
-        let plaintext = match self.mood {
-            Mood::MixUpPlaintexts => self.wrapped.last().unwrap().plaintext.clone(),
-            _ => found.plaintext,
-        };
+        let last = self.wrapped.last().unwrap().plaintext.clone();
+        let plaintext = if self.mood == Mood::MixUpPlaintexts { last } else { found.plaintext };
         Ok(json!({"KeyId": found.key, "Plaintext": plaintext, "EncryptionAlgorithm": "SYMMETRIC_DEFAULT"}))
     }
 

@@ -19,7 +19,7 @@ pub(super) fn vault_tables(vault: &VaultStub, login: &str) -> String {
     )
 }
 
-const BY_TOKEN: &str = "namespace = \"telephony\"\ntoken = { file = \"token\" }";
+pub(super) const BY_TOKEN: &str = "namespace = \"telephony\"\ntoken = { file = \"token\" }";
 const BY_ROLE: &str =
     "auth = \"approle\"\nrole_id = { file = \"role\" }\nsecret_id = { file = \"role-secret\" }";
 
@@ -63,11 +63,11 @@ async fn each_tenant_has_a_key_and_each_recording_a_context() {
 async fn a_key_that_is_not_derived_is_refused_before_it_is_used() {
     let (vault, world) = world(BY_TOKEN).await;
     let plain = Key { derived: false, versions: 1, min_decryption_version: 1 };
-    vault.change(|state| drop(state.keys.insert("callseal-acme".to_owned(), plain)));
+    vault.change(|state| state.keys.extend([("callseal-acme".to_owned(), plain)]));
     let error = world.mint(ACME).await.unwrap_err();
     assert!(error.to_string().contains("not derived"), "{error}");
     assert!(vault.asked().iter().all(|line| !line.contains("encrypt")), "{:?}", vault.asked());
-    vault.change(|state| drop(state.keys.remove("callseal-acme")));
+    vault.change(|state| state.keys.retain(|name, _| name != "callseal-acme"));
     let error = world.mint(ACME).await.unwrap_err();
     assert!(error.to_string().ends_with("there is no such key"), "{error}");
 }
