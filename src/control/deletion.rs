@@ -163,11 +163,12 @@ impl Deletions {
                 tracing::error!(%recording, error = &*error as &dyn std::error::Error, "date of a recording is damaged");
                 (Stored::Damaged, None)
             }
-            // Its KEK is lost: nobody will ever read its date.
+            // Its KEK is lost or withdrawn: nobody can read its date, and an order to delete it must count all the same.
             Err(RecordingError::Unavailable(cause))
-                if matches!(cause.downcast_ref::<KeyError>(), Some(KeyError::NoKek)) =>
+                if cause.downcast_ref::<KeyError>().is_some_and(KeyError::is_refusal) =>
             {
-                tracing::error!(%recording, "the key-encryption key of a recording is missing");
+                let error = &*cause as &dyn std::error::Error;
+                tracing::error!(%recording, error, "the key-encryption key of a recording cannot be used");
                 (Stored::Damaged, None)
             }
             Err(error @ RecordingError::Unavailable(_)) => return Err(error.into()),

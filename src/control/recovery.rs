@@ -59,6 +59,12 @@ enum RecoverError {
 }
 
 impl RecoverError {
+    /// Whether a key service is the reason, and trying again may help.
+    fn is_of_key_service(&self) -> bool {
+        let (Self::Key(error) | Self::Settle(SettleError::Key(error))) = self else { return false };
+        error.is_retryable() && !matches!(error, KeyError::Store(_))
+    }
+
     fn is_retryable(&self) -> bool {
         match self {
             Self::Key(KeyError::Store(error))
@@ -88,35 +94,60 @@ impl Recovery {
         Self { replay: Arc::new(replay), settler }
     }
 
-    /// Recovers one recording after the other. While the store does not answer it waits and tries again.
+    /// Recovers one recording after the other. While the store does not answer it waits and tries again. A recording whose key
+    /// service does not answer waits behind the others: they may be of tenants with another one.
     pub async fn run(self) -> RecoveryReport {
         let mut report = RecoveryReport::default();
-        for recording in self.replay.recordings().to_vec() {
-            match self.recover_patiently(&recording).await {
-                Ok(true) => {
-                    report.recovered += 1;
-                    ::metrics::counter!(metrics::RECORDINGS_RECOVERED).increment(1);
-                    tracing::info!(recording = %recording.recording, "recording recovered after a crash");
-                }
-                Ok(false) => report.nothing_to_do += 1,
-                Err(error) => {
-                    report.failed += 1;
-                    ::metrics::counter!(metrics::RECOVERY_FAILED).increment(1);
-                    let error = &error as &dyn std::error::Error;
-                    tracing::error!(recording = %recording.recording, error, "recording stays in the journal");
-                    continue;
+        let mut left = self.replay.recordings().to_vec();
+        let mut retry = Retry::new(self.settler.policy());
+        loop {
+            let mut without_key = Vec::new();
+            for recording in left {
+                match self.recover_patiently(&recording).await {
+                    Err(error) if error.is_of_key_service() => {
+                        warn_of_waiting(recording.recording, &error);
+                        without_key.push(recording);
+                    }
+                    outcome => self.note(&mut report, &recording, outcome).await,
                 }
             }
-            self.release(recording.recording).await;
+            if without_key.is_empty() {
+                return report;
+            }
+            left = without_key;
+            tokio::time::sleep(retry.next_wait(u32::MAX / 2)).await;
         }
-        report
+    }
+
+    async fn note(
+        &self,
+        report: &mut RecoveryReport,
+        recording: &ReplayedRecording,
+        outcome: Result<bool, RecoverError>,
+    ) {
+        match outcome {
+            Ok(true) => {
+                report.recovered += 1;
+                ::metrics::counter!(metrics::RECORDINGS_RECOVERED).increment(1);
+                tracing::info!(recording = %recording.recording, "recording recovered after a crash");
+            }
+            Ok(false) => report.nothing_to_do += 1,
+            Err(error) => {
+                report.failed += 1;
+                ::metrics::counter!(metrics::RECOVERY_FAILED).increment(1);
+                let error = &error as &dyn std::error::Error;
+                tracing::error!(recording = %recording.recording, error, "recording stays in the journal");
+                return;
+            }
+        }
+        self.release(recording.recording).await;
     }
 
     async fn recover_patiently(&self, recording: &ReplayedRecording) -> Result<bool, RecoverError> {
         let mut retry = Retry::new(self.settler.policy());
         loop {
             match self.recover(recording).await {
-                Err(error) if error.is_retryable() => {
+                Err(error) if error.is_retryable() && !error.is_of_key_service() => {
                     let wait = retry.next_wait(u32::MAX / 2);
                     warn_of_waiting(recording.recording, &error);
                     tokio::time::sleep(wait).await;

@@ -68,6 +68,11 @@ impl KeyError {
         }
     }
 
+    /// Whether the KEK itself is the reason: missing, another's, or refused by its service.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::NoKek | Self::ForeignKek | Self::Denied { .. })
+    }
+
     /// Whether trying again may help, without anybody changing anything.
     pub fn is_retryable(&self) -> bool {
         match self {

@@ -235,3 +235,26 @@ async fn commands_say_what_they_do_for_a_key_service() {
     assert!(re_encrypted >= 9, "{re_encrypted} did not leave KMS");
     assert_eq!(node.home.open_ulaw(TENANT, &recording, "caller"), DEMO_CALLER[..8_000]);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_recording_whose_key_was_withdrawn_can_be_deleted() {
+    let mut node = Node::start(|setup| setup).await;
+    node.server.allow("recording");
+    let recording = node.record(TENANT, 1).await;
+    let second = ARN.replace("1234abcd-", "2222abcd-");
+    node.kms.set_state(&second, "Enabled");
+    let mut changed = node.home.tenant(TENANT).clone();
+    changed.top = format!("[keys]\nprovider = \"aws-kms\"\nkek = {second:?}");
+    node.home.rewrite_tenant(&changed);
+    node.kms.set_state(ARN, "PendingDeletion");
+    let by = ["--actor", "counsel", "--reason", "they left"];
+    let target = ["--tenant", TENANT, "--recording", &recording];
+    node.home.run_ok(&[&["recordings", "delete", "--yes"][..], &target, &by].concat());
+    let swept = node.home.run_json(&["sweep", "--yes", "--json"]).remove(0);
+    assert_eq!(swept["deleted"], 1, "{swept}");
+    let left = crate::support::files_below(&node.home.data().join("store/r"));
+    assert!(
+        left.iter().all(|(path, _)| !path.display().to_string().contains(&recording)),
+        "its audio is gone"
+    );
+}
