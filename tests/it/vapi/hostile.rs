@@ -13,7 +13,7 @@ async fn who_cannot_prove_to_be_vapi_learns_nothing() {
     let file = hmac.display().to_string();
     let vapi =
         format!("bearer_tokens = [{{ file = {file:?} }}]\n[vapi.hmac]\nsecrets = [{{ file = {file:?} }}]");
-    let (_home, mut server) = setup(&listen, &vapi).serve();
+    let (_home, mut server) = serve(setup(&listen, &vapi));
     server.allow("server message refused: not authentic");
     let body = listen.describe(CALL).status("ringing", now_ms()).to_string();
     let signed = |at: u64, body: &str| {
@@ -54,7 +54,7 @@ async fn who_cannot_prove_to_be_vapi_learns_nothing() {
 #[tokio::test]
 async fn other_requests_are_refused_by_what_is_wrong_with_them() {
     let listen = ListenServer::start(None).await.unwrap();
-    let (_home, mut server) = setup(&listen, "").serve();
+    let (_home, mut server) = serve(setup(&listen, ""));
     server.allow("answer that a recorder does not have");
     let https = server.https();
     let own = [("x-vapi-secret", SECRET)];
@@ -114,7 +114,7 @@ async fn other_requests_are_refused_by_what_is_wrong_with_them() {
 async fn urls_that_lead_elsewhere_are_not_dialled() {
     let mut listen = ListenServer::start(None).await.unwrap();
     let vapi = "org_ids = [\"2f6a7c10-0d4b-4b5f-9d0e-1a7b3c5d9e20\"]";
-    let (home, mut server) = setup(&listen, vapi).serve();
+    let (home, mut server) = serve(setup(&listen, vapi));
     server.allow("listen URL is not dialled");
     server.allow("call is not heard");
     server.allow("a call of another organisation");
@@ -153,7 +153,7 @@ async fn urls_that_lead_elsewhere_are_not_dialled() {
 #[tokio::test]
 async fn addresses_of_this_machine_are_not_dialled_by_a_node_of_real_calls() {
     let listen = ListenServer::start(None).await.unwrap();
-    let (_home, server) = setup(&listen, "").without("vapi", "allow_private_hosts").serve();
+    let (_home, server) = serve(setup(&listen, "").without("vapi", "allow_private_hosts"));
     let mut message = listen.describe(CALL).status("in-progress", now_ms());
     message["message"]["call"]["monitor"]["listenUrl"] = json!(format!("wss://localhost/{CALL}/listen"));
     tell(&server, &message).await;
@@ -165,7 +165,7 @@ async fn addresses_of_this_machine_are_not_dialled_by_a_node_of_real_calls() {
 #[tokio::test]
 async fn audio_beyond_any_call_ends_the_recording_and_not_the_node() {
     let mut listen = ListenServer::start(None).await.unwrap();
-    let (home, mut server) = setup(&listen, "").serve();
+    let (home, mut server) = serve(setup(&listen, ""));
     server.allow("listen socket is closed");
     let call = listen.describe(CALL);
     tell(&server, &call.status("in-progress", now_ms())).await;
@@ -181,7 +181,7 @@ async fn audio_beyond_any_call_ends_the_recording_and_not_the_node() {
 #[tokio::test]
 async fn a_body_that_does_not_come_is_not_waited_for() {
     let listen = ListenServer::start(None).await.unwrap();
-    let (_home, server) = setup(&listen, "").serve();
+    let (_home, server) = serve(setup(&listen, ""));
     let mut stream = server.connect().await;
     let head = format!(
         "POST {EVENTS} HTTP/1.1\r\nhost: media.example.com\r\nx-vapi-secret: {SECRET}\r\ncontent-length: 100\r\n\r\n{{"

@@ -7,7 +7,7 @@ use super::*;
 #[tokio::test]
 async fn a_lost_socket_is_dialled_again_and_what_was_missed_is_a_gap() {
     let mut listen = ListenServer::start(None).await.unwrap();
-    let (home, server) = setup(&listen, "").serve();
+    let (home, server) = serve(setup(&listen, ""));
     let call = listen.describe(CALL);
     let (first, second) = (ListenSpeech::new(5_000, 1_500), ListenSpeech::new(20_000, 1_500));
     tell(&server, &call.status("in-progress", now_ms())).await;
@@ -39,8 +39,7 @@ async fn a_lost_socket_is_dialled_again_and_what_was_missed_is_a_gap() {
 #[tokio::test]
 async fn audio_that_comes_at_half_its_pace_is_kept_and_in_doubt() {
     let mut listen = ListenServer::start(None).await.unwrap();
-    let (home, mut server) = setup(&listen, "").serve();
-    server.allow("audio does not come as its format says");
+    let (home, server) = serve(setup(&listen, ""));
     let call = listen.describe(CALL);
     tell(&server, &call.status("in-progress", now_ms())).await;
     let mut socket = listener(&mut listen).await;
@@ -72,7 +71,7 @@ async fn audio_that_comes_at_half_its_pace_is_kept_and_in_doubt() {
 #[tokio::test]
 async fn messages_in_any_order_and_number_make_one_recording() {
     let mut listen = ListenServer::start(None).await.unwrap();
-    let (home, server) = setup(&listen, "").serve();
+    let (home, server) = serve(setup(&listen, ""));
     let over = listen.describe("01a024d9-bef8-7b44-9a10-000000000000");
     tell(&server, &over.report(now_ms())).await;
     tell(&server, &over.status("in-progress", now_ms())).await;
@@ -102,7 +101,7 @@ async fn messages_in_any_order_and_number_make_one_recording() {
 #[tokio::test]
 async fn of_two_nodes_one_hears_a_call_that_both_are_told_of() {
     let mut listen = ListenServer::start(None).await.unwrap();
-    let (home, server) = setup(&listen, "").serve();
+    let (home, server) = serve(setup(&listen, ""));
     // The same bucket, another node: its journal is elsewhere.
     let journal = home.path().join("journal-2").display().to_string();
     let other = home.serve_with(&[("CALLSEAL_JOURNAL__DIR", &journal), ("CALLSEAL_NODE", "other")]);
@@ -123,7 +122,7 @@ async fn of_two_nodes_one_hears_a_call_that_both_are_told_of() {
 #[tokio::test]
 async fn a_socket_that_refuses_is_given_up_when_the_call_ends() {
     let listen = ListenServer::start(Some(503)).await.unwrap();
-    let (home, server) = setup(&listen, "").serve();
+    let (home, server) = serve(setup(&listen, ""));
     let call = listen.describe(CALL);
     tell(&server, &call.status("in-progress", now_ms())).await;
     metric(&server, "vapi_dials_total{result=\"refused\"}", 2.0).await;
@@ -135,7 +134,7 @@ async fn a_socket_that_refuses_is_given_up_when_the_call_ends() {
 #[tokio::test]
 async fn a_call_without_audio_makes_no_recording() {
     let mut listen = ListenServer::start(None).await.unwrap();
-    let (home, server) = setup(&listen, "").serve();
+    let (home, server) = serve(setup(&listen, ""));
     let call = listen.describe(CALL);
     tell(&server, &call.status("in-progress", now_ms())).await;
     let mut socket = listener(&mut listen).await;
@@ -148,7 +147,7 @@ async fn a_call_without_audio_makes_no_recording() {
 #[tokio::test]
 async fn a_stop_closes_the_socket_and_finishes_the_recording() {
     let mut listen = ListenServer::start(None).await.unwrap();
-    let (home, mut server) = setup(&listen, "").serve();
+    let (home, mut server) = serve(setup(&listen, ""));
     let call = listen.describe(CALL);
     tell(&server, &call.status("in-progress", now_ms())).await;
     let mut socket = listener(&mut listen).await;
@@ -169,7 +168,7 @@ async fn a_stop_closes_the_socket_and_finishes_the_recording() {
 async fn a_tenant_at_its_limit_hears_no_more() {
     let mut listen = ListenServer::start(None).await.unwrap();
     let setup = setup(&listen, "").tenant(|tenant| tenant.limits.push_str("\nmax_streams = 1"));
-    let (_home, mut server) = setup.serve();
+    let (_home, mut server) = serve(setup);
     server.allow("call is not heard");
     tell(&server, &listen.describe(CALL).status("in-progress", now_ms())).await;
     let _socket = listener(&mut listen).await;
@@ -185,7 +184,7 @@ async fn a_tenant_at_its_limit_hears_no_more() {
 #[tokio::test]
 async fn a_node_that_drains_takes_no_new_call_and_ends_the_old_one_in_peace() {
     let mut listen = ListenServer::start(None).await.unwrap();
-    let (home, mut server) = setup(&listen, "").serve();
+    let (home, mut server) = serve(setup(&listen, ""));
     let call = listen.describe(CALL);
     tell(&server, &call.status("in-progress", now_ms())).await;
     let mut socket = listener(&mut listen).await;
