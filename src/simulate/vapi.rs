@@ -2,11 +2,13 @@
 //!
 //! What Vapi does not document is as others have seen it: 16,000 Hz, two channels, 20 ms a message.
 
+use hyper::Method;
 use serde_json::{Value, json};
 
 use crate::domain::playback::wav::ulaw_to_pcm16;
 
 use super::agent::{AgentCall, AgentServer};
+use super::https::{HttpsClient, HttpsError, Response};
 use super::speech::{DEMO_AGENT, DEMO_CALLER};
 
 /// Samples per second of one channel.
@@ -84,6 +86,25 @@ impl VapiMessages {
             },
         });
         self.message("end-of-call-report", sent_ms, more)
+    }
+
+    /// Posts a message to a tenant's URL as Vapi does, with the secret that the tenant has chosen.
+    ///
+    /// # Errors
+    /// [`HttpsError`]. Every status is an answer, not an error.
+    pub async fn post(
+        &self,
+        https: &HttpsClient,
+        target: &str,
+        secret: &str,
+        message: &Value,
+    ) -> Result<Response, HttpsError> {
+        let headers = [
+            ("x-vapi-secret", secret),
+            ("content-type", "application/json"),
+            ("x-call-id", self.call.as_str()),
+        ];
+        https.request(Method::POST, target, &headers, message.to_string().into()).await
     }
 
     fn message(&self, kind: &str, sent_ms: u64, more: Value) -> Value {

@@ -56,10 +56,9 @@ async fn post(server: &Server, headers: &[(&str, &str)], body: impl Into<Vec<u8>
     server.https().request(Method::POST, EVENTS, headers, body).await.unwrap()
 }
 
-/// Sends a message as Vapi does; it must be taken.
-async fn tell(server: &Server, message: &Value) {
-    let headers = [("x-vapi-secret", SECRET), ("content-type", "application/json"), ("x-call-id", CALL)];
-    let answer = post(server, &headers, message.to_string()).await;
+/// Sends a message of a call as Vapi does; it must be taken.
+async fn tell(server: &Server, call: &VapiMessages, message: &Value) {
+    let answer = call.post(&server.https(), EVENTS, SECRET, message).await.unwrap();
     assert_eq!((answer.status.as_u16(), &answer.body[..]), (200, &b"{}"[..]));
 }
 
@@ -119,8 +118,8 @@ async fn a_call_is_heard_recorded_and_played_sample_by_sample() {
     let (home, mut server) = serve(setup(&listen, ""));
     let call = listen.describe(CALL);
     let speech = ListenSpeech::new(10_000, 6_000);
-    tell(&server, &call.status("ringing", now_ms())).await;
-    tell(&server, &call.status("in-progress", now_ms())).await;
+    tell(&server, &call, &call.status("ringing", now_ms())).await;
+    tell(&server, &call, &call.status("in-progress", now_ms())).await;
     let mut socket = listener(&mut listen).await;
     assert_eq!(socket.target, format!("/{CALL}/listen"));
     assert!(!socket.headers.contains_key("authorization"));
@@ -128,8 +127,8 @@ async fn a_call_is_heard_recorded_and_played_sample_by_sample() {
     socket.send_text(start.to_string()).await.unwrap();
     socket.send_text(r#"{"type":"+12025550188"}"#).await.unwrap();
     say(&mut socket, &speech.interleaved).await;
-    tell(&server, &call.status("ended", now_ms())).await;
-    tell(&server, &call.report(now_ms())).await;
+    tell(&server, &call, &call.status("ended", now_ms())).await;
+    tell(&server, &call, &call.report(now_ms())).await;
     let recording = stored(&server, 1).await;
     metric(&server, "vapi_calls_total{result=\"recorded\"}", 1.0).await;
 
@@ -189,14 +188,14 @@ async fn channels_can_be_named_and_the_public_key_is_sent() {
     let (home, server) = serve(setup(&listen, &vapi));
     let call = listen.describe(CALL);
     let speech = ListenSpeech::new(0, 1_000);
-    tell(&server, &call.status("in-progress", now_ms())).await;
+    tell(&server, &call, &call.status("in-progress", now_ms())).await;
     let mut socket = listener(&mut listen).await;
     assert_eq!(socket.headers["authorization"], "Bearer public-key");
     say(&mut socket, &speech.interleaved).await;
     // Vapi closes first and tells of the end later.
     socket.close(1000, "").await.unwrap();
     metric(&server, "vapi_sockets_lost_total", 1.0).await;
-    tell(&server, &call.status("ended", now_ms())).await;
+    tell(&server, &call, &call.status("ended", now_ms())).await;
     let recording = stored(&server, 1).await;
     let [caller, agent] = channels(&home, &recording);
     assert!(caller == speech.channels[1] && agent == speech.channels[0]);

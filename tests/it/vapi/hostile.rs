@@ -132,20 +132,20 @@ async fn urls_that_lead_elsewhere_are_not_dialled() {
     ] {
         let mut message = call.status("in-progress", now_ms());
         message["message"]["call"]["monitor"]["listenUrl"] = json!(url);
-        tell(&server, &message).await;
+        tell(&server, &call, &message).await;
         refused += 1.0;
         metric(&server, "vapi_calls_total{result=\"refused_url\"}", refused).await;
     }
     let mut message = call.status("in-progress", now_ms());
     message["message"]["call"]["monitor"] = json!(null);
-    tell(&server, &message).await;
+    tell(&server, &call, &message).await;
     metric(&server, "vapi_calls_total{result=\"no_listen_url\"}", 1.0).await;
     let mut message = call.status("in-progress", now_ms());
     message["message"]["call"]["orgId"] = json!("00000000-0d4b-4b5f-9d0e-1a7b3c5d9e20");
     let answer = post(&server, &[("x-vapi-secret", SECRET)], message.to_string()).await;
     assert_eq!(answer.status.as_u16(), 403);
     // None of them has spoilt it for the call itself.
-    tell(&server, &call.status("in-progress", now_ms())).await;
+    tell(&server, &call, &call.status("in-progress", now_ms())).await;
     let _socket = listener(&mut listen).await;
     assert_eq!(home.recordings(TENANT), [] as [String; 0]);
 }
@@ -154,9 +154,10 @@ async fn urls_that_lead_elsewhere_are_not_dialled() {
 async fn addresses_of_this_machine_are_not_dialled_by_a_node_of_real_calls() {
     let listen = ListenServer::start(None).await.unwrap();
     let (_home, server) = serve(setup(&listen, "").without("vapi", "allow_private_hosts"));
-    let mut message = listen.describe(CALL).status("in-progress", now_ms());
+    let call = listen.describe(CALL);
+    let mut message = call.status("in-progress", now_ms());
     message["message"]["call"]["monitor"]["listenUrl"] = json!(format!("wss://localhost/{CALL}/listen"));
-    tell(&server, &message).await;
+    tell(&server, &call, &message).await;
     metric(&server, "vapi_dials_total{result=\"not_public\"}", 1.0).await;
     assert_eq!(server.metric("vapi_dials_total{result=\"connected\"}"), 0.0);
     assert_eq!(server.metric("vapi_dials_total{result=\"unreachable\"}"), 0.0);
@@ -168,7 +169,7 @@ async fn audio_beyond_any_call_ends_the_recording_and_not_the_node() {
     let (home, mut server) = serve(setup(&listen, ""));
     server.allow("listen socket is closed");
     let call = listen.describe(CALL);
-    tell(&server, &call.status("in-progress", now_ms())).await;
+    tell(&server, &call, &call.status("in-progress", now_ms())).await;
     let mut socket = listener(&mut listen).await;
     let message = vec![1; 512 * 1024];
     let flooded = async { while socket.send_binary(message.clone()).await.is_ok() {} };
@@ -176,6 +177,19 @@ async fn audio_beyond_any_call_ends_the_recording_and_not_the_node() {
     let recording = stored(&server, 1).await;
     assert_eq!(home.show(TENANT, &recording)["state"], "partial");
     assert_eq!(server.metric("ingest_streams_ended_total{cause=\"protocol-error\"}"), 1.0);
+}
+
+#[tokio::test]
+async fn texts_without_end_end_the_call_and_not_the_node() {
+    let mut listen = ListenServer::start(None).await.unwrap();
+    let (_home, mut server) = serve(setup(&listen, ""));
+    server.allow("listen socket is closed");
+    let call = listen.describe(CALL);
+    tell(&server, &call, &call.status("in-progress", now_ms())).await;
+    let mut socket = listener(&mut listen).await;
+    let flooded = async { while socket.send_text("{}").await.is_ok() {} };
+    tokio::time::timeout(2 * LIMIT, flooded).await.expect("the flood is stopped");
+    metric(&server, "vapi_calls_total{result=\"no_audio\"}", 1.0).await;
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ async fn a_lost_socket_is_dialled_again_and_what_was_missed_is_a_gap() {
     let (home, server) = serve(setup(&listen, ""));
     let call = listen.describe(CALL);
     let (first, second) = (ListenSpeech::new(5_000, 1_500), ListenSpeech::new(20_000, 1_500));
-    tell(&server, &call.status("in-progress", now_ms())).await;
+    tell(&server, &call, &call.status("in-progress", now_ms())).await;
     let mut socket = listener(&mut listen).await;
     say(&mut socket, &first.interleaved).await;
     // All of it was read before the connection breaks.
@@ -19,7 +19,7 @@ async fn a_lost_socket_is_dialled_again_and_what_was_missed_is_a_gap() {
     socket.reset();
     let mut socket = listener(&mut listen).await;
     say(&mut socket, &second.interleaved).await;
-    tell(&server, &call.report(now_ms())).await;
+    tell(&server, &call, &call.report(now_ms())).await;
     let recording = stored(&server, 1).await;
     let shown = home.show(TENANT, &recording);
     let lost: Vec<_> = shown["gaps"].as_array().unwrap().iter().filter(|gap| gap["reason"] == 5).collect();
@@ -41,7 +41,7 @@ async fn audio_that_comes_at_half_its_pace_is_kept_and_in_doubt() {
     let mut listen = ListenServer::start(None).await.unwrap();
     let (home, server) = serve(setup(&listen, ""));
     let call = listen.describe(CALL);
-    tell(&server, &call.status("in-progress", now_ms())).await;
+    tell(&server, &call, &call.status("in-progress", now_ms())).await;
     let mut socket = listener(&mut listen).await;
     let speech = ListenSpeech::new(0, 2_000);
     // One channel where two are expected.
@@ -55,7 +55,7 @@ async fn audio_that_comes_at_half_its_pace_is_kept_and_in_doubt() {
         pace.tick().await;
         socket.send_binary(vec![0; 640]).await.unwrap();
     }
-    tell(&server, &call.report(now_ms())).await;
+    tell(&server, &call, &call.report(now_ms())).await;
     let recording = stored(&server, 1).await;
     let shown = home.show(TENANT, &recording);
     assert_eq!(shown["notes"]["format_in_doubt"], "true");
@@ -73,25 +73,25 @@ async fn messages_in_any_order_and_number_make_one_recording() {
     let mut listen = ListenServer::start(None).await.unwrap();
     let (home, server) = serve(setup(&listen, ""));
     let over = listen.describe("01a024d9-bef8-7b44-9a10-000000000000");
-    tell(&server, &over.report(now_ms())).await;
-    tell(&server, &over.status("in-progress", now_ms())).await;
+    tell(&server, &over, &over.report(now_ms())).await;
+    tell(&server, &over, &over.status("in-progress", now_ms())).await;
     metric(&server, "vapi_calls_total{result=\"over\"}", 1.0).await;
     let call = listen.describe(CALL);
     for _ in 0..5 {
-        tell(&server, &call.status("in-progress", now_ms())).await;
+        tell(&server, &call, &call.status("in-progress", now_ms())).await;
     }
     let mut socket = listener(&mut listen).await;
     metric(&server, "vapi_calls_total{result=\"duplicate\"}", 4.0).await;
     let speech = ListenSpeech::new(0, 500);
     say(&mut socket, &speech.interleaved).await;
     for _ in 0..20 {
-        tell(&server, &call.status("ended", now_ms())).await;
+        tell(&server, &call, &call.status("ended", now_ms())).await;
     }
     for _ in 0..3 {
-        tell(&server, &call.report(now_ms())).await;
+        tell(&server, &call, &call.report(now_ms())).await;
     }
     let recording = stored(&server, 1).await;
-    tell(&server, &call.status("in-progress", now_ms())).await;
+    tell(&server, &call, &call.status("in-progress", now_ms())).await;
     metric(&server, "vapi_calls_total{result=\"over\"}", 2.0).await;
     assert_eq!(home.recordings(TENANT), std::slice::from_ref(&recording));
     assert!(channels(&home, &recording) == speech.channels);
@@ -107,14 +107,14 @@ async fn of_two_nodes_one_hears_a_call_that_both_are_told_of() {
     let other = home.serve_with(&[("CALLSEAL_JOURNAL__DIR", &journal), ("CALLSEAL_NODE", "other")]);
     let call = listen.describe(CALL);
     let message = call.status("in-progress", now_ms());
-    tell(&server, &message).await;
+    tell(&server, &call, &message).await;
     let mut socket = listener(&mut listen).await;
     let speech = ListenSpeech::new(0, 500);
     say(&mut socket, &speech.interleaved).await;
     metric(&server, "ingest_bytes_total", speech.interleaved.len() as f64).await;
-    tell(&other, &message).await;
+    tell(&other, &call, &message).await;
     metric(&other, "vapi_calls_total{result=\"elsewhere\"}", 1.0).await;
-    tell(&server, &call.report(now_ms())).await;
+    tell(&server, &call, &call.report(now_ms())).await;
     let recording = stored(&server, 1).await;
     assert_eq!(home.recordings(TENANT), [recording]);
 }
@@ -124,9 +124,9 @@ async fn a_socket_that_refuses_is_given_up_when_the_call_ends() {
     let listen = ListenServer::start(Some(503)).await.unwrap();
     let (home, server) = serve(setup(&listen, ""));
     let call = listen.describe(CALL);
-    tell(&server, &call.status("in-progress", now_ms())).await;
+    tell(&server, &call, &call.status("in-progress", now_ms())).await;
     metric(&server, "vapi_dials_total{result=\"refused\"}", 2.0).await;
-    tell(&server, &call.report(now_ms())).await;
+    tell(&server, &call, &call.report(now_ms())).await;
     metric(&server, "vapi_calls_total{result=\"over\"}", 1.0).await;
     assert_eq!(home.recordings(TENANT), [] as [String; 0]);
 }
@@ -136,10 +136,10 @@ async fn a_call_without_audio_makes_no_recording() {
     let mut listen = ListenServer::start(None).await.unwrap();
     let (home, server) = serve(setup(&listen, ""));
     let call = listen.describe(CALL);
-    tell(&server, &call.status("in-progress", now_ms())).await;
+    tell(&server, &call, &call.status("in-progress", now_ms())).await;
     let mut socket = listener(&mut listen).await;
     socket.send_text("{}").await.unwrap();
-    tell(&server, &call.report(now_ms())).await;
+    tell(&server, &call, &call.report(now_ms())).await;
     metric(&server, "vapi_calls_total{result=\"no_audio\"}", 1.0).await;
     assert_eq!(home.recordings(TENANT), [] as [String; 0]);
 }
@@ -149,7 +149,7 @@ async fn a_stop_closes_the_socket_and_finishes_the_recording() {
     let mut listen = ListenServer::start(None).await.unwrap();
     let (home, mut server) = serve(setup(&listen, ""));
     let call = listen.describe(CALL);
-    tell(&server, &call.status("in-progress", now_ms())).await;
+    tell(&server, &call, &call.status("in-progress", now_ms())).await;
     let mut socket = listener(&mut listen).await;
     let speech = ListenSpeech::new(0, 700);
     say(&mut socket, &speech.interleaved).await;
@@ -170,14 +170,15 @@ async fn a_tenant_at_its_limit_hears_no_more() {
     let setup = setup(&listen, "").tenant(|tenant| tenant.limits.push_str("\nmax_streams = 1"));
     let (_home, mut server) = serve(setup);
     server.allow("call is not heard");
-    tell(&server, &listen.describe(CALL).status("in-progress", now_ms())).await;
+    let first = listen.describe(CALL);
+    tell(&server, &first, &first.status("in-progress", now_ms())).await;
     let _socket = listener(&mut listen).await;
     let second = listen.describe("01a024d9-bef8-7b44-9a10-000000000002");
-    tell(&server, &second.status("in-progress", now_ms())).await;
+    tell(&server, &second, &second.status("in-progress", now_ms())).await;
     metric(&server, "vapi_calls_total{result=\"too_many_streams\"}", 1.0).await;
     // It is not taken for a call that is over.
     let third = second.status("in-progress", now_ms());
-    tell(&server, &third).await;
+    tell(&server, &second, &third).await;
     metric(&server, "vapi_calls_total{result=\"too_many_streams\"}", 2.0).await;
 }
 
@@ -186,7 +187,7 @@ async fn a_node_that_drains_takes_no_new_call_and_ends_the_old_one_in_peace() {
     let mut listen = ListenServer::start(None).await.unwrap();
     let (home, mut server) = serve(setup(&listen, ""));
     let call = listen.describe(CALL);
-    tell(&server, &call.status("in-progress", now_ms())).await;
+    tell(&server, &call, &call.status("in-progress", now_ms())).await;
     let mut socket = listener(&mut listen).await;
     let speech = ListenSpeech::new(0, 500);
     say(&mut socket, &speech.interleaved).await;
@@ -196,7 +197,7 @@ async fn a_node_that_drains_takes_no_new_call_and_ends_the_old_one_in_peace() {
     let body = other.status("in-progress", now_ms()).to_string();
     let answer = post(&server, &[("x-vapi-secret", SECRET)], body).await;
     assert_eq!(answer.status.as_u16(), 503);
-    tell(&server, &call.report(now_ms())).await;
+    tell(&server, &call, &call.report(now_ms())).await;
     let recording = stored(&server, 1).await;
     assert!(server.exit_status().await.success());
     assert!(channels(&home, &recording) == speech.channels);

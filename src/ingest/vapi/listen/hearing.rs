@@ -27,6 +27,9 @@ use super::super::begin::ToHear;
 /// A message that was written longer ago is not believed: Vapi tries ten times, at most ten seconds apart.
 const MAX_LATE: Duration = Duration::from_secs(600);
 
+/// Texts that one call may bring: two a second for twelve hours, which is Vapi's longest call.
+const MAX_TEXTS: u32 = 86_400;
+
 pub(super) struct Hearing {
     node: Arc<Node>,
     tenant: Arc<Tenant>,
@@ -39,6 +42,7 @@ pub(super) struct Hearing {
     /// The recording and the format that it has.
     recorder: Option<(Recorder, PcmFormat)>,
     absence: AbsenceWatch,
+    texts: u32,
     /// The socket was lost, and nothing was heard since.
     is_lost: bool,
     was_in_doubt: bool,
@@ -58,6 +62,7 @@ impl Hearing {
             decoder: ListenDecoder::new(),
             recorder: None,
             absence: AbsenceWatch::default(),
+            texts: 0,
             is_lost: false,
             was_in_doubt: false,
             refused_with: None,
@@ -67,10 +72,14 @@ impl Hearing {
     /// Takes a text; answers why the recording must end.
     pub(super) fn text(&mut self, text: &str) -> Option<EndCause> {
         counter!(names::MESSAGES_IN).increment(1);
+        self.texts += 1;
+        if self.texts > MAX_TEXTS {
+            return Some(self.refused(Refusal::Close(CloseReason::Flood)));
+        }
         match self.decoder.text(text) {
             Ok(ListenText::Other(kind)) => {
                 let kind = kind.as_ref().map_or("unnamed", |kind| kind.as_str());
-                tracing::debug!(tenant = %self.tenant.id, kind, bytes = text.len(), "text on a listen socket");
+                tracing::trace!(tenant = %self.tenant.id, kind, bytes = text.len(), "text on a listen socket");
                 None
             }
             Ok(ListenText::Start(_) | ListenText::UnusedStart) => None,
