@@ -45,8 +45,8 @@
 //! signed, expiring right to play.
 
 pub mod answer;
-pub mod calls;
 mod aws;
+pub mod calls;
 pub mod claims;
 pub mod cli;
 pub mod clock;

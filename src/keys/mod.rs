@@ -20,7 +20,10 @@ use async_trait::async_trait;
 use crate::domain::cmr::{Dek, Expected};
 use crate::domain::ids::TenantId;
 
-pub use envelope::{Envelope, UNVERSIONED, UsedKek, Wrap, envelope_name, envelope_prefix, envelope_recording, envelopes_prefix};
+pub use envelope::{
+    Envelope, UNVERSIONED, UsedKek, Wrap, envelope_name, envelope_prefix, envelope_recording,
+    envelopes_prefix,
+};
 pub use error::{KeyError, Said};
 pub use keyring::{Keyring, KeyringError};
 pub use local::{LocalKeys, system_random};
