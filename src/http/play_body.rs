@@ -19,10 +19,10 @@ use crate::observe::metrics;
 
 use crate::answer::CutOff;
 
-/// Samples painted at a time: bounds memory to about 350 KiB, whatever a gap's length.
-const WINDOW_SAMPLES: u64 = 40_000;
-/// Sealed rows kept between windows, because neighbours overlap by a frame.
-const KEPT_ROWS: usize = 4;
+/// Samples painted at a time: bounds memory to about 130 KiB, whatever a gap's length.
+const WINDOW_SAMPLES: u64 = 16_000;
+/// Sealed rows kept between windows, because neighbours overlap by a frame. One has 90 KB of telephony, mostly.
+const KEPT_ROWS: usize = 2;
 
 /// What is played.
 pub(super) struct PlayRequest {
