@@ -11,10 +11,13 @@ use toml::Table;
 
 use crate::domain::ids::TenantId;
 
-use super::aws_kms::{ARN_RULE, is_key_arn};
+use super::aws_kms::{ARN_RULE, AwsKms, is_key_arn};
+use super::pkcs11::{KEY_LABEL_RULE, Pkcs11, is_key_label};
 use super::raw;
 use super::scope::{Bounds, Scope, Words};
-use super::vault::{KEY_RULE, is_transit_key};
+use super::secret::References;
+use super::tenant::Tenant;
+use super::vault::{KEY_RULE, Vault, is_transit_key};
 
 /// A key service answers within 50 ms, from another continent within 500.
 const ATTEMPT_TIMEOUT_MS: Bounds = Bounds::new(1_500, 100..=30_000);
@@ -35,11 +38,13 @@ pub enum KeyProviderKind {
     AwsKms,
     /// The Transit engine of Vault.
     VaultTransit,
+    /// A PKCS#11 token.
+    Pkcs11,
 }
 
 impl KeyProviderKind {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Local, Self::AwsKms, Self::VaultTransit];
+    pub const ALL: [Self; 4] = [Self::Local, Self::AwsKms, Self::VaultTransit, Self::Pkcs11];
 
     /// Returns the word for it in configuration, envelopes and metrics.
     pub fn name(self) -> &'static str {
@@ -47,6 +52,7 @@ impl KeyProviderKind {
             Self::Local => "local",
             Self::AwsKms => "aws-kms",
             Self::VaultTransit => "vault-transit",
+            Self::Pkcs11 => "pkcs11",
         }
     }
 }
@@ -62,7 +68,7 @@ impl fmt::Display for KeyProviderKind {
 pub struct KekName {
     /// The kind of key service.
     pub provider: KeyProviderKind,
-    /// `local/<tenant>`, the ARN of a KMS key, or mount and name of a Transit key.
+    /// `local/<tenant>`, the ARN of a KMS key, mount and name of a Transit key, or the label of a key in a token.
     pub kek: String,
 }
 
@@ -94,6 +100,40 @@ impl TenantKeks {
     }
 }
 
+/// How key services are reached.
+#[derive(Debug, Clone)]
+pub struct KeyServices {
+    /// AWS KMS; its defaults do.
+    pub aws_kms: AwsKms,
+    /// Vault; there is one where a tenant's KEK is in it.
+    pub vault: Option<Vault>,
+    /// A token; there is one where a tenant's KEK is in it.
+    pub pkcs11: Option<Pkcs11>,
+}
+
+impl KeyServices {
+    pub(super) fn check(
+        (aws_kms, vault, pkcs11): (Option<Table>, Option<Table>, Option<Table>),
+        top: &Scope<'_>,
+        references: &References<'_>,
+    ) -> Option<Self> {
+        let aws_kms = AwsKms::check(aws_kms, top, references);
+        let vault = Vault::check(vault, top, references);
+        let pkcs11 = Pkcs11::check(pkcs11, top, references);
+        Some(Self { aws_kms: aws_kms?, vault, pkcs11 })
+    }
+}
+
+/// Reports the tables that are missing although a tenant's KEK is there; `absent` says which are.
+pub(super) fn require_services(tenants: &[Tenant], absent: [(&str, bool); 2], top: &Scope<'_>) {
+    let is_used = |kind| tenants.iter().any(|tenant| tenant.keks.use_provider(kind));
+    let used = [is_used(KeyProviderKind::VaultTransit), is_used(KeyProviderKind::Pkcs11)];
+    for ((table, _), _) in absent.iter().zip(used).filter(|((_, is_absent), is_used)| *is_absent && *is_used)
+    {
+        top.fault(table, format!("is missing; allowed: a table [{table}], as a tenant has its key there"));
+    }
+}
+
 /// Where KEKs are, and how key services are asked.
 #[derive(Debug, Clone)]
 pub struct KeysConfig {
@@ -120,7 +160,7 @@ impl KekRule {
         let kek = match self.provider {
             KeyProviderKind::Local => format!("local/{tenant}"),
             KeyProviderKind::AwsKms => self.kek.clone(),
-            KeyProviderKind::VaultTransit => self.kek.replace(PLACEHOLDER, tenant),
+            KeyProviderKind::VaultTransit | KeyProviderKind::Pkcs11 => self.kek.replace(PLACEHOLDER, tenant),
         };
         KekName { provider: self.provider, kek }
     }
@@ -182,8 +222,9 @@ fn providers() -> Words<KeyProviderKind> {
             ("local", KeyProviderKind::Local),
             ("aws-kms", KeyProviderKind::AwsKms),
             ("vault-transit", KeyProviderKind::VaultTransit),
+            ("pkcs11", KeyProviderKind::Pkcs11),
         ],
-        later: &["pkcs11"],
+        later: &[],
     }
 }
 
@@ -195,6 +236,7 @@ enum Names {
 }
 
 fn check_rule(provider: KeyProviderKind, kek: Option<String>, scope: &Scope<'_>, names: Names) -> KekRule {
+    let placeholder = if names == Names::OfNode { PLACEHOLDER } else { "" };
     match provider {
         KeyProviderKind::Local => {
             if kek.is_some() {
@@ -206,8 +248,10 @@ fn check_rule(provider: KeyProviderKind, kek: Option<String>, scope: &Scope<'_>,
         }
         KeyProviderKind::AwsKms => check_kek(scope, kek.as_deref(), is_key_arn, ARN_RULE),
         KeyProviderKind::VaultTransit => {
-            let placeholder = if names == Names::OfNode { PLACEHOLDER } else { "" };
             check_kek(scope, kek.as_deref(), |kek| is_transit_key(kek, placeholder), KEY_RULE);
+        }
+        KeyProviderKind::Pkcs11 => {
+            check_kek(scope, kek.as_deref(), |kek| is_key_label(kek, placeholder), KEY_LABEL_RULE);
         }
     }
     KekRule { provider, kek: kek.unwrap_or_default() }

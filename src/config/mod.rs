@@ -16,6 +16,7 @@ mod files;
 mod keys;
 mod listen;
 mod net;
+mod pkcs11;
 mod raw;
 mod recording;
 mod route;
@@ -51,9 +52,10 @@ pub(crate) use aws_kms::region_of_arn;
 pub use environment::process_environment;
 pub use faults::{Fault, Faults};
 pub use files::{Disk, Files, TenantFile};
-pub use keys::{KekName, KeyProviderKind, KeysConfig, TenantKeks};
+pub use keys::{KekName, KeyProviderKind, KeyServices, KeysConfig, TenantKeks};
 pub use listen::{Listen, Proxies, Tls};
 pub use net::{InvalidName, NodeName, PublicUrl, SocketUrl, WebOrigin};
+pub use pkcs11::Pkcs11;
 pub use recording::{Journal, Segments, Upload};
 pub use route::{Dtmf, Record, Route, RouteMode, RouteProvider};
 pub use secret::{Secret, SecretRef};
@@ -90,10 +92,8 @@ pub struct Config {
     pub store: StoreKind,
     /// Where tenants' KEKs are.
     pub keys: KeysConfig,
-    /// How AWS KMS is reached, for tenants whose KEK is there.
-    pub aws_kms: AwsKms,
-    /// How Vault is reached; there is one where a tenant's KEK is in it.
-    pub vault: Option<Vault>,
+    /// How key services are reached.
+    pub key_services: KeyServices,
     /// The journal that bounds what a crash can lose.
     pub journal: Journal,
     /// When a segment ends.
@@ -199,9 +199,8 @@ impl Config {
         let listen = Listen::check(raw.listen, &top);
         let proxies = Proxies::check(raw.trusted_proxies, raw.client_ip_header.as_deref(), &top);
         let store = StoreKind::check(raw.store, &top, &data_dir, references);
-        let aws_kms = AwsKms::check(raw.aws_kms, &top, references);
-        let has_vault = raw.vault.is_some();
-        let vault = Vault::check(raw.vault, &top, references);
+        let absent = [("vault", raw.vault.is_none()), ("pkcs11", raw.pkcs11.is_none())];
+        let key_services = KeyServices::check((raw.aws_kms, raw.vault, raw.pkcs11), &top, references);
         let keys = KeysConfig::check(raw.keys, &top, &data_dir);
         let journal = Journal::check(raw.journal, &top, &data_dir);
         let ingest = Ingest::check(raw.ingest, &top);
@@ -212,15 +211,9 @@ impl Config {
         let drain = Drain::check(raw.drain, &top);
         let log = Log::check(raw.log, &top);
         let tenants = check_tenants(raw.tenants, &top, references, (&keys, playback.max_ttl), faults);
-        let in_vault = |tenant: &Tenant| tenant.keks.use_provider(KeyProviderKind::VaultTransit);
-        if !has_vault && tenants.iter().any(in_vault) {
-            top.fault(
-                "vault",
-                "is missing; allowed: a table with vault.address, as a tenant has a key in Vault",
-            );
-        }
+        keys::require_services(&tenants, absent, &top);
         // Only here, after all faults have been found, may the check end early.
-        let (public_url, node, tls, store, aws_kms) = (public_url?, node?, tls?, store?, aws_kms?);
+        let (public_url, node, tls, store, key_services) = (public_url?, node?, tls?, store?, key_services?);
         Some(Self {
             public_url,
             node,
@@ -230,8 +223,7 @@ impl Config {
             proxies,
             store,
             keys,
-            aws_kms,
-            vault,
+            key_services,
             journal,
             segments,
             ingest,

@@ -51,6 +51,7 @@ section!(
         keys: Table,
         aws_kms: Table,
         vault: Table,
+        pkcs11: Table,
         journal: Table,
         segments: Table,
         ingest: Table,
@@ -128,6 +129,7 @@ section!(
         connect_timeout_ms: i64,
     } later []
 );
+section!(Pkcs11 { module: String, token_label: String, pin: Value } later []);
 section!(
     /// A tenant's table of the same name.
     TenantKeys { provider: String, kek: String, former_keks: Vec<Table> } later []
@@ -290,6 +292,7 @@ pub(super) fn node_sections() -> Vec<(&'static str, Vec<&'static str>)> {
         ("keys", all_names::<Keys>()),
         ("aws_kms", all_names::<AwsKms>()),
         ("vault", all_names::<Vault>()),
+        ("pkcs11", all_names::<Pkcs11>()),
         ("journal", all_names::<Journal>()),
         ("segments", all_names::<Segments>()),
         ("ingest", all_names::<Ingest>()),

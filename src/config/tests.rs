@@ -153,6 +153,7 @@ fn the_commented_files_have_every_option() {
     assert_has_options::<raw::Keys>(&node, "keys");
     assert_has_options::<raw::AwsKms>(&node, "aws_kms");
     assert_has_options::<raw::Vault>(&node, "vault");
+    assert_has_options::<raw::Pkcs11>(&node, "pkcs11");
     assert_has_options::<raw::Journal>(&node, "journal");
     assert_has_options::<raw::Segments>(&node, "segments");
     assert_has_options::<raw::Ingest>(&node, "ingest");
@@ -276,10 +277,10 @@ fn all_faults_of_all_files_come_at_once() {
 fn what_comes_later_is_refused_by_name() {
     let node = format!(
         "{NODE}require_client_cert = true\n[admin]\n\
-         [keys]\nprovider = \"pkcs11\"\n[listen]\nadmin = \"127.0.0.1:9443\"\n"
+         [listen]\nadmin = \"127.0.0.1:9443\"\n"
     );
     let faults = faults_of(&node, &[], &Shelf::default());
-    let expected = ["admin", "keys.provider", "listen.admin", "tls.require_client_cert"];
+    let expected = ["admin", "listen.admin", "tls.require_client_cert"];
     assert_eq!(names(&faults), expected);
     assert!(faults.values().all(|problem| problem.contains("not supported by this version")), "{faults:?}");
 
@@ -288,18 +289,10 @@ fn what_comes_later_is_refused_by_name() {
         .replace("provider = \"twilio\"", "provider = \"vapi-transport\"")
         .replace("# [vapi]", "[vapi]\nsecrets = [{ file = \"v\" }]")
         .replace("mode = \"off\"", "mode = \"on\"\nbaa = \"active\"")
-        .replace("[hipaa]", "[webhook]\nurl = \"https://a\"\n[hipaa]")
-        .replace("former_keks", "provider = \"pkcs11\"\nformer_keks");
+        .replace("[hipaa]", "[webhook]\nurl = \"https://a\"\n[hipaa]");
     let faults = tenant_faults(&tenant);
-    let expected = [
-        "hipaa.baa",
-        "hipaa.mode",
-        "keys.provider",
-        "route[0].provider",
-        "route[1].provider",
-        "route[2].provider",
-        "webhook",
-    ];
+    let expected =
+        ["hipaa.baa", "hipaa.mode", "route[0].provider", "route[1].provider", "route[2].provider", "webhook"];
     assert_eq!(names(&faults), expected);
     assert!(faults.values().all(|problem| problem.contains("not supported by this version")), "{faults:?}");
 }

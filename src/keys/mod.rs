@@ -9,6 +9,7 @@ mod envelope;
 mod error;
 mod keyring;
 mod local;
+mod pkcs11;
 mod pool;
 mod providers;
 mod rewrap;

@@ -13,7 +13,8 @@ use async_trait::async_trait;
 
 use crate::clock;
 use crate::config::{
-    AwsKms as AwsKmsOptions, KekName, KeyProviderKind, KeysConfig, TenantKeks, Vault as VaultOptions,
+    AwsKms as AwsKmsOptions, KekName, KeyProviderKind, KeysConfig, Pkcs11 as Pkcs11Options, TenantKeks,
+    Vault as VaultOptions,
 };
 use crate::domain::cmr::{Dek, Expected};
 use crate::domain::ids::TenantId;
@@ -21,6 +22,7 @@ use crate::domain::ids::TenantId;
 use super::aws_kms::AwsKms;
 use super::calls::{Calls, counted, not_configured};
 use super::envelope::{UsedKek, Wrap};
+use super::pkcs11::Token;
 use super::vault::VaultTransit;
 use super::{KekService, KeyError, KeyProvider, Keyring, LocalKeys, Wrapped};
 
@@ -66,6 +68,15 @@ impl Providers {
         Ok(self.with(KeyProviderKind::VaultTransit, keys, Box::new(VaultTransit::new(options)?)))
     }
 
+    /// Adds a PKCS#11 token; its module is loaded, and the token is not asked anything yet.
+    ///
+    /// # Errors
+    /// The module cannot be loaded or does not begin to work.
+    pub fn with_pkcs11(self, options: &Pkcs11Options, keys: &KeysConfig) -> io::Result<Self> {
+        let token = Token::new(options, keys.concurrency)?;
+        Ok(self.with(KeyProviderKind::Pkcs11, keys, Box::new(token)))
+    }
+
     fn with(mut self, kind: KeyProviderKind, keys: &KeysConfig, service: Box<dyn KekService>) -> Self {
         let calls = Calls::new(keys.attempt_timeout, keys.concurrency);
         self.services.push(Service { kind, calls, service });
@@ -96,7 +107,9 @@ impl Providers {
     pub fn has(&self, kind: KeyProviderKind) -> bool {
         match kind {
             KeyProviderKind::Local => self.local.is_some(),
-            KeyProviderKind::AwsKms | KeyProviderKind::VaultTransit => self.service(kind).is_ok(),
+            KeyProviderKind::AwsKms | KeyProviderKind::VaultTransit | KeyProviderKind::Pkcs11 => {
+                self.service(kind).is_ok()
+            }
         }
     }
 

@@ -27,11 +27,16 @@ pub(super) fn open(config: &Config) -> Result<Providers, StartError> {
     };
     let is_used = |kind| config.tenants.iter().any(|tenant| tenant.keks.use_provider(kind));
     if is_used(KeyProviderKind::AwsKms) {
-        providers =
-            providers.with_aws_kms(&config.aws_kms, &config.keys).map_err(failed("use aws_kms.ca_file"))?;
+        providers = providers
+            .with_aws_kms(&config.key_services.aws_kms, &config.keys)
+            .map_err(failed("use aws_kms.ca_file"))?;
     }
-    if let Some(vault) = config.vault.as_ref().filter(|_| is_used(KeyProviderKind::VaultTransit)) {
+    if let Some(vault) = config.key_services.vault.as_ref().filter(|_| is_used(KeyProviderKind::VaultTransit))
+    {
         providers = providers.with_vault(vault, &config.keys).map_err(failed("use vault.ca_file"))?;
+    }
+    if let Some(token) = config.key_services.pkcs11.as_ref().filter(|_| is_used(KeyProviderKind::Pkcs11)) {
+        providers = providers.with_pkcs11(token, &config.keys).map_err(failed("use pkcs11.module"))?;
     }
     Ok(providers)
 }

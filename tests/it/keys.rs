@@ -6,6 +6,7 @@ mod http;
 mod kms;
 mod moto;
 mod node;
+mod pkcs11;
 mod pool;
 mod vault;
 mod vault_stub;

@@ -327,6 +327,10 @@ fn local_kek(tenant: &TenantId, version: u32) -> UsedKek {
 fn rotated_elsewhere(config: &Config, tenant: &TenantId) -> Option<&'static str> {
     match config.tenant(tenant)?.keks.current.provider {
         KeyProviderKind::Local => None,
+        KeyProviderKind::Pkcs11 => Some(
+            "its key is in a token; make another key there, name it in keys.kek and this one in former_keks, then: callseal \
+             keys rewrap",
+        ),
         KeyProviderKind::VaultTransit => Some(
             "its key is in Vault; make a new version there (vault write -f MOUNT/keys/NAME/rotate), then: callseal keys rewrap",
         ),

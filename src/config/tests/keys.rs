@@ -117,3 +117,20 @@ fn a_transit_key_needs_a_vault_and_a_plain_name() {
     let tenant = tenant.replace("{tenant}", "x");
     assert_eq!(names(&faults_of(NODE, &[], &Shelf::with(&[("t.toml", &tenant)]))), ["vault"]);
 }
+
+#[test]
+fn a_key_in_a_token_needs_a_token_and_a_label() {
+    let token = "[pkcs11]\nmodule = \"/usr/lib/x.so\"\ntoken_label = \"kek\"\npin = { file = \"p\" }\n";
+    let kek = |kek: &str| format!("provider = \"pkcs11\"\nkek = {kek:?}\n");
+    let names_of = [("pkcs11", "callseal-acme".to_owned())];
+    assert_eq!(keks(&format!("{}{token}", kek("callseal-{tenant}")), ""), names_of);
+    let of = |text: &str| faults_of(&format!("{NODE}[keys]\n{text}"), &[], &Shelf::default());
+    for bad in ["", "a b", "a%", "{x}", &"k".repeat(129)] {
+        assert_eq!(names(&of(&format!("{}{token}", kek(bad)))), ["keys.kek"], "{bad}");
+    }
+    assert_eq!(names(&of("[pkcs11]\n")), ["pkcs11.module", "pkcs11.pin", "pkcs11.token_label"]);
+    assert_eq!(names(&of(&token.replace("/usr/lib/x.so", "missing"))), ["pkcs11.module"]);
+    assert_eq!(names(&of(&token.replace("\"kek\"", "\"\""))), ["pkcs11.token_label"]);
+    let tenant = format!("id = \"acme\"\n[keys]\n{}", kek("x"));
+    assert_eq!(names(&faults_of(NODE, &[], &Shelf::with(&[("t.toml", &tenant)]))), ["pkcs11"]);
+}

@@ -123,7 +123,7 @@ async fn each_attack_has_its_own_error_and_is_counted() {
 }
 
 /// The same where each tenant has a key of its own: what is another tenant's names another key.
-async fn try_forgeries(world: &World) {
+pub(super) async fn try_forgeries(world: &World) {
     let victim = world.mint(ACME).await.unwrap();
     let (same, others) = (world.mint(ACME).await.unwrap(), world.mint(OTHER).await.unwrap());
     let envelopes = [world.envelope(ACME, same).await, world.envelope(OTHER, others).await];
