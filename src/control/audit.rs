@@ -131,11 +131,11 @@ struct Waiting {
 }
 
 impl AuditLog {
-    /// Starts the task that owns the chains; it ends when the last handle is dropped.
+    /// Starts the tasks that own the chains; they end when the last handle is dropped.
     pub fn start(node: String, keys: Arc<KeyService>, store: Arc<dyn Store>) -> Self {
         let (queue, waiting) = mpsc::channel(QUEUE);
-        let writer = ChainWriter { node, keys, store, chains: HashMap::new() };
-        tokio::spawn(writer.run(waiting));
+        let router = Router { node, keys, store, tenants: HashMap::new() };
+        tokio::spawn(router.run(waiting));
         Self { queue }
     }
 
@@ -162,11 +162,43 @@ impl AuditLog {
     }
 }
 
+/// Gives each tenant a task of its own, so that none waits for the key service of another.
+struct Router {
+    node: String,
+    keys: Arc<KeyService>,
+    store: Arc<dyn Store>,
+    tenants: HashMap<TenantId, mpsc::Sender<Waiting>>,
+}
+
+impl Router {
+    async fn run(mut self, mut waiting: mpsc::Receiver<Waiting>) {
+        while let Some(one) = waiting.recv().await {
+            // Without room the record is dropped, which refuses its action.
+            if let Err(refused) = self.tenant(&one.tenant).try_send(one) {
+                let tenant = refused.into_inner().tenant;
+                tracing::error!(%tenant, "too many audit records wait; their actions are refused");
+            }
+        }
+    }
+
+    fn tenant(&mut self, tenant: &TenantId) -> &mpsc::Sender<Waiting> {
+        self.tenants.entry(tenant.clone()).or_insert_with(|| {
+            let (queue, waiting) = mpsc::channel(QUEUE);
+            let (node, keys, store) = (self.node.clone(), Arc::clone(&self.keys), Arc::clone(&self.store));
+            let writer = ChainWriter { node, keys, store, tenant: tenant.clone(), chain: None };
+            tokio::spawn(writer.run(waiting));
+            queue
+        })
+    }
+}
+
+/// The task that owns one tenant's chain.
 struct ChainWriter {
     node: String,
     keys: Arc<KeyService>,
     store: Arc<dyn Store>,
-    chains: HashMap<TenantId, Chain>,
+    tenant: TenantId,
+    chain: Option<Chain>,
 }
 
 /// One tenant's chain of this process.
@@ -181,23 +213,18 @@ impl ChainWriter {
     async fn run(mut self, mut waiting: mpsc::Receiver<Waiting>) {
         let mut batch = Vec::with_capacity(BATCH);
         while waiting.recv_many(&mut batch, BATCH).await > 0 {
-            let mut by_tenant: HashMap<TenantId, Vec<Waiting>> = HashMap::new();
-            for one in batch.drain(..) {
-                by_tenant.entry(one.tenant.clone()).or_default().push(one);
-            }
-            for (tenant, records) in by_tenant {
-                self.write(&tenant, records).await;
-            }
+            self.write(std::mem::take(&mut batch)).await;
         }
     }
 
-    async fn write(&mut self, tenant: &TenantId, records: Vec<Waiting>) {
-        let written = self.try_write(tenant, &records).await;
+    async fn write(&mut self, records: Vec<Waiting>) {
+        let written = self.try_write(&records).await;
+        let tenant = &self.tenant;
         if let Err(error) = &written {
             let error = error as &dyn std::error::Error;
             tracing::error!(%tenant, error, "audit records are not durable; their actions are refused");
             // The chain may have an object that we do not know of: a new one begins.
-            self.chains.remove(tenant);
+            self.chain = None;
         }
         for record in records {
             // Whoever gave up waiting refused the action already.
@@ -207,13 +234,12 @@ impl ChainWriter {
         }
     }
 
-    async fn try_write(&mut self, tenant: &TenantId, records: &[Waiting]) -> Result<(), AuditError> {
-        if !self.chains.contains_key(tenant) {
-            let key = self.keys.mint(tenant).await?;
-            let chain = Chain { key, next_object: 0, next_number: 0, prev: "0".repeat(64) };
-            self.chains.insert(tenant.clone(), chain);
+    async fn try_write(&mut self, records: &[Waiting]) -> Result<(), AuditError> {
+        if self.chain.is_none() {
+            let key = self.keys.mint(&self.tenant).await?;
+            self.chain = Some(Chain { key, next_object: 0, next_number: 0, prev: "0".repeat(64) });
         }
-        let chain = self.chains.get_mut(tenant).ok_or(AuditError::Unavailable)?;
+        let chain = self.chain.as_mut().ok_or(AuditError::Unavailable)?;
         let now = clock::wall();
         let mut text = Vec::new();
         let (mut number, mut prev) = (chain.next_number, chain.prev.clone());

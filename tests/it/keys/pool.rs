@@ -1,8 +1,9 @@
-//! Keys made ahead: a call that finds one waits for nobody.
+//! Who waits for a key service: no call that finds a key made ahead, and no tenant for that of another.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use callseal::control::audit::{AuditEvent, AuditLog};
 use callseal::keys::{KeyError, KeyService, Minted};
 use futures_util::FutureExt;
 
@@ -86,4 +87,35 @@ async fn what_is_given_back_or_not_used_leaves_nothing_behind() {
     keys.erase_pool().await;
     keys.give_back(&tenant(ACME), taken);
     eventually("nothing after the end", || (envelopes(&world) == 0).then_some(())).await;
+}
+
+#[tokio::test]
+async fn no_tenant_waits_for_the_key_service_of_another() {
+    let (kms, world, _keys) = world().await;
+    world.write_tenant(OTHER, "provider = \"local\"");
+    let keys = world.keys();
+    let audit = AuditLog::start("test".to_owned(), Arc::clone(&keys), Arc::clone(&world.store));
+    let event = || AuditEvent {
+        actor: "ops".to_owned(),
+        role: "operator".to_owned(),
+        source: None,
+        action: "look".to_owned(),
+        subject: "x".to_owned(),
+        reason: None,
+        result: "allowed".to_owned(),
+        request: String::new(),
+        detail: None,
+    };
+    kms.http.set_way(Way::Silent);
+    let (acme, other) = (tenant(ACME), tenant(OTHER));
+    let mut stuck = Box::pin(audit.record(&acme, event()));
+    assert!(stuck.as_mut().now_or_never().is_none());
+    for _ in 0..3 {
+        tokio::select! {
+            biased;
+            outcome = &mut stuck => panic!("that one cannot be done: {outcome:?}"),
+            outcome = audit.record(&other, event()) => assert!(outcome.is_ok(), "{outcome:?}"),
+        }
+    }
+    assert!(stuck.await.is_err(), "what cannot be audited is refused");
 }
