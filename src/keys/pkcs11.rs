@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 
 use async_trait::async_trait;
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Function, Pkcs11 as Module};
@@ -21,7 +22,7 @@ use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHan
 use cryptoki::session::{Session, SessionState, UserType};
 use cryptoki::slot::Slot;
 use cryptoki::types::AuthPin;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 use zeroize::Zeroizing;
 
 use crate::config::{Pkcs11 as Options, Secret};
@@ -64,7 +65,7 @@ impl Token {
         Ok(Self { shared: Arc::new(shared), places: Arc::new(Semaphore::new(concurrency)) })
     }
 
-    /// Does one thing with the token, on a thread that may block.
+    /// Does one thing with the token, on a thread of its own.
     async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Session) -> Result<T, KeyError> + Send + 'static,
@@ -72,11 +73,14 @@ impl Token {
         let gone = || KeyError::Unavailable(Said::new("the thread of a call has ended"));
         let place = Arc::clone(&self.places).acquire_owned().await.map_err(|_| gone())?;
         let shared = Arc::clone(&self.shared);
-        let running = tokio::task::spawn_blocking(move || {
+        let (tell, done) = oneshot::channel();
+        // Not one of the runtime's threads: the end of a process waits for those, and a module may never return.
+        let thread = thread::Builder::new().name("pkcs11".to_owned()).spawn(move || {
             let _place = place;
-            shared.with_session(work)
+            let _is_heard = tell.send(shared.with_session(work)).is_ok();
         });
-        running.await.map_err(|_| gone())?
+        thread.map_err(|_| gone())?;
+        done.await.map_err(|_| gone())?
     }
 }
 
