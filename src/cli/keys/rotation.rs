@@ -17,9 +17,9 @@ use crate::control::rewrap::{Rewrap, RewrapReport, Status};
 use crate::domain::ids::TenantId;
 use crate::domain::time::UnixMillis;
 use crate::keys::{KeyService, Keyring, UsedKek, system_random};
-use crate::server::{open_keys, open_store};
 use crate::store::Store;
 
+use super::super::target::Opened;
 use super::super::{CommandResult, ConfigArg, output, runtime, serve};
 
 /// A node that has not read the keyring since an older version was the newest would lock its recordings out.
@@ -109,18 +109,18 @@ pub(crate) struct RetireArgs {
 }
 
 /// What the commands work on.
-struct Opened {
+struct Rotation {
     config: Config,
     store: Arc<dyn Store>,
     keys: Arc<KeyService>,
     audit: AuditLog,
 }
 
-impl Opened {
-    async fn new(config: Config) -> anyhow::Result<Self> {
-        let store = open_store(&config).await?;
-        let keys = open_keys(&config, &store)?;
-        let audit = AuditLog::start(config.node.as_str().to_owned(), Arc::clone(&keys), Arc::clone(&store));
+impl Rotation {
+    async fn of(config: Config) -> anyhow::Result<Self> {
+        let opened = Opened::of(config).await?;
+        let audit = opened.audit_log();
+        let Opened { config, store, keys } = opened;
         Ok(Self { config, store, keys, audit })
     }
 
@@ -175,7 +175,7 @@ pub(crate) fn rotate(args: &RotateArgs) -> CommandResult {
     let config = args.target.config.load()?;
     let tenants = args.target.tenants(&config)?;
     runtime()?.block_on(async {
-        let opened = Opened::new(config).await?;
+        let opened = Rotation::of(config).await?;
         for tenant in &tenants {
             if let Some(advice) = rotated_elsewhere(&opened.config, tenant) {
                 if args.target.tenant.is_some() {
@@ -204,7 +204,7 @@ pub(crate) fn rewrap(args: &RewrapArgs) -> CommandResult {
     serve::install_logs(&config)?;
     let tenants = args.target.tenants(&config)?;
     runtime()?.block_on(async {
-        let opened = Opened::new(config).await?;
+        let opened = Rotation::of(config).await?;
         let moment = args.older_than_days.map(days_ago);
         let rewrap = opened.rewrap(args.per_sec).older_than(moment);
         let mut failed = 0;
@@ -270,7 +270,7 @@ pub(crate) fn status(args: &StatusArgs) -> CommandResult {
     serve::install_logs(&config)?;
     let tenants = args.target.tenants(&config)?;
     runtime()?.block_on(async {
-        let opened = Opened::new(config).await?;
+        let opened = Rotation::of(config).await?;
         for tenant in &tenants {
             let bar = spinner();
             let status = opened.rewrap(1).status(tenant, |read| bar.set_position(read)).await?;
@@ -356,7 +356,7 @@ pub(crate) fn retire(args: &RetireArgs) -> CommandResult {
     let (tenant, version) = (&args.tenant, args.version);
     config.tenant(tenant).with_context(|| format!("there is no tenant {tenant}"))?;
     runtime()?.block_on(async {
-        let opened = Opened::new(config).await?;
+        let opened = Rotation::of(config).await?;
         check_retirable(args, &opened).await?;
         if args.dry_run {
             output::line(&format!("{tenant}: version {version} would be destroyed; nothing needs it"));
@@ -376,7 +376,7 @@ pub(crate) fn retire(args: &RetireArgs) -> CommandResult {
 }
 
 /// Nothing in the store is under the version, and nothing will be.
-async fn check_retirable(args: &RetireArgs, opened: &Opened) -> anyhow::Result<()> {
+async fn check_retirable(args: &RetireArgs, opened: &Rotation) -> anyhow::Result<()> {
     let versions = opened.local_versions(&args.tenant)?;
     if versions.is_empty() {
         bail!("{} has no key in the keyring; versions in a key service are destroyed there", args.tenant);
