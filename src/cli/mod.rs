@@ -4,6 +4,7 @@
 
 mod audit;
 mod demo;
+mod dumps;
 mod grant;
 mod keys;
 mod lifecycle;
@@ -111,7 +112,12 @@ impl ConfigArg {
 
 /// Runs the command that the arguments name.
 pub fn run() -> ExitCode {
-    let outcome = match Cli::parse().command {
+    let command = Cli::parse().command;
+    // Any command may come to hold keys.
+    if let Err(error) = dumps::prevent() {
+        output::error(&format!("warning: keys may reach a core dump: {error}"));
+    }
+    let outcome = match command {
         Command::Demo(args) => demo::run(&args),
         Command::Serve(args) => serve::run(&args),
         Command::CheckConfig(args) => serve::check(&args),

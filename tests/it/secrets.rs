@@ -281,3 +281,14 @@ async fn no_peer_writes_a_log_line() {
         assert!(!line.text.contains('\x1b'), "{}", line.text);
     }
 }
+
+#[tokio::test]
+#[cfg(target_os = "linux")]
+async fn a_crash_leaves_no_core_dump() {
+    let (home, mut server) = Setup::new().serve();
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", server.pid())).unwrap();
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().skip(4).take(2).collect::<Vec<_>>(), ["0", "0"], "{core}");
+    server.stop().await;
+    drop(home);
+}

@@ -113,6 +113,11 @@ impl Server {
         &self.ca_pem
     }
 
+    /// Returns the id of its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Returns the public listener under the node's public name.
     pub(crate) fn endpoint(&self) -> Endpoint {
         Endpoint::new(self.public, &self.public_url).unwrap()
