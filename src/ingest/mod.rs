@@ -5,6 +5,7 @@ mod connection;
 mod limits;
 mod listener;
 mod relayed;
+mod samples;
 mod stream;
 pub mod tls;
 pub mod twilio;

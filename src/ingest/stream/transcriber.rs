@@ -1,16 +1,15 @@
 //! Vapi's transcriber streams: samples of both parties in binary messages, without timestamps.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use crate::domain::audio::{AudioFormat, Codec};
 use crate::domain::cmr::GapReason;
-use crate::domain::provider::vapi::{TranscriberAudio, TranscriberDecoder, TranscriberText};
+use crate::domain::provider::vapi::{TranscriberDecoder, TranscriberText};
 use crate::domain::provider::vapi_absence::AbsenceWatch;
 use crate::domain::provider::vapi_pcm::{PcmFormat, SAMPLE_BYTES};
-use crate::domain::provider::{Media, Payload, Refusal, StreamStart};
-use crate::domain::session::{AgentAudio, SessionError};
-use crate::recorder::Recorder;
+use crate::domain::provider::{Refusal, StreamStart};
+use crate::domain::session::AgentAudio;
+use crate::ingest::samples::{audio_format, record, time_of};
 use crate::relay::Traffic;
 
 use super::{Audio, Decoder, MustEnd, StreamInHand};
@@ -37,9 +36,7 @@ impl StreamInHand {
     pub(super) fn transcriber_text(&mut self, text: Result<TranscriberText, Refusal>) -> Option<MustEnd> {
         match text {
             Ok(TranscriberText::Start(format)) => {
-                // The rates of both are the same.
-                let format =
-                    AudioFormat::new(Codec::S16le, format.sample_rate()).unwrap_or(AudioFormat::TELEPHONE);
+                let format = audio_format(format);
                 let call = self.ticket.as_ref().and_then(|(ticket, _)| ticket.call.clone());
                 // Vapi does not say which call it is; who has made the ticket may have.
                 let start = StreamStart {
@@ -65,8 +62,9 @@ impl StreamInHand {
             Err(refusal) => return self.refused(refusal),
         };
         let recorder = self.recorder.as_mut().filter(|_| audio.samples() > 0)?;
-        let missing = absence.audio(now, time(audio.samples() as u64, rate));
-        let outcome = record(recorder, now, missing, audio);
+        let missing = absence.audio(now, time_of(audio.samples() as u64, rate));
+        let missing = missing.map(|missing| (missing, GapReason::Source));
+        let outcome = record(recorder, now, missing, audio.tracks());
         self.recorded(outcome);
         None
     }
@@ -76,7 +74,7 @@ impl StreamInHand {
         let Decoder::Transcriber(Transcriber { decoder, absence }) = &mut self.decoder else { return None };
         let rate = decoder.format().map_or(1, PcmFormat::sample_rate);
         let missed = match decoder.skip(now, bytes) {
-            Ok(samples) => time(samples, rate),
+            Ok(samples) => time_of(samples, rate),
             Err(refusal) => return self.refused(refusal),
         };
         // Those samples were sent in time; they are not absent.
@@ -86,25 +84,4 @@ impl StreamInHand {
         self.recorded(outcome);
         None
     }
-}
-
-fn record(
-    recorder: &mut Recorder,
-    now: Instant,
-    missing: Option<Duration>,
-    audio: TranscriberAudio<'_>,
-) -> Result<(), SessionError> {
-    if let Some(missing) = missing {
-        recorder.gap(now, missing, GapReason::Source)?;
-    }
-    for (track, samples) in audio.tracks() {
-        let payload = Payload::bytes_of(samples);
-        recorder.media(now, &Media { track, sequence: None, timestamp_ms: None, payload })?;
-    }
-    Ok(())
-}
-
-/// Returns how long so many samples of a channel last.
-fn time(samples: u64, rate: u32) -> Duration {
-    Duration::from_nanos(samples.saturating_mul(1_000_000_000) / u64::from(rate.max(1)))
 }

@@ -7,16 +7,17 @@ use metrics::counter;
 
 use crate::clock;
 use crate::config::{ListenChannels, Route, Tenant};
-use crate::domain::audio::{AudioFormat, Codec, Speakers};
+use crate::domain::audio::Speakers;
 use crate::domain::cmr::GapReason;
 use crate::domain::ids::{TenantId, TrackId};
 use crate::domain::provider::vapi_absence::AbsenceWatch;
 use crate::domain::provider::vapi_listen::{ListenDecoder, ListenText};
-use crate::domain::provider::vapi_pcm::{PcmChunk, PcmFormat};
+use crate::domain::provider::vapi_pcm::PcmFormat;
 use crate::domain::provider::vapi_webhook::{CallFacts, InProgress};
-use crate::domain::provider::{CloseReason, Media, Payload, Refusal, StreamStart};
+use crate::domain::provider::{CloseReason, Refusal, StreamStart};
 use crate::domain::recording::EndCause;
 use crate::domain::session::{AgentAudio, SessionError};
+use crate::ingest::samples::{audio_format, record, time_of};
 use crate::keys::Minted;
 use crate::node::Node;
 use crate::observe::metrics as names;
@@ -107,12 +108,17 @@ impl Hearing {
             Ok(chunk) => chunk,
             Err(refusal) => return Some(self.refused(refusal)),
         };
-        let Some((recorder, _)) = &mut self.recorder else { return None };
-        let placing = Placing { recorder, absence: &mut self.absence, is_lost: &mut self.is_lost };
-        let recorded = placing.record(now, chunk, format, channels);
-        if let Some((recorder, _)) = &mut self.recorder {
-            recorder.hand_over(now);
+        let (recorder, _) = self.recorder.as_mut()?;
+        let mut recorded = Ok(());
+        if chunk.samples() > 0 {
+            let time = time_of(chunk.samples() as u64, format.sample_rate());
+            let was_lost = std::mem::take(&mut self.is_lost);
+            let reason = if was_lost { GapReason::LostBeforeUs } else { GapReason::Source };
+            let missing = self.absence.audio(now, time).map(|missing| (missing, reason));
+            let tracks = tracks(format, channels).into_iter().zip(chunk.channels());
+            recorded = record(recorder, now, missing, tracks);
         }
+        recorder.hand_over(now);
         self.note_doubt();
         recorded.err().map(|error| self.failed(&error))
     }
@@ -120,8 +126,7 @@ impl Hearing {
     /// Begins the recording with the time that was missed.
     fn start(&mut self, now: Instant, format: PcmFormat) -> Result<(), SessionError> {
         let Some(key) = self.key.take() else { return Ok(()) };
-        // The rates of both are the same.
-        let audio = AudioFormat::new(Codec::S16le, format.sample_rate()).unwrap_or(AudioFormat::TELEPHONE);
+        let audio = audio_format(format);
         let start = StreamStart {
             account: self.call.org.clone().unwrap_or_default(),
             call: self.call.call.as_str().to_owned(),
@@ -226,42 +231,6 @@ impl Hearing {
         tracing::error!(tenant = %self.tenant.id, error, "call cannot be recorded any more");
         EndCause::Internal
     }
-}
-
-/// What one message is recorded with.
-struct Placing<'a> {
-    recorder: &'a mut Recorder,
-    absence: &'a mut AbsenceWatch,
-    is_lost: &'a mut bool,
-}
-
-impl Placing<'_> {
-    fn record(
-        self,
-        now: Instant,
-        chunk: PcmChunk<'_>,
-        format: PcmFormat,
-        channels: ListenChannels,
-    ) -> Result<(), SessionError> {
-        if chunk.samples() == 0 {
-            return Ok(());
-        }
-        let audio = Duration::from_secs_f64(samples(chunk) / f64::from(format.sample_rate()));
-        let reason = if std::mem::take(self.is_lost) { GapReason::LostBeforeUs } else { GapReason::Source };
-        if let Some(missing) = self.absence.audio(now, audio) {
-            self.recorder.gap(now, missing, reason)?;
-        }
-        for (track, audio) in tracks(format, channels).into_iter().zip(chunk.channels()) {
-            let payload = Payload::bytes_of(audio);
-            self.recorder.media(now, &Media { track, sequence: None, timestamp_ms: None, payload })?;
-        }
-        Ok(())
-    }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "a message has far fewer than 2^52 samples")]
-fn samples(chunk: PcmChunk<'_>) -> f64 {
-    chunk.samples() as f64
 }
 
 /// The tracks of the channels, in order. A single channel is on the first track, whosever the first of two is.
