@@ -42,6 +42,8 @@ pub struct Missed {
     pub messages: u64,
     /// Bytes of samples of the provider among them.
     pub sample_bytes: u64,
+    /// Bytes of samples of the agent among them.
+    pub agent_bytes: u64,
 }
 
 /// What the listener makes of a call.
@@ -78,23 +80,26 @@ pub fn overhear() -> (Listener, Listening) {
     (listener, Listening { copies: received, bytes, missed, verdicts: verdict })
 }
 
-/// What was missed and nobody has been told. Only the call adds, so that both numbers belong together.
+/// What was missed and nobody has been told. Only the call adds, so that the numbers belong together.
 #[derive(Default)]
 struct MissedCount {
     messages: AtomicU64,
     sample_bytes: AtomicU64,
+    agent_bytes: AtomicU64,
 }
 
 impl MissedCount {
     fn add(&self, missed: Missed) {
         self.messages.fetch_add(missed.messages, Ordering::AcqRel);
         self.sample_bytes.fetch_add(missed.sample_bytes, Ordering::AcqRel);
+        self.agent_bytes.fetch_add(missed.agent_bytes, Ordering::AcqRel);
     }
 
     fn take(&self) -> Missed {
         Missed {
             messages: self.messages.swap(0, Ordering::AcqRel),
             sample_bytes: self.sample_bytes.swap(0, Ordering::AcqRel),
+            agent_bytes: self.agent_bytes.swap(0, Ordering::AcqRel),
         }
     }
 }
@@ -112,8 +117,11 @@ impl Listener {
             }
         }
         self.bytes.fetch_sub(length, Ordering::AcqRel);
-        let is_samples = side == Side::Provider && matches!(message, Passed::Binary(_));
-        self.missed.add(Missed { messages: 1, sample_bytes: if is_samples { length as u64 } else { 0 } });
+        let bytes = if matches!(message, Passed::Binary(_)) { length as u64 } else { 0 };
+        self.missed.add(match side {
+            Side::Provider => Missed { messages: 1, sample_bytes: bytes, agent_bytes: 0 },
+            Side::Agent => Missed { messages: 1, sample_bytes: 0, agent_bytes: bytes },
+        });
     }
 
     /// Returns what the listener makes of the call so far.
@@ -214,7 +222,8 @@ mod tests {
         }
         assert_eq!(listening.next_now().unwrap().missed, Missed::default());
         listener.offer(Side::Provider, now, &Passed::Text("x".into()));
-        let missed = Missed { messages: 5, sample_bytes: 2 * (MAX_BYTES as u64 / 2 + 1) };
+        let one = MAX_BYTES as u64 / 2 + 1;
+        let missed = Missed { messages: 5, sample_bytes: 2 * one, agent_bytes: 3 * one };
         assert_eq!(listening.next_now().unwrap().missed, missed);
     }
 

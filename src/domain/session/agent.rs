@@ -76,6 +76,24 @@ impl CallSession {
         Ok(Stored::Sealed)
     }
 
+    /// Leaves out samples of the agent that nobody has looked at, because there was no time for it.
+    ///
+    /// # Errors
+    /// See [`CallSession::handle_media`].
+    pub fn handle_agent_missed(
+        &mut self,
+        now: Instant,
+        wall: UnixMillis,
+        samples: u32,
+    ) -> Result<(), SessionError> {
+        self.play_out(now, wall)?;
+        let Some(playout) = &mut self.playout else { return Ok(()) };
+        playout.skip(now, samples as usize);
+        let at = playout.end().saturating_sub(samples);
+        self.leave_out(TrackId::AGENT, at, samples, GapReason::Overload);
+        Ok(())
+    }
+
     /// Throws away what of the agent's audio was not played yet, and seals that it was so.
     ///
     /// # Errors

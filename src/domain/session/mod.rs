@@ -284,7 +284,7 @@ impl CallSession {
         }
         if let Some(playout) = &mut self.playout {
             let samples = self.setup.metadata.format.codec().samples_of(media.payload.bytes());
-            playout.caller_at(now, media.timestamp_ms, samples);
+            playout.caller_at(now, media.timestamp_ms, place.pts, samples);
         }
         if let Some(reason) = self.why_not_sealed() {
             self.leave_out_media(media, place, reason);

@@ -112,9 +112,19 @@ impl Playout {
         }
     }
 
-    /// Notes that the caller's audio up to a position was there at `now`.
-    pub(super) fn caller_at(&mut self, now: Instant, timestamp_ms: Option<u64>, samples: u32) {
-        let Some(start) = timestamp_ms.and_then(|ms| self.format.samples_in_ms(ms)) else { return };
+    /// Notes that the caller's audio up to a position was there at `now`; without timestamps it is where it was placed.
+    pub(super) fn caller_at(
+        &mut self,
+        now: Instant,
+        timestamp_ms: Option<u64>,
+        placed_at: u32,
+        samples: u32,
+    ) {
+        let start = match timestamp_ms {
+            Some(ms) => self.format.samples_in_ms(ms),
+            None => Some(i64::from(placed_at)),
+        };
+        let Some(start) = start else { return };
         let (was_set, before) = (self.clock.is_set(), self.clock.position(now));
         self.clock.observe(now, start.saturating_add(i64::from(samples)), samples);
         let by = self.clock.position(now).saturating_sub(before);
@@ -129,16 +139,22 @@ impl Playout {
     /// # Errors
     /// [`Full`]; the audio is not queued, but what follows keeps its place.
     pub(super) fn push(&mut self, now: Instant, audio: Zeroizing<Vec<u8>>) -> Result<(), Full> {
-        let arrives = self.clock.position(now).saturating_add(self.latency);
-        let at = if arrives - self.end < self.bounds.jitter { self.end } else { arrives };
         let samples = audio.len() / self.sample_bytes();
-        self.end = at.saturating_add(i64::try_from(samples).unwrap_or(i64::MAX));
+        let at = self.skip(now, samples);
         if self.queued.saturating_add(samples) > self.bounds.max_queued {
             return Err(Full);
         }
         self.queued += samples;
         self.queue.push_back(Queued { at, audio, taken: 0 });
         Ok(())
+    }
+
+    /// Keeps the place of samples that were sent to the provider at `now`; answers where it begins.
+    pub(super) fn skip(&mut self, now: Instant, samples: usize) -> i64 {
+        let arrives = self.clock.position(now).saturating_add(self.latency);
+        let at = if arrives - self.end < self.bounds.jitter { self.end } else { arrives };
+        self.end = at.saturating_add(i64::try_from(samples).unwrap_or(i64::MAX));
+        at
     }
 
     /// Returns the next piece that was played by `now`; to be called until there is none.
@@ -476,7 +492,9 @@ mod tests {
             while !is_held && let Some((_, down)) = self.down.pop_front_if(|(at, _)| *at <= now_ms) {
                 self.drain();
                 match down {
-                    Down::Caller { end_ms } => self.model.caller_at(self.now(), end_ms.checked_sub(20), 160),
+                    Down::Caller { end_ms } => {
+                        self.model.caller_at(self.now(), end_ms.checked_sub(20), 0, 160)
+                    }
                     Down::Mark(name) => self.model.mark_back(self.now(), &name),
                 }
             }
@@ -571,7 +589,7 @@ mod tests {
         model.push(at(0), Zeroizing::new(vec![1; 800])).unwrap();
         model.mark_sent(at(0), "a");
         for frame in 0..12 {
-            model.caller_at(at(20 * frame + 20), Some(20 * frame), 160);
+            model.caller_at(at(20 * frame + 20), Some(20 * frame), 0, 160);
         }
         while model.poll(at(300)).is_some() {}
         // 100 ms of audio sent at 0 were played at 250: 150 ms there and back.
@@ -590,13 +608,13 @@ mod tests {
         let at = |ms: u64| began + Duration::from_millis(ms);
         let mut model = Playout::new(began, AudioFormat::TELEPHONE);
         for frame in 0..5 {
-            model.caller_at(at(20 * frame + 20), Some(20 * frame), 160);
+            model.caller_at(at(20 * frame + 20), Some(20 * frame), 0, 160);
         }
         model.push(at(100), Zeroizing::new(vec![1; 800])).unwrap();
         model.mark_sent(at(100), "a");
         // Played at 200; then the connection stands still until 900.
         for frame in 5..10 {
-            model.caller_at(at(900), Some(20 * frame), 160);
+            model.caller_at(at(900), Some(20 * frame), 0, 160);
         }
         model.mark_back(at(900), "a");
         assert!(model.latency <= 20 * MS, "{}", model.latency);

@@ -16,7 +16,7 @@ use super::playout::Playout;
 use super::{CallSession, LeftOut, PLAY_EVERY, SessionError};
 
 impl CallSession {
-    /// Seals that `time` of all tracks is missing, from where they stand on.
+    /// Seals that `time` of all tracks is missing, from where they stand on; of the caller's alone where the agent's is queued.
     ///
     /// For providers without timestamps: what follows has its place behind it.
     ///
@@ -32,7 +32,8 @@ impl CallSession {
         let samples = self.setup.metadata.format.samples_in(time);
         let samples = u32::try_from(samples).map_err(|_| SessionError::ClockFull)?;
         self.rotate_if_due(now, wall)?;
-        for track in [TrackId::CALLER, TrackId::AGENT].into_iter().take(self.setup.speakers.roles().len()) {
+        let tracks = if self.playout.is_some() { 1 } else { self.setup.speakers.roles().len() };
+        for track in [TrackId::CALLER, TrackId::AGENT].into_iter().take(tracks) {
             let at = self.clock(track).end();
             at.checked_add(samples).ok_or(SessionError::ClockFull)?;
             self.seal_left_out(track)?;

@@ -134,3 +134,41 @@ fn what_an_agent_says_in_samples_of_two_bytes_is_queued_and_cut_between_them() {
     assert_eq!(recorded.arrival[1], said[..2 * 640]);
     assert_eq!(recorded.heard[1][640..][..2 * 640], said[..2 * 640]);
 }
+
+#[test]
+fn without_timestamps_a_queued_agent_is_placed_by_where_the_caller_is() {
+    let began = crate::clock::monotonic();
+    let mut setup = pcm_setup(16_000);
+    (setup.agent, setup.speakers) = (AgentAudio::Queued, Speakers::CallerAndAgent);
+    let mut session = CallSession::start(setup, Box::new(Counting(0)), began, UnixMillis(0)).unwrap();
+    let at = |ms: u64| began + Duration::from_millis(ms);
+    let said: Vec<u8> = (0u16..640).flat_map(|at| (at + 1).to_le_bytes()).collect();
+    let speak = |session: &mut CallSession, from: u64| {
+        // 300 ms; the first of them half a second after the recording began.
+        for number in 0..15u64 {
+            feed_pcm(session, at(500 + from + 20 * number + 20), TrackId::CALLER, &[1; 640]);
+        }
+    };
+    speak(&mut session, 0);
+    // 200 ms of silence follow, which the caller's clock knows before anybody makes a gap of them.
+    session.handle_agent_media(at(500 + 400), UnixMillis(0), &Payload::bytes_of(&said)).unwrap();
+    // 60 ms that nobody has looked at, behind the 40 ms in the queue.
+    session.handle_agent_missed(at(500 + 401), UnixMillis(0), 960).unwrap();
+    session.handle_agent_media(at(500 + 402), UnixMillis(0), &Payload::bytes_of(&said)).unwrap();
+    let absent = Duration::from_millis(200);
+    session.handle_gap(at(1020), UnixMillis(0), absent, GapReason::Source).unwrap();
+    speak(&mut session, 500);
+    session.finish(UnixMillis(0), EndCause::Stop).unwrap();
+
+    let recorded = read_back(&mut session);
+    let ms = |ms: usize| 32 * ms;
+    let [caller, agent] = &recorded.heard;
+    assert_eq!(caller[..], [vec![1; ms(300)], vec![0; ms(200)], vec![1; ms(300)]].concat());
+    let wanted = [vec![0; ms(400)], said.clone(), vec![0; ms(60)], said, vec![0; ms(260)]].concat();
+    assert_eq!(agent[..], wanted[..agent.len()]);
+    let gaps: Vec<_> =
+        recorded.end.gaps.iter().map(|gap| (gap.track, gap.pts, gap.samples, gap.reason)).collect();
+    let (source, overload) = (GapReason::Source.number(), GapReason::Overload.number());
+    assert_eq!(gaps, [(1, 7040, 960, overload), (0, 4800, 3200, source)]);
+    assert_eq!(recorded.end.life, Life::Partial);
+}
