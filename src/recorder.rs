@@ -220,6 +220,11 @@ impl Recorder {
         self.session.handle_agent_media(now, clock::wall(), payload).map(drop)
     }
 
+    /// Leaves out samples of the agent that nobody has looked at.
+    pub(crate) fn agent_missed(&mut self, now: Instant, samples: u32) -> Result<(), SessionError> {
+        self.session.handle_agent_missed(now, clock::wall(), samples)
+    }
+
     /// Throws away what of the agent's audio was not heard yet.
     pub(crate) fn agent_clear(&mut self, now: Instant) -> Result<(), SessionError> {
         self.session.handle_agent_clear(now, clock::wall())

@@ -135,6 +135,7 @@ mod tests {
             retention_days: None,
             consent: false,
             metadata: std::collections::BTreeMap::new(),
+            vapi: None,
         }
     }
 

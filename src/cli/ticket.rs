@@ -1,18 +1,25 @@
 //! `callseal ticket`.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::fs::File;
+use std::io::Read;
+use std::path::PathBuf;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use serde_json::json;
 use zeroize::Zeroizing;
 
 use crate::clock;
-use crate::config::{RouteProvider, Tenant};
+use crate::config::{Config, RouteProvider, Tenant};
 use crate::control::audit::AuditEvent;
 use crate::domain::ids::RouteName;
+use crate::domain::provider::vapi_listen_url::{ListenPolicy, ListenUrl};
+use crate::domain::provider::vapi_transport::TransportFormat;
+use crate::domain::provider::vapi_webhook::SecretUrl;
 use crate::domain::sign::encode_hex;
-use crate::domain::ticket::{RETENTION_DAYS, Ticket};
+use crate::domain::ticket::{MAX_LINE_BYTES, RETENTION_DAYS, Ticket, VapiLine};
 use crate::domain::time::UnixMillis;
 use crate::keys::fill_random;
 
@@ -44,6 +51,15 @@ pub(super) struct TicketArgs {
     /// What the recording shall say of itself, sealed; may be given several times
     #[arg(long = "meta", value_name = "NAME=VALUE", value_parser = name_and_value)]
     metadata: Vec<(String, String)>,
+    /// Vapi's websocketCallUrl, for a route of its transport; '-' reads it from stdin, where no list of processes shows it
+    #[arg(long, value_name = "URL", value_parser = secret_url, requires = "vapi_audio")]
+    vapi_url: Option<SecretUrl>,
+    /// The file that holds it, instead
+    #[arg(long, value_name = "FILE", conflicts_with = "vapi_url", requires = "vapi_audio")]
+    vapi_url_file: Option<PathBuf>,
+    /// The audioFormat that the call was made with: pcm_s16le:RATE or mulaw:8000
+    #[arg(long, value_name = "FORMAT")]
+    vapi_audio: Option<TransportFormat>,
     /// Who makes it: goes into the audit log
     #[arg(long, value_name = "NAME", default_value = "operator")]
     actor: String,
@@ -55,6 +71,10 @@ pub(super) struct TicketArgs {
 fn retention_days(text: &str) -> Result<u32, String> {
     let days = text.parse().ok().filter(|days| RETENTION_DAYS.contains(days));
     days.ok_or_else(|| format!("allowed: {} to {}", RETENTION_DAYS.start(), RETENTION_DAYS.end()))
+}
+
+fn secret_url(text: &str) -> Result<SecretUrl, Infallible> {
+    Ok(SecretUrl::new(text))
 }
 
 fn name_and_value(text: &str) -> Result<(String, String), String> {
@@ -69,7 +89,7 @@ pub(super) fn run(args: &TicketArgs) -> CommandResult {
         let opened = args.target.open().await?;
         let tenant = opened.config.tenant(&args.target.tenant).context("tenant")?;
         let provider = provider(args, tenant)?;
-        let ticket = ticket(args, tenant)?;
+        let ticket = ticket(args, &opened.config, tenant)?;
         let text = seal(&ticket, tenant)?;
         let (public, route) = (&opened.config.public_url, &ticket.route);
         let url = format!("{}/{provider}/v1/{}/{route}/{text}", public.as_str(), tenant.id);
@@ -93,6 +113,7 @@ fn provider(args: &TicketArgs, tenant: &Tenant) -> anyhow::Result<&'static str> 
     match tenant.route(&args.route).map(|route| route.provider) {
         Some(RouteProvider::Twilio) => Ok("twilio"),
         Some(RouteProvider::VapiTranscriber) => Ok("vapi"),
+        Some(RouteProvider::VapiTransport) => Ok("vapi-transport"),
         Some(RouteProvider::VapiListen) => {
             bail!("--route: nobody dials route {}; allowed: one of another provider", args.route)
         }
@@ -103,7 +124,51 @@ fn provider(args: &TicketArgs, tenant: &Tenant) -> anyhow::Result<&'static str> 
     }
 }
 
-fn ticket(args: &TicketArgs, tenant: &Tenant) -> anyhow::Result<Ticket> {
+/// Returns where a call of a transport route goes on to; a call of another one has no such line.
+fn line(args: &TicketArgs, config: &Config, tenant: &Tenant) -> anyhow::Result<Option<VapiLine>> {
+    let route = tenant.route(&args.route);
+    let is_transport = route.is_some_and(|route| route.provider == RouteProvider::VapiTransport);
+    let url = match (&args.vapi_url, &args.vapi_url_file) {
+        (Some(url), _) if url.expose() == "-" => Some(read_url(std::io::stdin())?),
+        (Some(url), _) => Some(url.clone()),
+        (None, Some(file)) => {
+            let file = File::open(file).with_context(|| format!("--vapi-url-file {}", file.display()))?;
+            Some(read_url(file)?)
+        }
+        (None, None) => None,
+    };
+    match (is_transport, url.zip(args.vapi_audio)) {
+        (true, Some((url, audio))) => {
+            let policy = ListenPolicy {
+                hosts: tenant.vapi.listen_hosts.clone(),
+                any_port: config.vapi.allow_private_hosts,
+            };
+            let checked = ListenUrl::check_transport(&url, args.call.as_deref(), &policy);
+            checked.map_err(|why| {
+                anyhow!("--vapi-url: its {why} is not allowed; allowed: wss://HOST/CALL/transport, of --call if given, with \
+                         a host below [vapi] listen_hosts")
+            })?;
+            Ok(Some(VapiLine { url, audio }))
+        }
+        (true, None) => bail!(
+            "--vapi-url and --vapi-audio are missing; route {} passes a call on to where they say",
+            args.route
+        ),
+        (false, None) if args.vapi_audio.is_none() => Ok(None),
+        (false, _) => {
+            bail!("--vapi-url and --vapi-audio: allowed with a route of provider \"vapi-transport\" only")
+        }
+    }
+}
+
+/// Reads one line, no longer than a ticket may hold.
+fn read_url(from: impl Read) -> anyhow::Result<SecretUrl> {
+    let mut text = Zeroizing::new(String::with_capacity(MAX_LINE_BYTES + 2));
+    from.take(MAX_LINE_BYTES as u64 + 2).read_to_string(&mut text).context("--vapi-url")?;
+    Ok(SecretUrl::new(text.trim()))
+}
+
+fn ticket(args: &TicketArgs, config: &Config, tenant: &Tenant) -> anyhow::Result<Ticket> {
     let longest = tenant.tickets.max_ttl.as_secs();
     if args.ttl_secs == 0 || args.ttl_secs > longest {
         bail!("--ttl-secs: allowed for this tenant: 1 to {longest}");
@@ -121,6 +186,7 @@ fn ticket(args: &TicketArgs, tenant: &Tenant) -> anyhow::Result<Ticket> {
         retention_days: args.retention_days,
         consent: args.consent,
         metadata: args.metadata.iter().cloned().collect::<BTreeMap<_, _>>(),
+        vapi: line(args, config, tenant)?,
     })
 }
 

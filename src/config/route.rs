@@ -26,7 +26,7 @@ pub struct Route {
     pub dtmf: Dtmf,
     /// Whether a stream must bring a ticket.
     pub require_ticket: bool,
-    /// Whom the call is passed on to; none exactly for forks and with `record_only`.
+    /// Whom the call is passed on to. None for forks, with `record_only`, and where nobody or a ticket says whom to dial.
     pub upstream: Option<Upstream>,
 }
 
@@ -39,6 +39,8 @@ pub enum RouteProvider {
     VapiTranscriber,
     /// Vapi's live listen: its webhooks tell of calls, which are then dialled.
     VapiListen,
+    /// Vapi's websocket transport: the tenant's own client dials, with a ticket that says where the call goes on to.
+    VapiTransport,
 }
 
 /// What a provider expects of this end.
@@ -71,6 +73,11 @@ pub enum Dtmf {
 }
 
 impl Route {
+    /// Whether calls of it are passed on.
+    pub fn is_passed_on(&self) -> bool {
+        self.upstream.is_some() || self.provider == RouteProvider::VapiTransport
+    }
+
     /// Checks all routes of a tenant's file; those without a usable name are left out.
     pub(super) fn check_all(tables: Vec<Table>, scope: &Scope<'_>, references: &References<'_>) -> Vec<Self> {
         let mut routes: Vec<Self> = Vec::new();
@@ -97,12 +104,13 @@ impl Route {
             RouteProvider::Twilio => {}
             RouteProvider::VapiTranscriber => refuse_for_transcriber(&raw, scope),
             RouteProvider::VapiListen => refuse_for_listen(&raw, record, scope),
+            RouteProvider::VapiTransport => refuse_for_transport(&raw, scope),
         }
         let upstream = Upstream::check(raw.upstream, scope, references);
         let is_answered = match provider {
             RouteProvider::Twilio => mode == RouteMode::Bidirectional,
             RouteProvider::VapiTranscriber => true,
-            RouteProvider::VapiListen => false,
+            RouteProvider::VapiListen | RouteProvider::VapiTransport => false,
         };
         if is_answered && !record_only && !has_upstream {
             scope.fault(
@@ -112,7 +120,8 @@ impl Route {
             );
         }
         let is_fork = provider == RouteProvider::Twilio && mode == RouteMode::Fork;
-        if provider != RouteProvider::VapiListen && has_upstream && (is_fork || record_only) {
+        let may_have_one = matches!(provider, RouteProvider::Twilio | RouteProvider::VapiTranscriber);
+        if may_have_one && has_upstream && (is_fork || record_only) {
             let why = if record_only { "record_only = true" } else { "mode = \"fork\"" };
             scope.fault(
                 "upstream",
@@ -126,7 +135,7 @@ impl Route {
             record,
             record_only,
             dtmf,
-            require_ticket: raw.require_ticket.unwrap_or(false),
+            require_ticket: provider == RouteProvider::VapiTransport || raw.require_ticket.unwrap_or(false),
             upstream,
         })
     }
@@ -162,6 +171,26 @@ fn refuse_for_listen(raw: &raw::Route, record: Record, scope: &Scope<'_>) {
     }
 }
 
+/// The ticket says whom a transport route passes a call on to, and Vapi's line can be dialled once.
+fn refuse_for_transport(raw: &raw::Route, scope: &Scope<'_>) {
+    let given = [
+        ("mode", raw.mode.is_some()),
+        ("record_only", raw.record_only.is_some()),
+        ("dtmf", raw.dtmf.is_some()),
+        ("upstream", raw.upstream.is_some()),
+    ];
+    for (option, _) in given.into_iter().filter(|(_, is_given)| *is_given) {
+        scope.fault(option, "has no meaning with provider = \"vapi-transport\"; allowed: leave it out");
+    }
+    if raw.require_ticket == Some(false) {
+        scope.fault(
+            "require_ticket",
+            "false is given, but a ticket is all that proves a call with provider = \"vapi-transport\"; allowed: true, \
+             or leave it out",
+        );
+    }
+}
+
 fn check_name(given: Option<&str>, scope: &Scope<'_>) -> Option<RouteName> {
     if given.is_none() {
         scope.fault("name", "is missing; allowed: 1 to 63 characters of a-z, 0-9 and '-'");
@@ -177,8 +206,9 @@ impl RouteProvider {
                 ("twilio", Self::Twilio),
                 ("vapi-transcriber", Self::VapiTranscriber),
                 ("vapi-listen", Self::VapiListen),
+                ("vapi-transport", Self::VapiTransport),
             ],
-            later: &["vapi-transport"],
+            later: &[],
         };
         scope.word("provider", given, &words)
     }

@@ -156,10 +156,10 @@ impl Tenant {
         let hipaa = HipaaMode::check(raw.hipaa, scope);
         let keks = TenantKeks::check(raw.keys, scope, id.as_ref(), keys);
         let limits = Limits::check(raw.limits, scope);
-        let (has_twilio, has_vapi) = providers(raw.route.as_deref().unwrap_or_default());
-        let twilio = Twilio::check(raw.twilio, scope, references, has_twilio);
-        let vapi = Vapi::check(raw.vapi, scope, references, has_vapi);
-        let tickets = TenantTickets::check(raw.tickets, scope, references);
+        let providers = Providers::of(raw.route.as_deref().unwrap_or_default());
+        let twilio = Twilio::check(raw.twilio, scope, references, providers.twilio);
+        let vapi = Vapi::check(raw.vapi, scope, references, providers.vapi);
+        let tickets = TenantTickets::check(raw.tickets, scope, references, providers.vapi_transport);
         let playback = TenantPlayback::check(raw.playback, scope, references, max_ttl);
         let routes = Route::check_all(raw.route.unwrap_or_default(), scope, references);
         let tenant = id.clone().map(|id| Self {
@@ -185,13 +185,28 @@ impl Tenant {
     }
 }
 
-/// Whether there are routes of Twilio and of Vapi; one whose provider is not given, or none of both, is Twilio's.
-fn providers(routes: &[Table]) -> (bool, bool) {
-    let is_vapi = |route: &&Table| {
-        route.get("provider").and_then(Value::as_str).is_some_and(|name| name.starts_with("vapi-"))
-    };
-    let vapi = routes.iter().filter(is_vapi).count();
-    (vapi < routes.len(), vapi > 0)
+/// Of whom there are routes, and so what must be known of them.
+struct Providers {
+    /// A route whose provider is not given, or none of all, counts as Twilio's.
+    twilio: bool,
+    /// Routes on which Vapi must prove itself.
+    vapi: bool,
+    /// Routes whose only proof is a ticket.
+    vapi_transport: bool,
+}
+
+impl Providers {
+    fn of(routes: &[Table]) -> Self {
+        let is_any = |wanted: fn(&str) -> bool| {
+            let name = |route: &Table| route.get("provider").and_then(Value::as_str).map(wanted);
+            routes.iter().any(|route| name(route).unwrap_or_else(|| wanted("twilio")))
+        };
+        Self {
+            twilio: is_any(|name| !name.starts_with("vapi-")),
+            vapi: is_any(|name| name.starts_with("vapi-") && name != "vapi-transport"),
+            vapi_transport: is_any(|name| name == "vapi-transport"),
+        }
+    }
 }
 
 fn check_id(given: Option<&str>, scope: &Scope<'_>) -> Option<TenantId> {
@@ -268,8 +283,15 @@ impl Limits {
 }
 
 impl TenantTickets {
-    fn check(table: Option<Table>, scope: &Scope<'_>, references: &References<'_>) -> Self {
+    fn check(table: Option<Table>, scope: &Scope<'_>, references: &References<'_>, are_needed: bool) -> Self {
         let (scope, raw): (_, raw::Tickets) = scope.section("tickets", table);
+        if are_needed && raw.keys.is_none() {
+            scope.fault(
+                "keys",
+                "is missing, and a route of provider \"vapi-transport\" takes calls with a ticket only; allowed: a table \
+                 such as { t1 = { file = \"…\" } }",
+            );
+        }
         let names = key_names(raw.keys.as_ref());
         Self {
             keys: check_keys(&scope, "keys", references.map(&scope, "keys", raw.keys, MAX_KID)),

@@ -7,9 +7,12 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 use super::cmr::{Salt, SealedBox};
 use super::ids::TenantId;
+use super::provider::vapi_transport::TransportFormat;
+use super::provider::vapi_webhook::SecretUrl;
 use super::sign::{decode_base64url, encode_base64url, hmac_sha256};
 
 /// A URL in TwiML may be longer, but nobody documents how much.
@@ -20,6 +23,8 @@ pub const MAX_METADATA_BYTES: usize = 512;
 pub const MAX_METADATA: usize = 16;
 /// Days for which a recording may be kept.
 pub const RETENTION_DAYS: RangeInclusive<u32> = 1..=3650;
+/// The URL of a line of Vapi; theirs have about 130 bytes.
+pub const MAX_LINE_BYTES: usize = 512;
 /// The clock of whoever made a ticket may be ahead by so much, in seconds.
 pub const SKEW_SECS: u64 = 30;
 
@@ -49,6 +54,35 @@ pub struct Ticket {
     /// What the recording shall say of itself. Often personal data.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,
+    /// Where a call of Vapi's websocket transport goes on to; on routes of that provider only, and there always.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vapi: Option<VapiLine>,
+}
+
+/// The line of one call of Vapi's websocket transport.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VapiLine {
+    /// Vapi's `websocketCallUrl`: whoever knows it is the caller.
+    #[serde(with = "exposed")]
+    pub url: SecretUrl,
+    /// How samples are written in both directions.
+    pub audio: TransportFormat,
+}
+
+/// A secret URL as it stands in a ticket, which is sealed.
+mod exposed {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use super::SecretUrl;
+
+    pub(super) fn serialize<S: Serializer>(url: &SecretUrl, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(url.expose())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SecretUrl, D::Error> {
+        Ok(SecretUrl::new(&zeroize::Zeroizing::new(String::deserialize(deserializer)?)))
+    }
 }
 
 /// Where a ticket was brought.
@@ -67,7 +101,8 @@ pub struct BroughtTo<'t> {
 pub enum TicketFault {
     /// Too much in it.
     #[error(
-        "ticket is too long; allowed: {MAX_METADATA} entries of metadata, {MAX_METADATA_BYTES} bytes together"
+        "ticket is too long; allowed: {MAX_METADATA} entries of metadata, {MAX_METADATA_BYTES} bytes together, and \
+         {MAX_LINE_BYTES} bytes of Vapi's URL"
     )]
     TooLong,
     /// The cipher refuses.
@@ -107,10 +142,10 @@ impl Ticket {
         secret: &[u8],
         salt: &Salt,
     ) -> Result<String, TicketFault> {
-        if !self.is_metadata_bounded() {
+        if !self.is_metadata_bounded() || !self.is_line_bounded() {
             return Err(TicketFault::TooLong);
         }
-        let text = serde_json::to_vec(self).map_err(|_| TicketFault::Unsealable)?;
+        let text = Zeroizing::new(serde_json::to_vec(self).map_err(|_| TicketFault::Unsealable)?);
         let sealed = SealedBox::TICKET
             .seal(&key(secret), salt, &context(tenant, kid), &text)
             .map_err(|_| TicketFault::Unsealable)?;
@@ -160,11 +195,16 @@ impl Ticket {
             ("life", self.exp.saturating_sub(self.iat) <= max_ttl_secs),
             ("retention_days", self.retention_days.is_none_or(|days| RETENTION_DAYS.contains(&days))),
             ("metadata", self.is_metadata_bounded()),
+            ("vapi", self.is_line_bounded()),
         ];
         match rules.iter().find(|(_, is_kept)| !is_kept) {
             Some((field, _)) => Err(TicketRefusal::OutOfBounds(field)),
             None => Ok(()),
         }
+    }
+
+    fn is_line_bounded(&self) -> bool {
+        self.vapi.as_ref().is_none_or(|line| line.url.expose().len() <= MAX_LINE_BYTES)
     }
 
     fn is_metadata_bounded(&self) -> bool {
@@ -202,6 +242,7 @@ mod tests {
             retention_days: Some(30),
             consent: true,
             metadata: BTreeMap::from([("order".to_owned(), "r-20417".to_owned())]),
+            vapi: None,
         }
     }
 
@@ -278,6 +319,22 @@ mod tests {
         let longest = Ticket { exp: 1_600, retention_days: Some(3_650), ..ticket() };
         let text = longest.seal(&tenant(), "k1", SECRET, &[7; 32]).unwrap();
         assert_eq!(open(&text, &tenant(), "agent", 1_100), Ok(longest));
+    }
+
+    #[test]
+    fn a_line_of_vapi_comes_back_and_is_shown_nowhere() {
+        let line = |url: &str| VapiLine { url: SecretUrl::new(url), audio: "mulaw:8000".parse().unwrap() };
+        let url = "wss://api.vapi.ai/01a024d9-bef8-7b44-9a10-6f2c8e51b7d0/transport";
+        let with_line = Ticket { vapi: Some(line(url)), ..ticket() };
+        assert!(!format!("{with_line:?}").contains("vapi.ai"));
+        let text = with_line.seal(&tenant(), "k1", SECRET, &[7; 32]).unwrap();
+        assert_eq!(open(&text, &tenant(), "agent", 1_100), Ok(with_line));
+        let long = Ticket { vapi: Some(line(&"x".repeat(MAX_LINE_BYTES + 1))), ..ticket() };
+        assert_eq!(long.seal(&tenant(), "k1", SECRET, &[7; 32]), Err(TicketFault::TooLong));
+        assert!(
+            !serde_json::to_string(&ticket()).unwrap().contains("vapi"),
+            "older nodes read tickets without one"
+        );
     }
 
     #[test]

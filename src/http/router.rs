@@ -34,6 +34,9 @@ async fn route(request: Request<Incoming>, peer: Peer, id: &str, node: Arc<Node>
     if path.starts_with(vapi::PREFIX) {
         return vapi::transcriber::answer(request, peer, id, node).await;
     }
+    if path.starts_with(vapi::transport::PREFIX) {
+        return vapi::transport::answer(request, peer, id, node).await;
+    }
     if path.starts_with("/play/") {
         return playback::answer(&request, peer, id, node).await;
     }

@@ -17,8 +17,10 @@ use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
 use crate::answer::{Answer, empty, problem};
 use crate::clock;
-use crate::config::{Ingest, NoKeyPolicy, Route, RouteProvider, Tenant};
+use crate::config::{Ingest, NoKeyPolicy, Route, RouteProvider, SocketUrl, Tenant};
 use crate::domain::provider::vapi::MAX_BINARY_BYTES;
+use crate::domain::provider::vapi_transport::TransportFormat;
+use crate::domain::provider::vapi_webhook::CallId;
 use crate::domain::ticket::{BroughtTo, Ticket};
 use crate::drain::Phase;
 use crate::keys::Minted;
@@ -43,8 +45,18 @@ pub(super) struct Admitted {
     /// `None` where there is none to be had and the tenant lets calls go on unrecorded.
     pub(super) key: Option<Minted>,
     pub(super) permit: StreamPermit,
+    /// Where a call of Vapi's transport goes on to; none on routes of other providers.
+    pub(super) line: Option<Line>,
     /// The connection's place, held until the stream ends.
     pub(super) place: Option<Arc<OwnedSemaphorePermit>>,
+}
+
+/// Vapi's end of a call of its websocket transport.
+#[derive(Clone)]
+pub(super) struct Line {
+    pub(super) url: SocketUrl,
+    pub(super) call: CallId,
+    pub(super) format: TransportFormat,
 }
 
 /// A websocket that was a TLS connection.
@@ -156,7 +168,7 @@ pub(super) async fn admit(
         Err(error) => {
             tracing::error!(tenant = %tenant.id, error = &error as &dyn std::error::Error, "no key for a new call");
             // Without anybody to pass it on to there is nothing to take a call for, whatever the tenant's policy.
-            if tenant.no_key_policy == NoKeyPolicy::Refuse || route.upstream.is_none() {
+            if tenant.no_key_policy == NoKeyPolicy::Refuse || !route.is_passed_on() {
                 return Err(unavailable("no key"));
             }
             ::metrics::counter!(metrics::CALLS_UNRECORDED).increment(1);
@@ -180,7 +192,7 @@ pub(super) async fn admit(
     };
     let ticket = ticket.zip(redeemed);
     let place = request.extensions_mut().remove::<Arc<OwnedSemaphorePermit>>();
-    Ok(Admitted { tenant, route, ticket, key, permit, place })
+    Ok(Admitted { tenant, route, ticket, key, permit, line: None, place })
 }
 
 /// Answers the handshake with 101; the stream begins when the connection has become a websocket. Whom it is passed on to is
@@ -191,9 +203,11 @@ pub(super) fn upgrade(
     admitted: Admitted,
     node: &Arc<Node>,
 ) -> Answer {
-    let upstream = admitted.route.upstream.as_ref();
-    let dialling =
-        upstream.map(|upstream| Dialling::begin(node, &admitted.tenant.id, &admitted.route, upstream));
+    let dialling = match (&admitted.line, &admitted.route.upstream) {
+        (Some(line), _) => Some(Dialling::begin_line(node, line)),
+        (None, Some(upstream)) => Some(Dialling::begin(node, &admitted.tenant.id, &admitted.route, upstream)),
+        (None, None) => None,
+    };
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(run_upgraded(upgrade, admitted, dialling, Arc::clone(node)));
     let mut answer = empty(StatusCode::SWITCHING_PROTOCOLS);
@@ -225,7 +239,7 @@ async fn run_upgraded(
         return;
     };
     let mut settings = websocket_config(&node.config.ingest);
-    if admitted.route.provider == RouteProvider::VapiTranscriber {
+    if admitted.route.provider != RouteProvider::Twilio {
         settings = settings.max_message_size(Some(MAX_BINARY_BYTES)).max_frame_size(Some(MAX_BINARY_BYTES));
     }
     if dialling.is_some() {

@@ -5,6 +5,7 @@ use std::iter;
 use std::sync::Arc;
 
 use futures_util::StreamExt;
+use hyper::HeaderMap;
 use metrics::{counter, gauge};
 use tokio::sync::oneshot;
 use tokio::time::sleep_until;
@@ -12,7 +13,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::clock;
-use crate::config::{Route, Tenant, Upstream};
+use crate::config::{OnLoss, Route, Tenant, Upstream};
 use crate::domain::ids::TenantId;
 use crate::domain::recording::EndCause;
 use crate::domain::relay_proof::{
@@ -24,11 +25,11 @@ use crate::keys::fill_random;
 use crate::node::Node;
 use crate::observe::metrics as names;
 use crate::relay::{
-    Call, DialError, Ended, Handshake, Listening, Passed, Settings, Side, Traffic, UpstreamSocket, Verdict,
-    overhear, relay,
+    Call, DialError, Dialer, Ended, Handshake, Listening, Passed, Settings, Side, Traffic, UpstreamSocket,
+    Verdict, overhear, relay,
 };
 
-use super::admission::{Admitted, Socket};
+use super::admission::{Admitted, Line, Socket};
 use super::connection;
 use super::stream::{MustEnd, StreamInHand};
 
@@ -39,8 +40,10 @@ const BATCH: usize = 64;
 
 /// The first attempt to reach an agent; it began with the provider's handshake.
 pub(super) struct Dialling {
-    upstream: Upstream,
+    on_loss: OnLoss,
     handshake: Handshake,
+    /// Who dials, also when the agent was lost.
+    dialer: Dialer,
     /// Given up with this value.
     task: AbortOnDropHandle<Result<UpstreamSocket, DialError>>,
 }
@@ -51,7 +54,29 @@ impl Dialling {
         let handshake = handshake(tenant, route, upstream);
         let (dialer, first) = (node.dialer.clone(), handshake.clone());
         let task = tokio::spawn(async move { dialer.dial(&first).await });
-        Self { upstream: upstream.clone(), handshake, task: AbortOnDropHandle::new(task) }
+        Self {
+            on_loss: upstream.on_loss,
+            handshake,
+            dialer: node.dialer.clone(),
+            task: AbortOnDropHandle::new(task),
+        }
+    }
+
+    /// Begins to dial Vapi's end of a call. It can be dialled once: when it is lost, so is the call.
+    pub(super) fn begin_line(node: &Node, line: &Line) -> Self {
+        // The URL is all that proves us.
+        let handshake = Handshake { url: line.url.clone(), headers: HeaderMap::new() };
+        let is_private = node.config.vapi.allow_private_hosts;
+        let (dialer, first) = (node.vapi_dialer.clone(), handshake.clone());
+        let task = tokio::spawn(async move {
+            if is_private { dialer.dial(&first).await } else { dialer.dial_public(&first).await }
+        });
+        Self {
+            on_loss: OnLoss::Close,
+            handshake,
+            dialer: node.vapi_dialer.clone(),
+            task: AbortOnDropHandle::new(task),
+        }
     }
 }
 
@@ -90,7 +115,7 @@ pub(super) async fn run(mut socket: Socket, mut admitted: Admitted, dialling: Di
     gauge!(names::LIVE_STREAMS).increment(1.0);
     // Until the provider knows: the process must not end between our close frame and its answer.
     let (place, alive) = (admitted.place.take(), node.drain.alive());
-    let mut settings = settings(&admitted.tenant, &dialling.upstream, &node);
+    let mut settings = settings(&admitted.tenant, dialling.on_loss, &node);
     let mut stream = StreamInHand::new(Arc::clone(&node), admitted);
     match greeting(&mut socket, &mut stream, &node).await {
         Err(end) => {
@@ -106,12 +131,12 @@ pub(super) async fn run(mut socket: Socket, mut admitted: Admitted, dialling: Di
     drop((place, alive));
 }
 
-fn settings(tenant: &Tenant, upstream: &Upstream, node: &Node) -> Settings {
+fn settings(tenant: &Tenant, on_loss: OnLoss, node: &Node) -> Settings {
     let ingest = &node.config.ingest;
     Settings {
         traffic: Traffic::Texts,
         queue_bytes: node.config.relay.queue_bytes,
-        on_loss: upstream.on_loss,
+        on_loss,
         ping_after: ingest.ping_after,
         dead_after: ingest.dead_after,
         ends_at: clock::monotonic() + tenant.limits.max_stream.min(ingest.max_stream),
@@ -126,7 +151,8 @@ async fn greeting(
 ) -> Result<Vec<Passed>, connection::End> {
     let until = clock::monotonic() + node.config.ingest.start_timeout;
     let mut greeting = Vec::new();
-    loop {
+    // Where a ticket has said it all, nothing is waited for.
+    while !stream.has_started() {
         let message = tokio::select! {
             message = socket.next() => message,
             () = sleep_until(until.into()) => {
@@ -151,13 +177,11 @@ async fn greeting(
         if let Some(end) = must_end {
             return Err(end.into());
         }
-        if stream.has_started() {
-            return Ok(greeting);
-        }
-        if greeting.len() >= MAX_GREETING {
+        if greeting.len() >= MAX_GREETING && !stream.has_started() {
             return Err(connection::End::closing(EndCause::ProtocolError, 1008, "no_start"));
         }
     }
+    Ok(greeting)
 }
 
 async fn pass_on(
@@ -176,7 +200,7 @@ async fn pass_on(
         provider: socket,
         greeting,
         dialling: Box::pin(async move { dialling.task.await.unwrap_or(Err(DialError::TimedOut)) }),
-        dialer: node.dialer.clone(),
+        dialer: dialling.dialer,
         handshake: dialling.handshake,
         listener,
     };
@@ -244,7 +268,10 @@ fn take(stream: &mut StreamInHand, copy: &crate::relay::Copy) -> Option<MustEnd>
             stream.said(copy.at, text);
             None
         }
-        (Side::Agent, Passed::Binary(_)) => None,
+        (Side::Agent, Passed::Binary(bytes)) => {
+            stream.said_samples(copy.at, bytes);
+            None
+        }
     };
     missed.or(must_end)
 }

@@ -1,6 +1,7 @@
 //! What is made of one stream's messages: decoded, and recorded if the route says so. Knows no socket.
 
 mod transcriber;
+mod transport;
 mod twilio;
 
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use crate::tickets::Redeemed;
 use super::admission::Admitted;
 use super::limits::StreamPermit;
 use transcriber::Transcriber;
+use transport::Transport;
 
 /// Why a stream must end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +55,7 @@ pub(super) struct StreamInHand {
 enum Decoder {
     Twilio(TwilioDecoder),
     Transcriber(Transcriber),
+    Transport(Box<Transport>),
 }
 
 /// What is recorded of a stream.
@@ -68,12 +71,13 @@ struct Audio {
 impl StreamInHand {
     /// Takes what was admitted, but not its place.
     pub(super) fn new(node: Arc<Node>, admitted: Admitted) -> Self {
-        let Admitted { tenant, route, ticket, key, permit, place: _ } = admitted;
+        let Admitted { tenant, route, ticket, key, permit, line, place: _ } = admitted;
         let max_drops = node.config.ingest.max_dropped_messages;
-        let decoder = match route.provider {
-            RouteProvider::VapiTranscriber => Decoder::Transcriber(Transcriber::new(max_drops)),
-            // Listen routes are dialled by us and have no such stream.
-            RouteProvider::Twilio | RouteProvider::VapiListen => {
+        let decoder = match (line, route.provider) {
+            (Some(line), _) => Decoder::Transport(Box::new(Transport::new(line))),
+            (None, RouteProvider::VapiTranscriber) => Decoder::Transcriber(Transcriber::new(max_drops)),
+            // Listen routes are dialled by us and have no such stream, and no transport is without a line.
+            (None, RouteProvider::Twilio | RouteProvider::VapiListen | RouteProvider::VapiTransport) => {
                 Decoder::Twilio(TwilioDecoder::new(tenant.twilio.account_sids.clone(), max_drops))
             }
         };
@@ -88,14 +92,15 @@ impl StreamInHand {
         match &self.decoder {
             Decoder::Twilio(decoder) => decoder.has_started(),
             Decoder::Transcriber(transcriber) => transcriber.decoder.format().is_some(),
+            Decoder::Transport(_) => true,
         }
     }
 
-    /// Whether the provider has said that the stream is over. A transcriber stream is over when it is closed.
+    /// Whether the provider has said that the stream is over. Streams of Vapi are over when they are closed.
     pub(super) fn has_stopped(&self) -> bool {
         match &self.decoder {
             Decoder::Twilio(decoder) => decoder.has_stopped(),
-            Decoder::Transcriber(_) => false,
+            Decoder::Transcriber(_) | Decoder::Transport(_) => false,
         }
     }
 
@@ -113,6 +118,7 @@ impl StreamInHand {
                 let text = transcriber.decoder.text(text);
                 self.transcriber_text(text)
             }
+            Decoder::Transport(_) => self.transport_text(text),
         }
     }
 
@@ -121,6 +127,15 @@ impl StreamInHand {
         match self.decoder {
             Decoder::Twilio(_) => self.dropped(DropReason::Binary),
             Decoder::Transcriber(_) => self.used_elsewhere().or_else(|| self.samples(now, bytes)),
+            Decoder::Transport(_) => self.used_elsewhere().or_else(|| self.caller_samples(now, bytes)),
+        }
+    }
+
+    /// Takes a binary message of the agent; only Vapi has any that are audio.
+    pub(super) fn said_samples(&mut self, now: Instant, bytes: &[u8]) {
+        match self.decoder {
+            Decoder::Transport(_) => self.agent_samples(now, bytes),
+            Decoder::Twilio(_) | Decoder::Transcriber(_) => {}
         }
     }
 
@@ -130,6 +145,7 @@ impl StreamInHand {
             Decoder::Twilio(_) => self.agent_said(now, text),
             // What was understood of a call is no business of its recording.
             Decoder::Transcriber(_) => {}
+            Decoder::Transport(_) => self.vapi_said(now, text),
         }
     }
 
@@ -138,6 +154,7 @@ impl StreamInHand {
         match &self.decoder {
             Decoder::Twilio(_) => Traffic::Texts,
             Decoder::Transcriber(transcriber) => transcriber.traffic(),
+            Decoder::Transport(transport) => transport.traffic(),
         }
     }
 
@@ -148,6 +165,9 @@ impl StreamInHand {
         }
         if let Some(recorder) = &mut self.recorder {
             recorder.missed(missed.messages);
+        }
+        if let Decoder::Transport(_) = self.decoder {
+            return self.missed_transport(now, missed);
         }
         if missed.sample_bytes == 0 { None } else { self.missed_samples(now, missed.sample_bytes) }
     }
@@ -178,7 +198,7 @@ impl StreamInHand {
         if let Some(recorder) = self.recorder.take() {
             let is_over = match self.decoder {
                 Decoder::Twilio(_) => self.has_stopped(),
-                Decoder::Transcriber(_) => cause == EndCause::ClosedEarly,
+                Decoder::Transcriber(_) | Decoder::Transport(_) => cause == EndCause::ClosedEarly,
             };
             recorder.finish(if is_over { EndCause::Stop } else { cause });
         }
@@ -253,7 +273,7 @@ impl StreamInHand {
     fn dropped(&mut self, reason: DropReason) -> Option<MustEnd> {
         let refusal = match &mut self.decoder {
             Decoder::Twilio(decoder) => decoder.dropped(reason),
-            Decoder::Transcriber(_) => Refusal::Drop(reason),
+            Decoder::Transcriber(_) | Decoder::Transport(_) => Refusal::Drop(reason),
         };
         self.refused(refusal)
     }

@@ -8,6 +8,7 @@
 mod begin;
 mod listen;
 pub mod transcriber;
+pub mod transport;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -2,6 +2,7 @@
 
 mod hostile;
 mod transcriber;
+mod transport;
 mod trouble;
 
 use callseal::clock;

@@ -95,6 +95,31 @@ fn a_transcriber_route_must_lead_somewhere() {
 }
 
 #[test]
+fn a_transport_route_has_tickets_and_nothing_else() {
+    let transport = LISTEN.replace("vapi-listen", "vapi-transport");
+    let tickets = "[tickets]\nkeys = { t1 = { file = \"t\" } }\n";
+    let check = |lines: &str| {
+        check(NODE, &[], &Shelf::with(&[("t.toml", &format!("{transport}{lines}\n{tickets}"))]))
+    };
+    for lines in ["", "record = \"on-consent\"", "record = \"never\"", "require_ticket = true"] {
+        let route = check(lines).expect(lines).tenants[0].routes[0].clone();
+        assert!(route.require_ticket && route.is_passed_on() && route.upstream.is_none(), "{lines}");
+    }
+    for (lines, option) in [
+        ("mode = \"bidirectional\"", "mode"),
+        ("record_only = true", "record_only"),
+        ("dtmf = \"keep\"", "dtmf"),
+        ("upstream = { url = \"wss://a\" }", "upstream"),
+        ("require_ticket = false", "require_ticket"),
+    ] {
+        let faults = check(lines).expect_err(lines);
+        let found: Vec<_> = faults.iter().map(|fault| fault.option.clone()).collect();
+        assert_eq!(found, [format!("tenants/t.toml: route[0].{option}")], "{lines}");
+    }
+    assert_eq!(names(&tenant_faults(&transport)), ["tickets.keys"]);
+}
+
+#[test]
 fn private_hosts_are_for_tests_only() {
     let text = format!("{NODE}[vapi]\nallow_private_hosts = true\n");
     assert!(check(&text, &[], &Shelf::default()).expect("no fault").vapi.allow_private_hosts);

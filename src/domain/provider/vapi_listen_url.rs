@@ -1,8 +1,8 @@
-//! Which listen URLs may be dialled.
+//! Which websockets of Vapi's calls may be dialled.
 //!
-//! A listen URL comes in a request from outside, so it could point anywhere: only `wss` to a host below an allowed name, at
-//! the usual port, with the path `/{call}/listen` of the call that the message is about. The host must be a name, so that its
-//! addresses are resolved, and checked, by whoever dials.
+//! Their URLs come from outside, so they could point anywhere: only `wss` to a host below an allowed name, at the usual port,
+//! with the path `/{call}/listen` or `/{call}/transport` of the call that they are given for. The host must be a name, so that
+//! its addresses are resolved, and checked, by whoever dials.
 
 use std::fmt;
 use std::str::FromStr;
@@ -86,6 +86,26 @@ impl ListenUrl {
     /// # Errors
     /// [`RefusedUrl`].
     pub fn check(url: &SecretUrl, call: &CallId, policy: &ListenPolicy) -> Result<Self, RefusedUrl> {
+        let (checked, named) = Self::check_form(url, "listen", policy)?;
+        if named == *call { Ok(checked) } else { Err(RefusedUrl::OtherCall) }
+    }
+
+    /// Checks the URL of a call's own line, which must be that of `call` where one is given; answers its call as well.
+    ///
+    /// # Errors
+    /// [`RefusedUrl`].
+    pub fn check_transport(
+        url: &SecretUrl,
+        call: Option<&str>,
+        policy: &ListenPolicy,
+    ) -> Result<(Self, CallId), RefusedUrl> {
+        let (checked, named) = Self::check_form(url, "transport", policy)?;
+        let is_named = call.is_none_or(|call| call.parse() == Ok(named.clone()));
+        if is_named { Ok((checked, named)) } else { Err(RefusedUrl::OtherCall) }
+    }
+
+    /// Checks everything but which call it is.
+    fn check_form(url: &SecretUrl, kind: &str, policy: &ListenPolicy) -> Result<(Self, CallId), RefusedUrl> {
         let text = url.expose();
         let rest = text.strip_prefix("wss://").ok_or(RefusedUrl::Scheme)?;
         if !rest.bytes().all(|b| b.is_ascii_graphic()) || rest.contains(['@', '\\', '%']) {
@@ -103,14 +123,10 @@ impl ListenUrl {
         if port.is_some_and(|port| port != "443" && !(policy.any_port && is_port(port))) {
             return Err(RefusedUrl::Port);
         }
-        let (id, "listen") = path.split_once('/').ok_or(RefusedUrl::Path)? else {
-            return Err(RefusedUrl::Path);
-        };
-        match id.parse::<CallId>() {
-            Ok(id) if id == *call => Ok(Self { host: host.to_owned(), url: url.clone() }),
-            Ok(_) => Err(RefusedUrl::OtherCall),
-            Err(_) => Err(RefusedUrl::Path),
-        }
+        let (id, found) = path.split_once('/').ok_or(RefusedUrl::Path)?;
+        let id = Some(id).filter(|_| found == kind).ok_or(RefusedUrl::Path)?;
+        let id = id.parse::<CallId>().map_err(|_| RefusedUrl::Path)?;
+        Ok((Self { host: host.to_owned(), url: url.clone() }, id))
     }
 
     /// Returns the name of the host.
@@ -214,6 +230,25 @@ mod tests {
         for bad in ["", "*.vapi.ai", ".vapi.ai", "Vapi.ai", "10.0.0.1", "a..b", "vapi.ai."] {
             assert_eq!(bad.parse::<HostSuffix>(), Err(InvalidHost), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_line_is_that_of_its_call() {
+        let policy = ListenPolicy { hosts: vec!["vapi.ai".parse().unwrap()], any_port: false };
+        let check = |url: &str, call: Option<&str>| {
+            ListenUrl::check_transport(&SecretUrl::new(url), call, &policy)
+                .map(|(_, call)| call.as_str().to_owned())
+        };
+        let url = format!("wss://api.vapi.ai/{CALL}/transport");
+        let upper = CALL.to_uppercase();
+        for call in [None, Some(CALL), Some(upper.as_str())] {
+            assert_eq!(check(&url, call).as_deref(), Ok(CALL), "{call:?}");
+        }
+        for call in ["", "CA1", &CALL.replace('d', "e")] {
+            assert_eq!(check(&url, Some(call)), Err(RefusedUrl::OtherCall), "{call}");
+        }
+        assert_eq!(check(&format!("wss://vapi.ai/{CALL}/listen"), None), Err(RefusedUrl::Path));
+        assert_eq!(check(&format!("wss://evil.test/{CALL}/transport"), None), Err(RefusedUrl::Host));
     }
 
     #[test]

@@ -4,13 +4,20 @@
 //! it was made, not when it was heard; after `user-interrupted` a player drops what it has queued. Texts hold the
 //! conversation: only their type is looked at. The two directions have nothing to do with each other's clock.
 
+use std::fmt;
+use std::str::FromStr;
 use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
 
 use crate::domain::ids::TrackId;
 
 use super::vapi::{MAX_BINARY_BYTES, MAX_TEXT_BYTES, TextKind};
 use super::vapi_pcm::{Pace, PcmFormat, PcmSplit, SAMPLE_RATES};
 use super::{CloseReason, Refusal};
+
+/// The rate of μ-law.
+const MULAW_RATE: u32 = 8000;
 
 /// How samples are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,8 +28,9 @@ pub enum TransportEncoding {
     Mulaw,
 }
 
-/// The format of both directions, chosen when the call was made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The format of both directions, chosen when the call was made. Written as `pcm_s16le:16000`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct TransportFormat {
     encoding: TransportEncoding,
     sample_rate: u32,
@@ -60,6 +68,50 @@ impl TransportFormat {
             TransportEncoding::PcmS16Le => 2,
             TransportEncoding::Mulaw => 1,
         }
+    }
+}
+
+/// Not the name of a format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("allowed: \"pcm_s16le:RATE\" with a rate of 8000 to 48000, or \"mulaw:8000\"")]
+pub struct InvalidFormat;
+
+impl FromStr for TransportFormat {
+    type Err = InvalidFormat;
+
+    /// Reads `pcm_s16le:16000`; μ-law has the rate of telephony only.
+    fn from_str(text: &str) -> Result<Self, InvalidFormat> {
+        let (encoding, rate) = text.split_once(':').ok_or(InvalidFormat)?;
+        let rate = Some(rate).filter(|rate| rate.bytes().all(|b| b.is_ascii_digit()));
+        let format = rate.and_then(|rate| Self::parse(encoding, rate.parse().ok()?));
+        let is_taken = |format: &Self| {
+            format.encoding == TransportEncoding::PcmS16Le || format.sample_rate == MULAW_RATE
+        };
+        format.filter(is_taken).ok_or(InvalidFormat)
+    }
+}
+
+impl fmt::Display for TransportFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let encoding = match self.encoding {
+            TransportEncoding::PcmS16Le => "pcm_s16le",
+            TransportEncoding::Mulaw => "mulaw",
+        };
+        write!(f, "{encoding}:{}", self.sample_rate)
+    }
+}
+
+impl TryFrom<String> for TransportFormat {
+    type Error = InvalidFormat;
+
+    fn try_from(text: String) -> Result<Self, InvalidFormat> {
+        text.parse()
+    }
+}
+
+impl From<TransportFormat> for String {
+    fn from(format: TransportFormat) -> Self {
+        format.to_string()
     }
 }
 
@@ -170,6 +222,21 @@ impl TransportDecoder {
         };
         Ok(TransportAudio { track, samples })
     }
+
+    /// Goes on behind `bytes` that nobody has looked at; answers how many samples are missing by that.
+    ///
+    /// # Errors
+    /// [`Refusal::Close`] for a caller faster than anybody speaks.
+    pub fn skip(&mut self, now: Instant, bytes: u64) -> Result<u64, Refusal> {
+        let length = usize::try_from(bytes).unwrap_or(usize::MAX);
+        if self.pace.as_mut().is_some_and(|pace| !pace.admits(now, length)) {
+            return Err(Refusal::Close(CloseReason::TooFast));
+        }
+        Ok(match &mut self.samples {
+            Samples::Whole => bytes,
+            Samples::Cut(split) => split.skip(bytes),
+        })
+    }
 }
 
 #[cfg(test)]
@@ -240,6 +307,27 @@ mod tests {
             whole.extend_from_slice(decoder.binary(now, message).unwrap().samples);
         }
         assert_eq!(whole, [1, 2, 3, 4, 5, 6]);
+        // The byte that waits, and five that nobody has: three samples, and the next byte begins one.
+        assert_eq!(decoder.skip(now, 5), Ok(3));
+        assert_eq!(decoder.binary(now, &[8, 9]).unwrap().samples, [8, 9]);
+        let mulaw = TransportFormat::parse("mulaw", 8000).unwrap();
+        assert_eq!(TransportDecoder::new(mulaw, TransportWay::Up).skip(now, 5), Ok(5));
+        let minute = 60 * 8000;
+        let refused = TransportDecoder::new(mulaw, TransportWay::Up).skip(now, minute);
+        assert_eq!(refused, Err(Refusal::Close(CloseReason::TooFast)));
+    }
+
+    #[test]
+    fn formats_have_one_spelling() {
+        for text in ["pcm_s16le:8000", "pcm_s16le:16000", "pcm_s16le:48000", "mulaw:8000"] {
+            let format: TransportFormat = text.parse().unwrap();
+            assert_eq!(format.to_string(), text);
+        }
+        for text in
+            ["", "mulaw", "mulaw:16000", "pcm_s16le:", "pcm_s16le:+16000", "pcm_s16le:7999", "opus:48000"]
+        {
+            assert_eq!(text.parse::<TransportFormat>(), Err(InvalidFormat), "{text}");
+        }
     }
 
     #[test]

@@ -17,7 +17,7 @@ use std::fs::{self, OpenOptions};
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use callseal::clock;
@@ -290,6 +290,15 @@ impl Home {
     /// Runs a command with other variables of the environment.
     pub(crate) fn run_with(&self, args: &[&str], variables: &[(&str, &str)]) -> Ran {
         Self::ran(self.command(args).envs(variables.iter().copied()).output().unwrap())
+    }
+
+    /// Runs a command that reads from stdin.
+    pub(crate) fn run_with_input(&self, args: &[&str], input: &str) -> Ran {
+        let piped = Stdio::piped;
+        let mut command = self.command(args);
+        let mut child = command.stdin(piped()).stdout(piped()).stderr(piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        Self::ran(child.wait_with_output().unwrap())
     }
 
     /// Runs a command that must succeed; answers its output.
