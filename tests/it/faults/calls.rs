@@ -169,6 +169,12 @@ async fn a_budget_that_nothing_takes_over_makes_gaps_that_are_counted_to_the_sam
     assert_eq!(call.close(1000, "").await, Some(1000), "the call was never cut off");
     assert_eq!(node.node.uploader.drained(Duration::from_secs(20)).await, 0);
     let counted = metric(&node, "audio_lost_bytes_total{reason=\"overload\"}");
+    // A disk that was full is tried again after a while, and with something to write.
+    eventually("a journal that works", || {
+        node.node.journal.append(Record::Finished { recording: RecordingId([0; 16]) }).unwrap();
+        node.node.journal.sync_now(Duration::from_secs(1)).ok()
+    })
+    .await;
     let home = node.stop().await;
     let recording = home.recordings(TENANT).remove(0);
     let shown = home.show(TENANT, &recording);
