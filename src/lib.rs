@@ -32,6 +32,7 @@
 //! | [`http`] | routes, status codes, who is asking | SDK types, bare keys |
 //! | [`claims`] | whether a bucket does what is claimed of it | what it is used for |
 //! | [`websocket`] | what a failure means, pings, closing | whose socket it is |
+//! | [`jitter`] | how waits are spread | what for |
 //! | [`tickets`] | which tickets were used | what is in them |
 //! | [`calls`] | which calls of Vapi are heard, and by which node | sockets, audio |
 //! | [`server`] | the order of start and stop | everything else |
@@ -56,6 +57,7 @@ pub mod domain;
 pub mod drain;
 pub mod http;
 pub mod ingest;
+pub mod jitter;
 pub mod journal;
 pub mod keys;
 pub mod node;

@@ -26,10 +26,11 @@ use crate::drain::{Drain, Phase};
 use crate::http::{self, serve_ops};
 use crate::ingest::tls::{Certificate, SelfSigned, TlsError, server_config};
 use crate::ingest::{StreamLimits, serve_public, vapi};
+use crate::jitter::jittered;
 use crate::journal::{Journal, JournalConfig, OpenError, Replay};
-use crate::keys::{KeyProvider, KeyService, KeyringError, Providers, fill_random};
+use crate::keys::{KeyProvider, KeyService, KeyringError, Providers};
 use crate::node::Node;
-use crate::relay::{Dialer, DialerError};
+use crate::relay::{Dialer, DialerError, Reach};
 use crate::store::folder::Folder;
 use crate::store::metered::Metered;
 use crate::store::s3::S3Store;
@@ -164,9 +165,7 @@ pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running,
     let (journal, replay) = open_journal(&config).await?;
     let policy = retry_policy(&config);
     let uploader = open_uploader(&config, &store, &journal);
-    let relay = &config.relay;
-    let dialer = Dialer::new(relay.ca_file.as_deref(), relay.connect_timeout, &config.ingest)?;
-    let vapi_dialer = Dialer::new(config.vapi.ca_file.as_deref(), relay.connect_timeout, &config.ingest)?;
+    let (dialer, vapi_dialer) = open_dialers(&config)?;
     let (inbox, waiting) = vapi::Inbox::new();
     let public = bind(config.listen.public).await?;
     let ops = bind(config.listen.ops).await?;
@@ -296,7 +295,7 @@ async fn sweep_on(node: Arc<Node>) {
     let (store, keys) = (Arc::clone(&node.store), Arc::clone(&node.keys));
     let sweeper = Sweeper::new(store, keys, node.audit.clone(), sweep_options(&node.config));
     let interval = node.config.retention.interval;
-    let mut wait = jitter(interval.min(FIRST_SWEEP));
+    let mut wait = jittered(interval.min(FIRST_SWEEP));
     loop {
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
@@ -307,7 +306,7 @@ async fn sweep_on(node: Arc<Node>) {
         if let Ok(SweepReport { due, deleted, held, failed, overdue, .. }) = sweeper.run(&tenants).await {
             tracing::debug!(due, deleted, held, failed, overdue, "expired recordings were swept");
         }
-        wait = jitter(interval);
+        wait = jittered(interval);
     }
 }
 
@@ -322,12 +321,14 @@ pub fn sweep_options(config: &Config) -> SweepOptions {
     }
 }
 
-/// Spreads what nodes do at the same time: between half of `longest` and all of it.
-fn jitter(longest: Duration) -> Duration {
-    let mut random = [0x55; 2];
-    // A predictable number, should the system have no random bytes, does no harm.
-    let _filled = fill_random(&mut random).is_ok();
-    longest / 2 + (longest / 2).mul_f64(f64::from(u16::from_be_bytes(random)) / f64::from(u16::MAX))
+/// Makes what dials agents, whom the configuration names, and what dials Vapi, which webhooks and tickets name.
+fn open_dialers(config: &Config) -> Result<(Dialer, Dialer), DialerError> {
+    let (relay, vapi) = (&config.relay, &config.vapi);
+    let vapi_reach = if vapi.allow_private_hosts { Reach::Any } else { Reach::Public };
+    let open = |ca_file: &Option<std::path::PathBuf>, reach| {
+        Dialer::new(ca_file.as_deref(), relay.connect_timeout, &config.ingest, reach)
+    };
+    Ok((open(&relay.ca_file, Reach::Any)?, open(&vapi.ca_file, vapi_reach)?))
 }
 
 fn open_certificate(config: &Config) -> Result<Arc<Certificate>, StartError> {

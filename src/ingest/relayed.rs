@@ -13,7 +13,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::clock;
-use crate::config::{OnLoss, Route, Tenant, Upstream};
+use crate::config::{OnLoss, Route, Upstream};
 use crate::domain::ids::TenantId;
 use crate::domain::recording::EndCause;
 use crate::domain::relay_proof::{
@@ -25,8 +25,8 @@ use crate::keys::fill_random;
 use crate::node::Node;
 use crate::observe::metrics as names;
 use crate::relay::{
-    Call, DialError, Dialer, Ended, Handshake, Listening, Passed, Settings, Side, Traffic, UpstreamSocket,
-    Verdict, overhear, relay,
+    Call, DialError, Dialer, Ended, Handshake, Listening, Passed, Settings, Side, UpstreamSocket, Verdict,
+    overhear, relay,
 };
 
 use super::admission::{Admitted, Line, Socket};
@@ -52,31 +52,20 @@ impl Dialling {
     /// Begins to dial.
     pub(super) fn begin(node: &Node, tenant: &TenantId, route: &Route, upstream: &Upstream) -> Self {
         let handshake = handshake(tenant, route, upstream);
-        let (dialer, first) = (node.dialer.clone(), handshake.clone());
-        let task = tokio::spawn(async move { dialer.dial(&first).await });
-        Self {
-            on_loss: upstream.on_loss,
-            handshake,
-            dialer: node.dialer.clone(),
-            task: AbortOnDropHandle::new(task),
-        }
+        Self::dial(&node.dialer, handshake, upstream.on_loss)
     }
 
     /// Begins to dial Vapi's end of a call. It can be dialled once: when it is lost, so is the call.
     pub(super) fn begin_line(node: &Node, line: &Line) -> Self {
         // The URL is all that proves us.
         let handshake = Handshake { url: line.url.clone(), headers: HeaderMap::new() };
-        let is_private = node.config.vapi.allow_private_hosts;
-        let (dialer, first) = (node.vapi_dialer.clone(), handshake.clone());
-        let task = tokio::spawn(async move {
-            if is_private { dialer.dial(&first).await } else { dialer.dial_public(&first).await }
-        });
-        Self {
-            on_loss: OnLoss::Close,
-            handshake,
-            dialer: node.vapi_dialer.clone(),
-            task: AbortOnDropHandle::new(task),
-        }
+        Self::dial(&node.vapi_dialer, handshake, OnLoss::Close)
+    }
+
+    fn dial(dialer: &Dialer, handshake: Handshake, on_loss: OnLoss) -> Self {
+        let (first, to) = (dialer.clone(), handshake.clone());
+        let task = AbortOnDropHandle::new(tokio::spawn(async move { first.dial(&to).await }));
+        Self { on_loss, handshake, dialer: dialer.clone(), task }
     }
 }
 
@@ -115,7 +104,8 @@ pub(super) async fn run(mut socket: Socket, mut admitted: Admitted, dialling: Di
     gauge!(names::LIVE_STREAMS).increment(1.0);
     // Until the provider knows: the process must not end between our close frame and its answer.
     let (place, alive) = (admitted.place.take(), node.drain.alive());
-    let mut settings = settings(&admitted.tenant, dialling.on_loss, &node);
+    let ingest = &node.config.ingest;
+    let ends_at = clock::monotonic() + admitted.tenant.limits.max_stream.min(ingest.max_stream);
     let mut stream = StreamInHand::new(Arc::clone(&node), admitted);
     match greeting(&mut socket, &mut stream, &node).await {
         Err(end) => {
@@ -123,24 +113,19 @@ pub(super) async fn run(mut socket: Socket, mut admitted: Admitted, dialling: Di
             connection::close_with(&mut socket, end).await;
         }
         Ok(greeting) => {
-            settings.traffic = stream.traffic();
+            let settings = Settings {
+                traffic: stream.traffic(),
+                queue_bytes: node.config.relay.queue_bytes,
+                on_loss: dialling.on_loss,
+                ping_after: ingest.ping_after,
+                dead_after: ingest.dead_after,
+                ends_at,
+            };
             Box::pin(pass_on(socket, stream, greeting, dialling, settings, &node)).await;
         }
     }
     gauge!(names::LIVE_STREAMS).decrement(1.0);
     drop((place, alive));
-}
-
-fn settings(tenant: &Tenant, on_loss: OnLoss, node: &Node) -> Settings {
-    let ingest = &node.config.ingest;
-    Settings {
-        traffic: Traffic::Texts,
-        queue_bytes: node.config.relay.queue_bytes,
-        on_loss,
-        ping_after: ingest.ping_after,
-        dead_after: ingest.dead_after,
-        ends_at: clock::monotonic() + tenant.limits.max_stream.min(ingest.max_stream),
-    }
 }
 
 /// Reads until the stream has said whose it is. Nothing reaches the agent before that.

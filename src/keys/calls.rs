@@ -6,9 +6,10 @@ use metrics::{counter, histogram};
 use tokio::sync::Semaphore;
 
 use crate::clock;
+use crate::jitter::jittered;
 use crate::observe::metrics as names;
 
-use super::{KeyError, Said, fill_random};
+use super::{KeyError, Said};
 
 /// Attempts of one call. The second meets a lost connection, the third a short throttling; whoever has to wait longer
 /// does better to say so.
@@ -45,7 +46,7 @@ impl Calls {
                 Err(error) if error.is_retryable() => {}
                 done => return done,
             }
-            tokio::time::sleep_until((clock::monotonic() + jitter(pause)).min(end).into()).await;
+            tokio::time::sleep_until((clock::monotonic() + jittered(pause)).min(end).into()).await;
             pause *= 2;
         }
         self.once(attempt(), end).await
@@ -75,14 +76,6 @@ pub(super) async fn counted<T>(
     histogram!(names::KEY_SECONDS, "provider" => provider, "operation" => operation)
         .record(clock::since(began).as_secs_f64());
     done
-}
-
-/// Between half of `pause` and all of it, so that callers do not come back together.
-pub(super) fn jitter(pause: Duration) -> Duration {
-    let mut random = [0x55];
-    // A predictable pause, should the system have no random bytes, does no harm.
-    let _filled = fill_random(&mut random).is_ok();
-    pause / 2 + (pause / 2).mul_f64(f64::from(random[0]) / 255.0)
 }
 
 /// The failure of a service that this node does not have, which the check of the configuration rules out.

@@ -16,10 +16,10 @@ use futures_util::future::join_all;
 use crate::clock;
 use crate::domain::cmr::{Dek, Expected};
 use crate::domain::ids::{RecordingId, TenantId, TenantTag};
+use crate::jitter::jittered;
 use crate::observe::metrics as names;
 use crate::store::{ObjectClass, ObjectName, PutOutcome, Store, StoreError, Tags};
 
-use super::calls::jitter;
 use super::envelope::{Envelope, Wrap, envelope_name, envelope_prefix};
 use super::pool::{Pool, Taken};
 use super::{KeyError, KeyProvider, fill_random};
@@ -239,7 +239,7 @@ impl KeyService {
                 continue;
             };
             tracing::warn!(%tenant, error = &error as &dyn std::error::Error, "cannot mint a key ahead");
-            tokio::time::sleep(jitter(pause)).await;
+            tokio::time::sleep(jittered(pause)).await;
             (pause, at_once) = ((pause * 2).min(LONGEST_PAUSE), 1);
         }
     }

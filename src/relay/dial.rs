@@ -1,7 +1,7 @@
 //! Dials an agent: TLS whose verification cannot be switched off, one attempt in a bounded time, no redirects.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -97,6 +97,16 @@ pub struct Dialer {
     tls: TlsConnector,
     timeout: Duration,
     websocket: WebSocketConfig,
+    reach: Reach,
+}
+
+/// Which addresses are dialled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// Any: the configuration has named the host.
+    Any,
+    /// Those of the internet alone, all that a name has: somebody else has named the host.
+    Public,
 }
 
 impl Dialer {
@@ -104,7 +114,12 @@ impl Dialer {
     ///
     /// # Errors
     /// [`DialerError`].
-    pub fn new(ca_file: Option<&Path>, timeout: Duration, ingest: &Ingest) -> Result<Self, DialerError> {
+    pub fn new(
+        ca_file: Option<&Path>,
+        timeout: Duration,
+        ingest: &Ingest,
+        reach: Reach,
+    ) -> Result<Self, DialerError> {
         let mut roots = RootCertStore::empty();
         match ca_file {
             Some(path) => {
@@ -140,38 +155,22 @@ impl Dialer {
                 .max_write_buffer_size(ingest.write_buffer_bytes + 2 * MAX_MESSAGE_BYTES)
                 .max_message_size(Some(MAX_MESSAGE_BYTES))
                 .max_frame_size(Some(MAX_MESSAGE_BYTES)),
+            reach,
         })
     }
 
-    /// Opens a websocket to an agent.
+    /// Opens a websocket. The addresses that were looked at are dialled, and no others.
     ///
     /// # Errors
     /// [`DialError`].
     pub async fn dial(&self, handshake: &Handshake) -> Result<UpstreamSocket, DialError> {
-        self.dial_where(handshake, |_| true).await
-    }
-
-    /// Opens a websocket to a host that somebody else has named: every address of its name must be one of the internet, and
-    /// those that were looked at are dialled.
-    ///
-    /// # Errors
-    /// [`DialError`].
-    pub async fn dial_public(&self, handshake: &Handshake) -> Result<UpstreamSocket, DialError> {
-        self.dial_where(handshake, is_public).await
-    }
-
-    async fn dial_where(
-        &self,
-        handshake: &Handshake,
-        is_allowed: impl Fn(IpAddr) -> bool,
-    ) -> Result<UpstreamSocket, DialError> {
         let dialling = async {
             let url = &handshake.url;
             let name = ServerName::try_from(url.host().to_owned())
                 .map_err(|error| DialError::Unreachable(io::Error::other(error)))?;
             let addresses = tokio::net::lookup_host((url.host(), url.port()));
             let addresses: Vec<SocketAddr> = addresses.await.map_err(DialError::Unreachable)?.collect();
-            if !addresses.iter().all(|address| is_allowed(address.ip())) {
+            if self.reach == Reach::Public && !addresses.iter().all(|address| is_public(address.ip())) {
                 return Err(DialError::NotPublic);
             }
             let tcp = TcpStream::connect(&*addresses).await.map_err(DialError::Unreachable)?;

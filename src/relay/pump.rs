@@ -20,6 +20,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 use crate::clock;
 use crate::config::OnLoss;
+use crate::jitter::jittered;
 use crate::observe::metrics as names;
 use crate::websocket::{self, Failure};
 
@@ -487,13 +488,4 @@ fn is_decision(frame: Option<&CloseFrame>) -> bool {
             CloseCode::Away | CloseCode::Error | CloseCode::Restart | CloseCode::Again | CloseCode::Abnormal
         ) || u16::from(frame.code) == 1014
     })
-}
-
-/// Between three quarters of a wait and all of it, so that calls that lost one agent do not dial it in step.
-fn jittered(wait: Duration) -> Duration {
-    let mut random = [0x80];
-    // A predictable wait, should the system have no random bytes, does no harm.
-    let _filled = getrandom::fill(&mut random).is_ok();
-    let [random] = random;
-    wait - wait / 4 * u32::from(random) / 256
 }

@@ -18,6 +18,7 @@ use crate::domain::recording::{BadRecord, Life, RecordingEnd, RecordingMetadata,
 use crate::domain::recovery::{Rebuild, RebuildError};
 use crate::domain::sign::encode_hex;
 use crate::domain::time::UnixMillis;
+use crate::jitter::part_of;
 use crate::keys::{KeyError, KeyService, OpenedKey, fill_random};
 use crate::store::{ObjectName, PutOutcome, Store, StoreError, Tags, layout};
 use crate::upload::{
@@ -164,7 +165,7 @@ impl Settler {
                 Ok(None) => {}
                 Err(error) if error.may_be_a_race() => {
                     last = error;
-                    tokio::time::sleep(jitter(STAY_AWAY)).await;
+                    tokio::time::sleep(part_of(STAY_AWAY)).await;
                 }
                 Err(error) => return Err(error),
             }
@@ -365,7 +366,7 @@ impl Settling<'_> {
         let outcome = requests.put(&name, Bytes::from(bytes), &tags).await?;
         if outcome == PutOutcome::Created && !requests.store().profile().create_once {
             // Whoever wrote the same name at the same time is through after this; all go on with what is there then.
-            tokio::time::sleep(STAY_AWAY + jitter(STAY_AWAY)).await;
+            tokio::time::sleep(STAY_AWAY + part_of(STAY_AWAY)).await;
         }
         // Ours, or that of another process: the next look tells.
         Ok(())
@@ -412,12 +413,4 @@ fn fresh() -> Result<(WriterId, [u8; 32]), KeyError> {
     fill_random(&mut writer.0)?;
     fill_random(&mut salt)?;
     Ok((writer, salt))
-}
-
-/// A random part of `longest`.
-fn jitter(longest: Duration) -> Duration {
-    let mut random = [0x55];
-    // Without random bytes every wait is the same, which does no harm.
-    fill_random(&mut random).unwrap_or_default();
-    longest.mul_f64(f64::from(u8::from_be_bytes(random)) / 255.0)
 }

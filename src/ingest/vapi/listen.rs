@@ -6,12 +6,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::{SinkExt, StreamExt};
+use futures_util::StreamExt;
 use hyper::HeaderMap;
 use hyper::header::{self, HeaderValue};
 use metrics::{counter, gauge};
-use tokio_tungstenite::tungstenite::protocol::CloseFrame;
-use tokio_tungstenite::tungstenite::{Bytes, Message};
+use tokio_tungstenite::tungstenite::Message;
 
 use crate::calls::{Claim, News};
 use crate::clock;
@@ -19,9 +18,11 @@ use crate::domain::provider::CloseReason;
 use crate::domain::provider::vapi_webhook::CallFacts;
 use crate::domain::recording::EndCause;
 use crate::drain::Phase;
+use crate::jitter::jittered;
 use crate::node::Node;
 use crate::observe::metrics as names;
 use crate::relay::{DialError, Handshake, UpstreamSocket};
+use crate::websocket;
 
 use super::begin::{ToHear, count};
 use hearing::Hearing;
@@ -42,8 +43,6 @@ const LINGER: Duration = Duration::from_secs(3);
 const QUIET: Duration = Duration::from_millis(500);
 /// A socket that is silent for so long is asked with a ping, and given up after as long again.
 const PING_AFTER: Duration = Duration::from_secs(15);
-/// How long a ping or close frame may take.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why a socket is not read any more.
 enum Ended {
@@ -153,11 +152,8 @@ impl Listener {
     /// Dials, and waits and dials again, until there is a socket or no more hope.
     async fn dial(&mut self) -> Option<UpstreamSocket> {
         let handshake = self.handshake()?;
-        let is_private = self.node.config.vapi.allow_private_hosts;
         for wait in WAITS_MS.into_iter().map(Some).chain([None]) {
-            let dialer = &self.node.vapi_dialer;
-            let dialled =
-                if is_private { dialer.dial(&handshake).await } else { dialer.dial_public(&handshake).await };
+            let dialled = self.node.vapi_dialer.dial(&handshake).await;
             let result = dialled.as_ref().map_or_else(DialError::name, |_| "connected");
             counter!(names::VAPI_DIALS, "result" => result).increment(1);
             match dialled {
@@ -233,7 +229,7 @@ impl Listener {
                         return ended;
                     }
                     if now >= silent_at {
-                        if is_pinged || !ping(socket).await {
+                        if is_pinged || !websocket::ping(socket) {
                             return Ended::Lost(EndCause::PeerLost);
                         }
                         is_pinged = true;
@@ -301,19 +297,6 @@ impl Listener {
     }
 }
 
-/// Spreads attempts of many calls: between half of `wait` and all of it.
-fn jittered(wait: Duration) -> Duration {
-    let mut random = [0x80];
-    // Without random bytes every wait is the same, which does no harm.
-    let _filled = crate::keys::fill_random(&mut random).is_ok();
-    wait / 2 + (wait / 2).mul_f64(f64::from(u8::from_be_bytes(random)) / 255.0)
-}
-
-async fn ping(socket: &mut UpstreamSocket) -> bool {
-    let ping = socket.send(Message::Ping(Bytes::new()));
-    matches!(tokio::time::timeout(WRITE_TIMEOUT, ping).await, Ok(Ok(())))
-}
-
 /// Says why we go, where somebody may be there.
 async fn close(socket: &mut UpstreamSocket, cause: EndCause, refused: Option<CloseReason>) {
     let code = match cause {
@@ -328,14 +311,6 @@ async fn close(socket: &mut UpstreamSocket, cause: EndCause, refused: Option<Clo
         | EndCause::Limit
         | EndCause::Crash => 1000,
     };
-    let (code, reason) = refused.map_or((code, ""), |refused| (refused.code(), refused.name()));
-    let frame = CloseFrame { code: code.into(), reason: reason.into() };
-    let closing = async {
-        if socket.as_mut().close(Some(frame)).await.is_ok() {
-            while let Some(Ok(_)) = socket.next().await {}
-        }
-    };
-    if tokio::time::timeout(WRITE_TIMEOUT, closing).await.is_err() {
-        tracing::debug!("listen socket did not answer our close frame");
-    }
+    let frame = refused.map_or((code, ""), |refused| (refused.code(), refused.name()));
+    websocket::close(socket, std::iter::empty(), Some(frame)).await;
 }

@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use crate::clock;
 use crate::config::{SecretRef, VaultLogin};
-use crate::keys::calls::jitter;
+use crate::jitter::jittered;
 use crate::keys::{KeyError, Said};
 
 use super::http::{Answer, Http};
@@ -178,7 +178,7 @@ impl Keeper {
                 Err(error) => {
                     tracing::warn!(error = &error as &dyn std::error::Error, "cannot log in to vault");
                     self.tell.send_replace(State::Failed(failure(error)));
-                    tokio::time::sleep(jitter(pause)).await;
+                    tokio::time::sleep(jittered(pause)).await;
                     pause = (pause * 2).min(LONGEST_PAUSE);
                     if self.doubts.is_closed() {
                         return;
@@ -213,7 +213,7 @@ impl Keeper {
                         error = &error as &dyn std::error::Error,
                         "cannot renew the login to vault"
                     );
-                    wait = Some(jitter(LONGEST_PAUSE.min(lease.life.unwrap_or(LONGEST_PAUSE) / 12)));
+                    wait = Some(jittered(LONGEST_PAUSE.min(lease.life.unwrap_or(LONGEST_PAUSE) / 12)));
                 }
                 Err(_) => return Over::Renew,
             }

@@ -21,7 +21,7 @@ use callseal::journal::{Journal, JournalConfig, JournalFile, JournalFiles, Journ
 use callseal::keys::{KeyService, Keyring, LocalKeys};
 use callseal::node::Node;
 use callseal::observe::metrics;
-use callseal::relay::Dialer;
+use callseal::relay::{Dialer, Reach};
 use callseal::simulate::{CallIds, CallPlan, Endpoint, Pacing, TlsClient, Track};
 use callseal::store::faulty::{Faults, Faulty};
 use callseal::store::folder::Folder;
@@ -223,7 +223,7 @@ impl TestNode {
             tickets,
             calls: Calls::new(Arc::clone(&store)),
             vapi: Inbox::new().0,
-            vapi_dialer: Dialer::new(None, config.relay.connect_timeout, &config.ingest).unwrap(),
+            vapi_dialer: Dialer::new(None, config.relay.connect_timeout, &config.ingest, Reach::Any).unwrap(),
             audit: AuditLog::start("test".to_owned(), Arc::clone(&keys), Arc::clone(&store)),
             store,
             keys,
@@ -235,7 +235,7 @@ impl TestNode {
             tenants: arc_swap::ArcSwap::from_pointee(config.tenants.iter().cloned().map(Arc::new).collect()),
             recovered: AtomicBool::new(true),
             claims_broken: AtomicBool::new(false),
-            dialer: Dialer::new(None, config.relay.connect_timeout, &config.ingest).unwrap(),
+            dialer: Dialer::new(None, config.relay.connect_timeout, &config.ingest, Reach::Any).unwrap(),
             config,
         });
         let acceptor = TlsAcceptor::from(server_config(certificate).unwrap());
