@@ -32,6 +32,7 @@
 //! | [`http`] | routes, status codes, who is asking | SDK types, bare keys |
 //! | [`claims`] | whether a bucket does what is claimed of it | what it is used for |
 //! | [`websocket`] | what a failure means, pings, closing | whose socket it is |
+//! | [`authorities`] | who vouches for those whom we dial | who they are |
 //! | [`jitter`] | how waits are spread | what for |
 //! | [`tickets`] | which tickets were used | what is in them |
 //! | [`calls`] | which calls of Vapi are heard, and by which node | sockets, audio |
@@ -46,6 +47,7 @@
 //! signed, expiring right to play.
 
 pub mod answer;
+pub mod authorities;
 mod aws;
 pub mod calls;
 pub mod claims;

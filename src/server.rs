@@ -14,6 +14,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_rustls::TlsAcceptor;
 
+use crate::authorities::AuthoritiesError;
 use crate::calls::Calls;
 use crate::claims::{self, Claims};
 use crate::config::{Config, KeyProviderKind, StoreKind, Tls, process_environment};
@@ -30,7 +31,7 @@ use crate::jitter::jittered;
 use crate::journal::{Journal, JournalConfig, OpenError, Replay};
 use crate::keys::{KeyProvider, KeyService, KeyringError, Providers};
 use crate::node::Node;
-use crate::relay::{Dialer, DialerError, Reach};
+use crate::relay::{Dialer, Reach};
 use crate::store::folder::Folder;
 use crate::store::metered::Metered;
 use crate::store::s3::S3Store;
@@ -85,7 +86,7 @@ pub enum StartError {
     Tls(#[from] TlsError),
     /// How agents are dialled.
     #[error("relay")]
-    Relay(#[from] DialerError),
+    Relay(#[from] AuthoritiesError),
     /// An address that cannot be bound, or a signal that cannot be caught.
     #[error("{what}")]
     System {
@@ -322,7 +323,7 @@ pub fn sweep_options(config: &Config) -> SweepOptions {
 }
 
 /// Makes what dials agents, whom the configuration names, and what dials Vapi, which webhooks and tickets name.
-fn open_dialers(config: &Config) -> Result<(Dialer, Dialer), DialerError> {
+fn open_dialers(config: &Config) -> Result<(Dialer, Dialer), AuthoritiesError> {
     let (relay, vapi) = (&config.relay, &config.vapi);
     let vapi_reach = if vapi.allow_private_hosts { Reach::Any } else { Reach::Public };
     let open = |ca_file: &Option<std::path::PathBuf>, reach| {

@@ -13,9 +13,8 @@ use aws_smithy_http_client::Builder as HttpBuilder;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
-use rustls::RootCertStore;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
+
+use crate::authorities;
 
 pub(crate) use credentials::{Chain, Rotating};
 
@@ -35,26 +34,12 @@ pub(crate) fn http_client(endpoint: Option<&str>, ca_file: Option<&Path>) -> io:
     }
     let builder = HttpBuilder::new().tls_provider(Provider::Rustls(CryptoMode::AwsLc));
     let Some(ca_file) = ca_file else { return Ok(builder.build_https()) };
-    let trust = TrustStore::empty().with_pem_certificate(read_certificates(ca_file)?);
+    // The client would panic at a bad one.
+    authorities::of_file(ca_file).map_err(|error| unusable(error.to_string()))?;
+    let trust = TrustStore::empty().with_pem_certificate(fs::read(ca_file)?);
     let context = TlsContext::builder().with_trust_store(trust).build();
     let context = context.map_err(|error| unusable(error.to_string()))?;
     Ok(builder.tls_context(context).build_https())
-}
-
-/// Reads certificates and checks them, because the client would panic at a bad one.
-fn read_certificates(path: &Path) -> io::Result<Vec<u8>> {
-    let pem = fs::read(path)?;
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(&pem) {
-        let added = certificate
-            .map_err(|error| error.to_string())
-            .and_then(|certificate| roots.add(certificate).map_err(|error| error.to_string()));
-        added.map_err(unusable)?;
-    }
-    if roots.is_empty() {
-        return Err(unusable("it holds no certificate".to_owned()));
-    }
-    Ok(pem)
 }
 
 fn unusable(problem: String) -> io::Error {

@@ -2,14 +2,12 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -18,6 +16,7 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{self, http};
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
+use crate::authorities::{AuthoritiesError, client_config};
 use crate::config::{Ingest, SocketUrl};
 use crate::domain::address::is_public;
 
@@ -27,23 +26,6 @@ pub type UpstreamSocket = Box<WebSocketStream<TlsStream<TcpStream>>>;
 /// The longest message of an agent. A minute of audio, which is more than agents send at a time, has 640 KB.
 pub const MAX_MESSAGE_BYTES: usize = 1 << 20;
 const USER_AGENT: &str = concat!("callseal/", env!("CARGO_PKG_VERSION"));
-
-/// Why nothing can be dialled.
-#[derive(Debug, thiserror::Error)]
-pub enum DialerError {
-    /// The file of authorities.
-    #[error("certificates in {}", path.display())]
-    CaFile {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        #[source]
-        source: rustls::pki_types::pem::Error,
-    },
-    /// The library refuses.
-    #[error("TLS")]
-    Tls(#[from] rustls::Error),
-}
 
 /// Why an agent was not reached.
 #[derive(Debug, thiserror::Error)]
@@ -113,38 +95,14 @@ impl Dialer {
     /// Trusts the authorities in `ca_file` alone, or else those of the system.
     ///
     /// # Errors
-    /// [`DialerError`].
+    /// [`AuthoritiesError`].
     pub fn new(
         ca_file: Option<&Path>,
         timeout: Duration,
         ingest: &Ingest,
         reach: Reach,
-    ) -> Result<Self, DialerError> {
-        let mut roots = RootCertStore::empty();
-        match ca_file {
-            Some(path) => {
-                let error = |source| DialerError::CaFile { path: path.to_owned(), source };
-                for certificate in CertificateDer::pem_file_iter(path).map_err(error)? {
-                    roots.add(certificate.map_err(error)?)?;
-                }
-            }
-            None => {
-                let found = rustls_native_certs::load_native_certs();
-                let (_added, ignored) = roots.add_parsable_certificates(found.certs);
-                if ignored > 0 || !found.errors.is_empty() {
-                    tracing::warn!(
-                        ignored,
-                        errors = found.errors.len(),
-                        "some of the system's authorities cannot be used"
-                    );
-                }
-            }
-        }
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+    ) -> Result<Self, AuthoritiesError> {
+        let mut config = client_config(ca_file)?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Self {
             tls: TlsConnector::from(Arc::new(config)),

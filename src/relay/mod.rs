@@ -11,7 +11,7 @@ mod pump;
 mod queue;
 mod socket;
 
-pub use dial::{DialError, Dialer, DialerError, Handshake, MAX_MESSAGE_BYTES, Reach, UpstreamSocket};
+pub use dial::{DialError, Dialer, Handshake, MAX_MESSAGE_BYTES, Reach, UpstreamSocket};
 pub use overheard::{Copy, Listener, Listening, Missed, Side, Verdict, overhear};
 pub use passed::{Passed, Traffic};
 pub use pump::{Call, Ended, Settings, relay};

@@ -7,15 +7,13 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, StatusCode};
-use hyper_rustls::{ConfigBuilderExt, HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
-use rustls::{ClientConfig, RootCertStore};
 use zeroize::Zeroizing;
 
+use crate::authorities::client_config;
 use crate::config::Vault as Options;
 use crate::keys::{KeyError, Said};
 
@@ -44,7 +42,8 @@ impl Http {
         tcp.set_nodelay(true);
         tcp.set_connect_timeout(Some(options.connect_timeout));
         // What may be asked without TLS, this machine alone, the check of the configuration has decided.
-        let connector = HttpsConnectorBuilder::new().with_tls_config(tls(options)?).https_or_http();
+        let tls = client_config(options.ca_file.as_deref()).map_err(io::Error::other)?;
+        let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http();
         let connector = connector.enable_http1().wrap_connector(tcp);
         let mut client = Client::builder(TokioExecutor::new());
         let client = client.pool_max_idle_per_host(MAX_IDLE).build(connector);
@@ -114,24 +113,6 @@ impl Answer {
             _ => KeyError::Unavailable(self.said()),
         }
     }
-}
-
-fn tls(options: &Options) -> io::Result<ClientConfig> {
-    let provider = rustls::crypto::aws_lc_rs::default_provider();
-    let config = ClientConfig::builder_with_provider(provider.into())
-        .with_safe_default_protocol_versions()
-        .map_err(io::Error::other)?;
-    let mut roots = RootCertStore::empty();
-    if options.address.starts_with("http://") {
-        return Ok(config.with_root_certificates(roots).with_no_client_auth());
-    }
-    let Some(ca_file) = &options.ca_file else {
-        return Ok(config.with_native_roots()?.with_no_client_auth());
-    };
-    for certificate in CertificateDer::pem_file_iter(ca_file).map_err(io::Error::other)? {
-        roots.add(certificate.map_err(io::Error::other)?).map_err(io::Error::other)?;
-    }
-    Ok(config.with_root_certificates(roots).with_no_client_auth())
 }
 
 fn no_answer(why: &dyn fmt::Display) -> KeyError {
