@@ -1,24 +1,17 @@
-//! Samples of providers without timestamps: what they are, how long they last, and how they are recorded.
+//! Samples of providers without timestamps: how long they last, and how they are recorded.
 
 use std::time::{Duration, Instant};
 
-use crate::domain::audio::{AudioFormat, Codec};
+use crate::domain::audio::AudioFormat;
 use crate::domain::cmr::GapReason;
 use crate::domain::ids::TrackId;
-use crate::domain::provider::vapi_pcm::PcmFormat;
 use crate::domain::provider::{Media, Payload};
 use crate::domain::session::SessionError;
 use crate::recorder::Recorder;
 
-/// Returns the format of a recording of such samples.
-pub(super) fn audio_format(format: PcmFormat) -> AudioFormat {
-    // The rates of both are the same.
-    AudioFormat::new(Codec::S16le, format.sample_rate()).unwrap_or(AudioFormat::TELEPHONE)
-}
-
 /// Returns how long so many samples of a channel last.
-pub(super) fn time_of(samples: u64, rate: u32) -> Duration {
-    Duration::from_nanos(samples.saturating_mul(1_000_000_000) / u64::from(rate.max(1)))
+pub(super) fn time_of(samples: u64, format: AudioFormat) -> Duration {
+    Duration::from_nanos(samples.saturating_mul(1_000_000_000) / u64::from(format.rate()))
 }
 
 /// Records what is missing before a message, and then its samples, track by track.

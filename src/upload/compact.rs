@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use sha2::{Digest, Sha256};
 
-use crate::domain::cmr::{Manifest, ReadError, Row, Tail, check_digest};
+use crate::domain::cmr::{Manifest, ReadError, Row, TAIL_BYTES, Tail, check_digest};
 use crate::domain::ids::{RecordingId, TenantTag};
 use crate::store::{
     ByteRange, MIN_PART_BYTES, ObjectName, PutOutcome, Store, StoreError, Tags, Upload, layout,
@@ -172,7 +172,7 @@ impl Writing<'_> {
             part: Vec::new(),
             hash: Sha256::new(),
             length: 0,
-            expected: self.rows.iter().map(|row| u64::from(row.byte_len)).sum(),
+            expected: self.expected_length(),
         };
         let outcome = self.write(&mut parts).await;
         if outcome.is_err() {
@@ -184,6 +184,11 @@ impl Writing<'_> {
             }
             Some(_) | None => Ok(()),
         }
+    }
+
+    fn expected_length(&self) -> u64 {
+        let rows: u64 = self.rows.iter().map(|row| u64::from(row.byte_len)).sum();
+        rows + (self.written.object.manifest.len() + TAIL_BYTES) as u64
     }
 
     /// Whether an earlier run, or another process, has written the object of this name.

@@ -76,6 +76,19 @@ pub struct StreamStart {
     pub sequence: Option<u64>,
 }
 
+impl StreamStart {
+    /// A stream that says nothing of itself; its call is known otherwise, or empty.
+    pub fn of_call(call: String) -> Self {
+        Self {
+            account: String::new(),
+            call,
+            stream: String::new(),
+            parameters: BTreeMap::new(),
+            sequence: None,
+        }
+    }
+}
+
 /// One message with audio.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Media<'a> {

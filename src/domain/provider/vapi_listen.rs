@@ -8,10 +8,10 @@ use std::time::Instant;
 
 use serde_json::Value;
 
+use crate::domain::audio::RATES;
+
 use super::vapi::{MAX_BINARY_BYTES, MAX_TEXT_BYTES, TextKind, start_format};
-use super::vapi_pcm::{
-    ByteRate, ByteRateCheck, MAX_CHANNELS, Pace, PcmChunk, PcmFormat, PcmSplit, SAMPLE_RATES,
-};
+use super::vapi_pcm::{ByteRate, ByteRateCheck, MAX_CHANNELS, Pace, PcmChunk, PcmFormat, PcmSplit};
 use super::{CloseReason, Refusal};
 
 /// What is assumed unless a start says otherwise.
@@ -46,7 +46,7 @@ impl ListenDecoder {
     pub fn new() -> Self {
         let format = PcmFormat::new(ASSUMED_RATE, ASSUMED_CHANNELS).expect("the constants are a format");
         // Against the largest format there is: a wrong assumption must not end a recording.
-        let largest = PcmFormat::new(*SAMPLE_RATES.end(), ASSUMED_CHANNELS).unwrap_or(format);
+        let largest = PcmFormat::new(*RATES.end(), ASSUMED_CHANNELS).unwrap_or(format);
         Self {
             format,
             split: None,
@@ -178,7 +178,7 @@ mod tests {
         assert!(!decoder.is_in_doubt());
         assert_eq!(decoder.text(&START.replace("8000.0", "16000")), Ok(ListenText::UnusedStart));
         assert!(decoder.is_in_doubt());
-        assert_eq!((decoder.format().sample_rate(), decoder.format().channels()), (8000, 1));
+        assert_eq!((decoder.format().audio().rate(), decoder.format().channels()), (8000, 1));
     }
 
     #[test]
@@ -188,7 +188,7 @@ mod tests {
         for number in 0..=100 {
             assert!(decoder.binary(began + Duration::from_millis(number * 20), &[0; 640]).is_ok());
         }
-        assert_eq!((decoder.format().sample_rate(), decoder.format().channels()), (16_000, 2));
+        assert_eq!((decoder.format().audio().rate(), decoder.format().channels()), (16_000, 2));
         assert_eq!(decoder.byte_rate(), ByteRate::Differs { bytes_per_second: 32_000 });
         assert!(decoder.is_in_doubt());
     }

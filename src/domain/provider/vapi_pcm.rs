@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use zeroize::{Zeroize, Zeroizing};
 
+use crate::domain::audio::{AudioFormat, Codec};
+
 /// Bytes of one sample: signed 16 bits, little-endian.
 pub const SAMPLE_BYTES: usize = 2;
-/// Sample rates that are taken, in hertz: from telephony to the best that a browser sends.
-pub const SAMPLE_RATES: std::ops::RangeInclusive<u32> = 8000..=48_000;
 /// Channels of one message at most: the two parties of a call.
 pub const MAX_CHANNELS: usize = 2;
 
@@ -22,21 +22,22 @@ const FREE_SECS: u64 = 10;
 /// What a stream of interleaved 16-bit samples is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PcmFormat {
-    sample_rate: u32,
+    audio: AudioFormat,
     channels: u8,
 }
 
 impl PcmFormat {
-    /// Takes a rate of [`SAMPLE_RATES`] and one or two channels; `None` for anything else.
+    /// Takes a rate of [`RATES`] and one or two channels; `None` for anything else.
+    ///
+    /// [`RATES`]: crate::domain::audio::RATES
     pub fn new(sample_rate: u32, channels: u8) -> Option<Self> {
-        let is_taken =
-            SAMPLE_RATES.contains(&sample_rate) && (1..=MAX_CHANNELS).contains(&usize::from(channels));
-        is_taken.then_some(Self { sample_rate, channels })
+        let audio = AudioFormat::new(Codec::S16le, sample_rate)?;
+        (1..=MAX_CHANNELS).contains(&usize::from(channels)).then_some(Self { audio, channels })
     }
 
-    /// Returns samples per second of one channel.
-    pub fn sample_rate(self) -> u32 {
-        self.sample_rate
+    /// Returns the format of one channel.
+    pub fn audio(self) -> AudioFormat {
+        self.audio
     }
 
     /// Returns how many channels there are, one or two.
@@ -46,8 +47,8 @@ impl PcmFormat {
 
     /// Returns the bytes of one second, all channels together.
     pub fn bytes_per_second(self) -> u32 {
-        // Below 200,000: see SAMPLE_RATES.
-        self.sample_rate * u32::from(self.channels) * 2
+        // Below 200,000: see the rates that there are.
+        self.audio.rate() * u32::from(self.channels) * 2
     }
 
     /// Returns the bytes of one sample of every channel.

@@ -10,66 +10,35 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use crate::domain::audio::{AudioFormat, Codec};
 use crate::domain::ids::TrackId;
 
 use super::vapi::{MAX_BINARY_BYTES, MAX_TEXT_BYTES, TextKind};
-use super::vapi_pcm::{Pace, PcmFormat, PcmSplit, SAMPLE_RATES};
+use super::vapi_pcm::{Pace, PcmFormat, PcmSplit};
 use super::{CloseReason, Refusal};
-
-/// The rate of μ-law.
-const MULAW_RATE: u32 = 8000;
-
-/// How samples are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TransportEncoding {
-    /// Signed 16 bits, little-endian.
-    PcmS16Le,
-    /// G.711 μ-law, one byte a sample.
-    Mulaw,
-}
 
 /// The format of both directions, chosen when the call was made. Written as `pcm_s16le:16000`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct TransportFormat {
-    encoding: TransportEncoding,
-    sample_rate: u32,
-}
+pub struct TransportFormat(AudioFormat);
 
 impl TransportFormat {
-    /// Takes a rate from 8,000 to 48,000 Hz; `None` for another, which Vapi would take as well.
-    pub fn new(encoding: TransportEncoding, sample_rate: u32) -> Option<Self> {
-        SAMPLE_RATES.contains(&sample_rate).then_some(Self { encoding, sample_rate })
-    }
-
-    /// Reads the words of Vapi's `audioFormat`.
+    /// Reads the words of Vapi's `audioFormat`; `None` for a rate outside [`RATES`], which Vapi would take as well.
+    ///
+    /// [`RATES`]: crate::domain::audio::RATES
     pub fn parse(format: &str, sample_rate: u32) -> Option<Self> {
-        let encoding = match format {
-            "pcm_s16le" => TransportEncoding::PcmS16Le,
-            "mulaw" => TransportEncoding::Mulaw,
-            _ => return None,
-        };
-        Self::new(encoding, sample_rate)
+        let (_, codec) = WORDS.into_iter().find(|(word, _)| *word == format)?;
+        AudioFormat::new(codec, sample_rate).map(Self)
     }
 
     /// Returns how samples are written.
-    pub fn encoding(self) -> TransportEncoding {
-        self.encoding
-    }
-
-    /// Returns samples per second.
-    pub fn sample_rate(self) -> u32 {
-        self.sample_rate
-    }
-
-    /// Returns the bytes of one sample.
-    pub fn sample_bytes(self) -> u8 {
-        match self.encoding {
-            TransportEncoding::PcmS16Le => 2,
-            TransportEncoding::Mulaw => 1,
-        }
+    pub fn audio(self) -> AudioFormat {
+        self.0
     }
 }
+
+/// Vapi's words for codecs.
+const WORDS: [(&str, Codec); 2] = [("pcm_s16le", Codec::S16le), ("mulaw", Codec::Ulaw)];
 
 /// Not the name of a format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -84,20 +53,18 @@ impl FromStr for TransportFormat {
         let (encoding, rate) = text.split_once(':').ok_or(InvalidFormat)?;
         let rate = Some(rate).filter(|rate| rate.bytes().all(|b| b.is_ascii_digit()));
         let format = rate.and_then(|rate| Self::parse(encoding, rate.parse().ok()?));
-        let is_taken = |format: &Self| {
-            format.encoding == TransportEncoding::PcmS16Le || format.sample_rate == MULAW_RATE
-        };
+        let is_taken = |format: &Self| format.0.codec() == Codec::S16le || format.0 == AudioFormat::TELEPHONE;
         format.filter(is_taken).ok_or(InvalidFormat)
     }
 }
 
 impl fmt::Display for TransportFormat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let encoding = match self.encoding {
-            TransportEncoding::PcmS16Le => "pcm_s16le",
-            TransportEncoding::Mulaw => "mulaw",
+        let word = match self.0.codec() {
+            Codec::S16le => "pcm_s16le",
+            Codec::Ulaw => "mulaw",
         };
-        write!(f, "{encoding}:{}", self.sample_rate)
+        write!(f, "{word}:{}", self.0.rate())
     }
 }
 
@@ -153,7 +120,6 @@ pub fn classify_text(way: TransportWay, message: &str) -> Result<TransportText, 
 
 /// Decodes the binary messages of one direction, in order.
 pub struct TransportDecoder {
-    format: TransportFormat,
     way: TransportWay,
     samples: Samples,
     /// Only the caller speaks in real time.
@@ -183,22 +149,16 @@ impl std::fmt::Debug for TransportAudio<'_> {
 impl TransportDecoder {
     /// Begins one direction.
     pub fn new(format: TransportFormat, way: TransportWay) -> Self {
-        let cut = match format.encoding {
-            TransportEncoding::PcmS16Le => PcmFormat::new(format.sample_rate, 1),
-            TransportEncoding::Mulaw => None,
+        let TransportFormat(audio) = format;
+        let (cut, bytes_per_second) = match audio.codec() {
+            Codec::S16le => (PcmFormat::new(audio.rate(), 1), 2 * audio.rate()),
+            Codec::Ulaw => (None, audio.rate()),
         };
-        let bytes_per_second = format.sample_rate * u32::from(format.sample_bytes());
         Self {
-            format,
             way,
             samples: cut.map_or(Samples::Whole, |format| Samples::Cut(PcmSplit::new(format))),
             pace: (way == TransportWay::Up).then(|| Pace::new(bytes_per_second)),
         }
-    }
-
-    /// Returns the format of the samples.
-    pub fn format(&self) -> TransportFormat {
-        self.format
     }
 
     /// Decodes one binary message that arrived at `now`; the answer is valid until the next one.

@@ -3,17 +3,14 @@
 //! The agent's track is what the caller heard: its samples are queued as a player queues them, until Vapi says that the caller
 //! has interrupted. Nothing of the texts is kept.
 
-use std::collections::BTreeMap;
 use std::iter;
 use std::time::Instant;
 
-use crate::domain::audio::{AudioFormat, Codec};
+use crate::domain::audio::AudioFormat;
 use crate::domain::cmr::GapReason;
 use crate::domain::ids::TrackId;
 use crate::domain::provider::vapi_absence::AbsenceWatch;
-use crate::domain::provider::vapi_transport::{
-    TransportDecoder, TransportEncoding, TransportFormat, TransportText, TransportWay, classify_text,
-};
+use crate::domain::provider::vapi_transport::{TransportDecoder, TransportText, TransportWay, classify_text};
 use crate::domain::provider::vapi_webhook::CallId;
 use crate::domain::provider::{Payload, StreamStart};
 use crate::domain::session::AgentAudio;
@@ -26,7 +23,7 @@ use super::{Audio, Decoder, MustEnd, StreamInHand};
 /// What is known of one call.
 pub(super) struct Transport {
     call: CallId,
-    format: TransportFormat,
+    format: AudioFormat,
     caller: TransportDecoder,
     agent: TransportDecoder,
     /// Of the caller; the agent is silent as it likes.
@@ -38,7 +35,7 @@ impl Transport {
         let Line { url: _, call, format } = line;
         Self {
             call,
-            format,
+            format: format.audio(),
             caller: TransportDecoder::new(format, TransportWay::Up),
             agent: TransportDecoder::new(format, TransportWay::Down),
             absence: AbsenceWatch::default(),
@@ -46,7 +43,7 @@ impl Transport {
     }
 
     pub(super) fn traffic(&self) -> Traffic {
-        Traffic::Samples { frame_bytes: usize::from(self.format.sample_bytes()) }
+        Traffic::Samples { frame_bytes: self.format.codec().sample_bytes() }
     }
 }
 
@@ -81,8 +78,8 @@ impl StreamInHand {
             Err(refusal) => return self.refused(refusal),
         };
         let recorder = self.recorder.as_mut().filter(|_| !samples.is_empty())?;
-        let count = samples.len() as u64 / u64::from(transport.format.sample_bytes());
-        let absent = transport.absence.audio(now, time_of(count, transport.format.sample_rate()));
+        let count = u64::from(transport.format.codec().samples_of(samples.len()));
+        let absent = transport.absence.audio(now, time_of(count, transport.format));
         let absent = absent.map(|absent| (absent, GapReason::Source));
         let outcome = record(recorder, now, absent, iter::once((TrackId::CALLER, samples)));
         self.recorded(outcome);
@@ -106,9 +103,9 @@ impl StreamInHand {
     /// Leaves out what there was no time for, on either track.
     pub(super) fn missed_transport(&mut self, now: Instant, missed: Missed) -> Option<MustEnd> {
         let Decoder::Transport(transport) = &mut self.decoder else { return None };
-        let rate = transport.format.sample_rate();
+        let format = transport.format;
         let caller = match transport.caller.skip(now, missed.sample_bytes) {
-            Ok(samples) => time_of(samples, rate),
+            Ok(samples) => time_of(samples, format),
             Err(refusal) => return self.refused(refusal),
         };
         let agent = transport.agent.skip(now, missed.agent_bytes).unwrap_or_default();
@@ -131,20 +128,8 @@ impl StreamInHand {
     fn begin_transport(&mut self) -> Option<MustEnd> {
         let Decoder::Transport(transport) = &self.decoder else { return None };
         self.key.as_ref()?;
-        let start = StreamStart {
-            account: String::new(),
-            call: transport.call.as_str().to_owned(),
-            stream: String::new(),
-            parameters: BTreeMap::new(),
-            sequence: None,
-        };
-        let codec = match transport.format.encoding() {
-            TransportEncoding::PcmS16Le => Codec::S16le,
-            TransportEncoding::Mulaw => Codec::Ulaw,
-        };
-        // The rates of both are the same.
-        let format =
-            AudioFormat::new(codec, transport.format.sample_rate()).unwrap_or(AudioFormat::TELEPHONE);
+        let start = StreamStart::of_call(transport.call.as_str().to_owned());
+        let format = transport.format;
         self.begin(&start, Audio { provider: "vapi", format, agent: AgentAudio::Queued })
     }
 }

@@ -17,7 +17,7 @@ use crate::domain::provider::vapi_webhook::{CallFacts, InProgress};
 use crate::domain::provider::{CloseReason, Refusal, StreamStart};
 use crate::domain::recording::EndCause;
 use crate::domain::session::{AgentAudio, SessionError};
-use crate::ingest::samples::{audio_format, record, time_of};
+use crate::ingest::samples::{record, time_of};
 use crate::keys::Minted;
 use crate::node::Node;
 use crate::observe::metrics as names;
@@ -111,7 +111,7 @@ impl Hearing {
         let (recorder, _) = self.recorder.as_mut()?;
         let mut recorded = Ok(());
         if chunk.samples() > 0 {
-            let time = time_of(chunk.samples() as u64, format.sample_rate());
+            let time = time_of(chunk.samples() as u64, format.audio());
             let was_lost = std::mem::take(&mut self.is_lost);
             let reason = if was_lost { GapReason::LostBeforeUs } else { GapReason::Source };
             let missing = self.absence.audio(now, time).map(|missing| (missing, reason));
@@ -126,26 +126,18 @@ impl Hearing {
     /// Begins the recording with the time that was missed.
     fn start(&mut self, now: Instant, format: PcmFormat) -> Result<(), SessionError> {
         let Some(key) = self.key.take() else { return Ok(()) };
-        let audio = audio_format(format);
+        let facts = self.call.facts.0.iter();
         let start = StreamStart {
             account: self.call.org.clone().unwrap_or_default(),
-            call: self.call.call.as_str().to_owned(),
-            stream: String::new(),
-            parameters: self
-                .call
-                .facts
-                .0
-                .iter()
-                .map(|(name, text)| ((*name).to_owned(), text.clone()))
-                .collect(),
-            sequence: None,
+            parameters: facts.map(|(name, text)| ((*name).to_owned(), text.clone())).collect(),
+            ..StreamStart::of_call(self.call.call.as_str().to_owned())
         };
         let begin = Begin {
             start: &start,
             ticket: None,
             consent: None,
             provider: "vapi",
-            format: audio,
+            format: format.audio(),
             speakers: speakers(format, self.tenant.vapi.listen_channels),
             agent: AgentAudio::Received,
         };
