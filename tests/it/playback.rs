@@ -57,7 +57,8 @@ fn file(encoding: Encoding, track: TrackSelection) -> Vec<u8> {
     file
 }
 
-fn grant(recording: &str) -> Grant {
+/// A grant of the tenant's key for five minutes.
+pub(crate) fn grant(recording: &str) -> Grant {
     let iat = clock::wall().secs();
     Grant {
         tenant: TENANT.parse().unwrap(),
@@ -74,7 +75,8 @@ fn grant(recording: &str) -> Grant {
     }
 }
 
-fn target(grant: &Grant, key: &str) -> String {
+/// The link of a grant.
+pub(crate) fn target(grant: &Grant, key: &str) -> String {
     format!("/play/{}/{}.wav?{}", grant.tenant, grant.recording, grant.sign(key.as_bytes()))
 }
 

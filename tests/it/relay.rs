@@ -97,8 +97,4 @@ fn noise(seed: u32, samples: usize) -> Vec<u8> {
 }
 
 /// The recording that a server has finished.
-async fn stored(server: &mut Server, number: usize) -> String {
-    server.wait_log("recording stored", number).await.field("recording").to_owned()
-}
-
 const SECOND: Duration = Duration::from_secs(1);

@@ -36,10 +36,6 @@ async fn call(server: &Server, path: &str, number: u8) -> Result<(), CallError> 
     TwilioCall::connect(plan(server, path, number), &server.tls()).await?.run(|_| ()).await.map(drop)
 }
 
-async fn stored(server: &mut Server, number: usize) -> String {
-    server.wait_log("recording stored", number).await.field("recording").to_owned()
-}
-
 fn is_forbidden(outcome: &Result<(), CallError>) -> bool {
     matches!(outcome, Err(CallError::Refused { status: 403 }))
 }
@@ -52,7 +48,7 @@ async fn a_ticket_opens_one_call_and_says_what_becomes_of_it() {
     let path =
         ticket(&home, "ticketed", &["--retention-days", "7", "--meta", "order=r-20417", "--meta", "a=b=c"]);
     call(&server, &path, 1).await.unwrap();
-    let recording = stored(&mut server, 1).await;
+    let recording = server.stored(1).await;
     let shown = home.show(TENANT, &recording);
     assert_eq!(shown["objects"][0]["tags"]["callseal-retention-days"], "7", "{shown}");
     assert_eq!(
@@ -150,7 +146,7 @@ async fn a_ticket_that_another_node_was_brought_first_ends_the_second_call() {
 
 #[tokio::test]
 async fn without_consent_nothing_is_recorded() {
-    let (home, mut server) = setup().serve();
+    let (home, server) = setup().serve();
     call(&server, &format!("{TENANT}/consenting"), 1).await.unwrap();
     let mut no = plan(&server, &format!("{TENANT}/consenting"), 2);
     no.parameters.insert("callseal_consent".to_owned(), "yes".to_owned());
@@ -168,7 +164,7 @@ async fn without_consent_nothing_is_recorded() {
     TwilioCall::connect(yes, &server.tls()).await.unwrap().run(|_| ()).await.unwrap();
     let by_ticket = ticket(&home, "consenting", &["--consent"]);
     call(&server, &by_ticket, 4).await.unwrap();
-    let known: Vec<Value> = [stored(&mut server, 1).await, stored(&mut server, 2).await]
+    let known: Vec<Value> = [server.stored(1).await, server.stored(2).await]
         .map(|recording| home.show(TENANT, &recording)["consent"].clone())
         .into();
     assert!(known.contains(&"parameter".into()) && known.contains(&"ticket".into()), "{known:?}");

@@ -6,13 +6,13 @@ mod transport;
 mod trouble;
 
 use callseal::clock;
-use callseal::domain::ids::TenantId;
 use callseal::domain::playback::grant::{Grant, TrackSelection};
 use callseal::domain::playback::wav::Encoding;
 use callseal::simulate::{AgentCall, ListenServer, ListenSpeech, Response, VapiMessages};
 use hyper::Method;
 use serde_json::{Value, json};
 
+use crate::playback::target;
 use crate::support::{
     GRANT_KEY, Home, LIMIT, Server, Setup, TENANT, TenantSetup, eventually, files_below, write_private,
 };
@@ -87,26 +87,8 @@ async fn metric(server: &Server, series: &str, value: f64) {
     eventually(&format!("{series} {value}"), || (server.metric(series) >= value).then_some(())).await;
 }
 
-async fn stored(server: &Server, number: usize) -> String {
-    server.wait_log("recording stored", number).await.field("recording").to_owned()
-}
-
 fn grant(recording: &str, track: TrackSelection, format: Encoding) -> String {
-    let iat = clock::wall().secs();
-    let grant = Grant {
-        tenant: TENANT.parse::<TenantId>().unwrap(),
-        recording: recording.parse().unwrap(),
-        iat,
-        exp: iat + 300,
-        kid: "k1".to_owned(),
-        sub: "a listener".to_owned(),
-        reason: None,
-        ip: None,
-        track,
-        dl: false,
-        format: Some(format),
-    };
-    format!("/play/{TENANT}/{recording}.wav?{}", grant.sign(GRANT_KEY.as_bytes()))
+    target(&Grant { track, format: Some(format), ..crate::playback::grant(recording) }, GRANT_KEY)
 }
 
 fn channels(home: &Home, recording: &str) -> [Vec<u8>; 2] {
@@ -130,7 +112,7 @@ async fn a_call_is_heard_recorded_and_played_sample_by_sample() {
     say(&mut socket, &speech.interleaved).await;
     tell(&server, &call, &call.status("ended", now_ms())).await;
     tell(&server, &call, &call.report(now_ms())).await;
-    let recording = stored(&server, 1).await;
+    let recording = server.stored(1).await;
     metric(&server, "vapi_calls_total{result=\"recorded\"}", 1.0).await;
 
     let shown = home.show(TENANT, &recording);
@@ -197,7 +179,7 @@ async fn channels_can_be_named_and_the_public_key_is_sent() {
     socket.close(1000, "").await.unwrap();
     metric(&server, "vapi_sockets_lost_total", 1.0).await;
     tell(&server, &call, &call.status("ended", now_ms())).await;
-    let recording = stored(&server, 1).await;
+    let recording = server.stored(1).await;
     let [caller, agent] = channels(&home, &recording);
     assert!(caller == speech.channels[1] && agent == speech.channels[0]);
     assert_eq!(server.metric("ingest_streams_ended_total{cause=\"stop\"}"), 1.0);

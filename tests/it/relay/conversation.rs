@@ -3,7 +3,7 @@
 use callseal::simulate::speech::DEMO_CALLER;
 use callseal::simulate::{AgentCall, AgentServer, Conversation, Received, Track};
 
-use super::{SECOND, clear, connect, greeted, mark, media, noise, serve, stored};
+use super::{SECOND, clear, connect, greeted, mark, media, noise, serve};
 use crate::support::TENANT;
 
 /// By how many samples the model may be off: 60 ms for the way there and back and what it takes as jitter, and as much as the
@@ -62,7 +62,7 @@ fn same(found: &[u8], wanted: &[u8], who: &str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_recorded_is_what_was_said_and_what_was_heard() {
     let mut agent = AgentServer::start(None).await.unwrap();
-    let (home, mut server) = serve(&agent, "");
+    let (home, server) = serve(&agent, "");
     let caller = &DEMO_CALLER[..40_000];
     let (mut call, reached) = connect(&server, &mut agent, 1, Track::whole(caller)).await;
     let talking = tokio::spawn(talk(reached));
@@ -73,7 +73,7 @@ async fn what_is_recorded_is_what_was_said_and_what_was_heard() {
     assert_eq!(conversation.marks, ["greeting", "interrupted"]);
     let slack = slack(&conversation);
 
-    let recording = stored(&mut server, 1).await;
+    let recording = server.stored(1).await;
     assert_eq!(home.show(TENANT, &recording)["state"], "complete");
     assert_eq!(home.verify(TENANT, &recording)["grade"], "evidence");
     let said = home.open_ulaw(TENANT, &recording, "caller");
@@ -112,7 +112,7 @@ async fn what_is_recorded_is_what_was_said_and_what_was_heard() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_an_agent_has_sent_and_nobody_heard_is_not_recorded() {
     let mut agent = AgentServer::start(None).await.unwrap();
-    let (home, mut server) = serve(&agent, "");
+    let (home, server) = serve(&agent, "");
     let caller = &DEMO_CALLER[..8_000];
     let (mut call, mut reached) = connect(&server, &mut agent, 1, Track::whole(caller)).await;
     let talking = tokio::spawn(async move {
@@ -124,7 +124,7 @@ async fn what_an_agent_has_sent_and_nobody_heard_is_not_recorded() {
     call.send_stop().await.unwrap();
     call.close(1000, "").await;
     talking.await.unwrap();
-    let recording = stored(&mut server, 1).await;
+    let recording = server.stored(1).await;
     let recorded = home.open_ulaw(TENANT, &recording, "agent");
     let spoken = recorded.iter().filter(|byte| **byte != 0xff).count();
     let heard = conversation.heard.iter().flatten().count();

@@ -3,7 +3,7 @@
 use callseal::simulate::speech::DEMO_CALLER;
 use callseal::simulate::{AgentServer, Direction, Received, Track};
 
-use super::{connect, greeted, next_of, next_text, serve, stored};
+use super::{connect, greeted, next_of, next_text, serve};
 use crate::support::TENANT;
 
 fn caller() -> Track {
@@ -24,7 +24,7 @@ async fn a_lost_agent_gives_the_call_back() {
     reached.reset();
     let lost = Received::Closed { code: Some(1011), reason: "agent lost".to_owned() };
     assert_eq!(next_of(&mut call).await, lost);
-    let recording = stored(&mut server, 1).await;
+    let recording = server.stored(1).await;
     let shown = home.show(TENANT, &recording);
     assert_eq!((&shown["state"], &shown["cause"]), (&"partial".into(), &"agent-lost".into()), "{shown}");
     assert_eq!(
@@ -44,7 +44,7 @@ async fn a_lost_agent_gives_the_call_back() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_caller_is_held_until_the_agent_is_back() {
     let mut agent = AgentServer::start(None).await.unwrap();
-    let (home, mut server) = serve(&agent, "on_loss = \"hold\"\nhold_secs = 20");
+    let (home, server) = serve(&agent, "on_loss = \"hold\"\nhold_secs = 20");
     let (mut call, mut reached) = connect(&server, &mut agent, 1, caller()).await;
     call.greet().await.unwrap();
     let stream = greeted(&mut reached).await;
@@ -71,7 +71,7 @@ async fn a_caller_is_held_until_the_agent_is_back() {
     assert!(media.contains("media"), "{media}");
     back.close(1000, "").await.unwrap();
     assert!(matches!(next_of(&mut call).await, Received::Closed { code: Some(1000), .. }));
-    let recording = stored(&mut server, 1).await;
+    let recording = server.stored(1).await;
     let said = home.open_ulaw(TENANT, &recording, "caller");
     assert!(said == DEMO_CALLER[..480], "all of it was recorded, also what no agent heard");
 }
@@ -123,6 +123,6 @@ async fn a_node_that_stops_closes_both_sides() {
     let closed = Received::Closed { code: Some(1001), reason: "shutting down".to_owned() };
     assert_eq!(next_of(&mut call).await, closed);
     assert_eq!(super::next(&mut reached).await, closed);
-    let recording = stored(&mut server, 1).await;
+    let recording = server.stored(1).await;
     assert!(home.open_ulaw(TENANT, &recording, "caller") == DEMO_CALLER[..160]);
 }

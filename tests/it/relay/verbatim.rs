@@ -4,7 +4,7 @@ use callseal::domain::relay_proof::Proof;
 use callseal::simulate::speech::DEMO_CALLER;
 use callseal::simulate::{AgentServer, CallError, Received, Track, TwilioCall};
 
-use super::{SECRET, connect, greeted, media, next, next_of, next_text, noise, serve, stored};
+use super::{SECRET, connect, greeted, media, next, next_of, next_text, noise, serve};
 use crate::support::{LIMIT, TENANT, eventually};
 
 fn caller() -> Track {
@@ -14,7 +14,7 @@ fn caller() -> Track {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn texts_pass_byte_for_byte_in_order_both_ways_and_closes_with_their_code() {
     let mut agent = AgentServer::start(None).await.unwrap();
-    let (home, mut server) = serve(&agent, "");
+    let (home, server) = serve(&agent, "");
     let (mut call, mut reached) = connect(&server, &mut agent, 1, caller()).await;
     call.greet().await.unwrap();
     let stream = greeted(&mut reached).await;
@@ -54,7 +54,7 @@ async fn texts_pass_byte_for_byte_in_order_both_ways_and_closes_with_their_code(
         next_of(&mut call).await,
         Received::Closed { code: Some(4_321), reason: "good bye".to_owned() }
     );
-    let recording = stored(&mut server, 1).await;
+    let recording = server.stored(1).await;
     let shown = home.show(TENANT, &recording);
     assert_eq!((&shown["state"], &shown["cause"]), (&"complete".into(), &"agent-closed".into()), "{shown}");
 }
@@ -135,14 +135,14 @@ async fn a_message_of_another_stream_ends_a_call() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_message_that_is_too_long_ends_a_call_and_says_so() {
     let mut agent = AgentServer::start(None).await.unwrap();
-    let (home, mut server) = serve(&agent, "");
+    let (home, server) = serve(&agent, "");
     let (mut call, mut reached) = connect(&server, &mut agent, 1, caller()).await;
     call.greet().await.unwrap();
     greeted(&mut reached).await;
     call.send_text("x".repeat(70_000)).await.unwrap();
     assert!(matches!(next_of(&mut call).await, Received::Closed { code: Some(1009), .. }));
     assert!(matches!(next(&mut reached).await, Received::Closed { code: Some(1001), .. }));
-    let recording = stored(&mut server, 1).await;
+    let recording = server.stored(1).await;
     assert_eq!(home.show(TENANT, &recording)["cause"], "protocol-error");
 }
 
@@ -174,7 +174,7 @@ async fn an_agent_that_does_not_read_never_makes_us_read_the_caller_late() {
     };
     eventually("dropped messages are counted", dropped).await;
     drop(reached);
-    stored(&mut server, 1).await;
+    server.stored(1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

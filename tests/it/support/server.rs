@@ -113,6 +113,11 @@ impl Server {
         &self.ca_pem
     }
 
+    /// Waits until so many recordings are stored; returns the id of the newest of them.
+    pub(crate) async fn stored(&self, number: usize) -> String {
+        self.wait_log("recording stored", number).await.field("recording").to_owned()
+    }
+
     /// Returns the id of its process.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()

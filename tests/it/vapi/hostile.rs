@@ -174,7 +174,7 @@ async fn audio_beyond_any_call_ends_the_recording_and_not_the_node() {
     let message = vec![1; 512 * 1024];
     let flooded = async { while socket.send_binary(message.clone()).await.is_ok() {} };
     tokio::time::timeout(LIMIT, flooded).await.expect("the flood is stopped");
-    let recording = stored(&server, 1).await;
+    let recording = server.stored(1).await;
     assert_eq!(home.show(TENANT, &recording)["state"], "partial");
     assert_eq!(server.metric("ingest_streams_ended_total{cause=\"protocol-error\"}"), 1.0);
 }

@@ -3,7 +3,7 @@
 use callseal::simulate::{AgentCall, AgentServer, CallError, ListenSpeech, Received, TranscriberCall};
 use serde_json::{Value, json};
 
-use super::{SECRET, channels, stored};
+use super::{SECRET, channels};
 use crate::support::{Home, LIMIT, Server, Setup, TENANT, TenantSetup, files_below, write_private};
 
 const TARGET: &str = "/vapi/v1/acme-dental/words";
@@ -96,7 +96,7 @@ async fn a_call_is_passed_on_byte_for_byte_and_recorded_sample_by_sample() {
     call.close(1001).await;
     assert!(matches!(next(&mut agent).await, Received::Closed { code: Some(1001), .. }));
 
-    let recording = stored(&server, 1).await;
+    let recording = server.stored(1).await;
     let shown = home.show(TENANT, &recording);
     assert_eq!(
         (&shown["state"], &shown["cause"], &shown["provider"], &shown["gaps"]),
@@ -137,7 +137,7 @@ async fn a_transcriber_that_is_dialled_again_hears_the_caller_on_the_first_chann
     // Three bytes of a sample had passed; its last one belongs to what the first transcriber got.
     assert_eq!(next(&mut agent).await, Received::Binary(after[1..].to_vec().into()));
     call.close(1000).await;
-    let recording = stored(&server, 1).await;
+    let recording = server.stored(1).await;
     assert!(channels(&home, &recording) == speech.channels, "the recording lacks nothing");
 }
 
@@ -165,7 +165,7 @@ async fn a_transcriber_that_is_lost_or_does_not_read_gives_the_call_to_the_fallb
         }
     }
     assert!(matches!(next_of(&mut call).await, Received::Closed { code: Some(1011 | 1008), .. }));
-    stored(&server, 2).await;
+    server.stored(2).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -186,7 +186,7 @@ async fn tickets_name_the_call_and_the_consent() {
     call.send_text(TranscriberCall::start(8_000, 2)).await.unwrap();
     call.send_binary(speech.interleaved.clone()).await.unwrap();
     call.close(1000).await;
-    let recording = stored(&server, 1).await;
+    let recording = server.stored(1).await;
     assert_eq!(home.show(TENANT, &recording)["call"], "call-17");
     let again = dial(&server, &target, &[AUTHENTIC]).await.err();
     assert!(matches!(again, Some(CallError::Refused { status: 403 })), "{again:?}");

@@ -5,7 +5,7 @@ use callseal::domain::ticket::{Ticket, VapiLine};
 use callseal::simulate::{AgentCall, AgentServer, CallError, ListenSpeech, Received, TranscriberCall};
 use serde_json::json;
 
-use super::{CALL, stored};
+use super::CALL;
 use crate::support::{Home, LIMIT, Server, Setup, TENANT, TenantSetup, files_below, write_private};
 
 const TICKET_KEY: &str = "an invented ticket key of more than 32 bytes";
@@ -169,7 +169,7 @@ async fn a_call_is_passed_on_and_the_agent_is_recorded_as_it_was_heard() {
     call.close(1000).await;
     assert!(matches!(next(&mut line).await, Received::Closed { code: Some(1000), .. }));
 
-    let recording = stored(&server, 1).await;
+    let recording = server.stored(1).await;
     let shown = home.show(TENANT, &recording);
     assert_eq!(
         (&shown["state"], &shown["cause"], &shown["provider"], &shown["call"], &shown["gaps"]),
@@ -223,7 +223,7 @@ async fn mulaw_is_kept_as_it_is_and_vapi_may_end_the_call() {
     }
     line.close(1000, "done").await.unwrap();
     assert_eq!(close_code(&mut call).await, Some(1000));
-    let recording = stored(&server, 1).await;
+    let recording = server.stored(1).await;
     let shown = home.show(TENANT, &recording);
     assert_eq!((&shown["state"], &shown["cause"]), (&json!("complete"), &json!("agent-closed")), "{shown}");
     assert!(home.open_ulaw(TENANT, &recording, "caller").starts_with(&caller));
@@ -364,7 +364,7 @@ async fn a_call_ends_with_1011_where_vapi_refuses_or_is_lost() {
         }
         assert_eq!(close_code(&mut call).await, Some(1011));
     }
-    let recording = stored(&server, 2).await;
+    let recording = server.stored(2).await;
     let shown = home.show(TENANT, &recording);
     assert_eq!((&shown["state"], &shown["cause"]), (&json!("partial"), &json!("agent-lost")), "{shown}");
     assert_eq!(home.open_as(TENANT, &recording, "caller", "pcm"), [1; 6400]);

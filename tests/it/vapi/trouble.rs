@@ -20,7 +20,7 @@ async fn a_lost_socket_is_dialled_again_and_what_was_missed_is_a_gap() {
     let mut socket = listener(&mut listen).await;
     say(&mut socket, &second.interleaved).await;
     tell(&server, &call, &call.report(now_ms())).await;
-    let recording = stored(&server, 1).await;
+    let recording = server.stored(1).await;
     let shown = home.show(TENANT, &recording);
     let lost: Vec<_> = shown["gaps"].as_array().unwrap().iter().filter(|gap| gap["reason"] == 5).collect();
     assert_eq!(lost.len(), 2, "{shown}");
@@ -56,7 +56,7 @@ async fn audio_that_comes_at_half_its_pace_is_kept_and_in_doubt() {
         socket.send_binary(vec![0; 640]).await.unwrap();
     }
     tell(&server, &call, &call.report(now_ms())).await;
-    let recording = stored(&server, 1).await;
+    let recording = server.stored(1).await;
     let shown = home.show(TENANT, &recording);
     assert_eq!(shown["notes"]["format_in_doubt"], "true");
     // Time that has no audio is silence that the source did not send, never a loss.
@@ -90,7 +90,7 @@ async fn messages_in_any_order_and_number_make_one_recording() {
     for _ in 0..3 {
         tell(&server, &call, &call.report(now_ms())).await;
     }
-    let recording = stored(&server, 1).await;
+    let recording = server.stored(1).await;
     tell(&server, &call, &call.status("in-progress", now_ms())).await;
     metric(&server, "vapi_calls_total{result=\"over\"}", 2.0).await;
     assert_eq!(home.recordings(TENANT), std::slice::from_ref(&recording));
@@ -115,7 +115,7 @@ async fn of_two_nodes_one_hears_a_call_that_both_are_told_of() {
     tell(&other, &call, &message).await;
     metric(&other, "vapi_calls_total{result=\"elsewhere\"}", 1.0).await;
     tell(&server, &call, &call.report(now_ms())).await;
-    let recording = stored(&server, 1).await;
+    let recording = server.stored(1).await;
     assert_eq!(home.recordings(TENANT), [recording]);
 }
 
@@ -198,7 +198,7 @@ async fn a_node_that_drains_takes_no_new_call_and_ends_the_old_one_in_peace() {
     let answer = post(&server, &[("x-vapi-secret", SECRET)], body).await;
     assert_eq!(answer.status.as_u16(), 503);
     tell(&server, &call, &call.report(now_ms())).await;
-    let recording = stored(&server, 1).await;
+    let recording = server.stored(1).await;
     assert!(server.exit_status().await.success());
     assert!(channels(&home, &recording) == speech.channels);
 }
