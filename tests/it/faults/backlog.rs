@@ -90,7 +90,8 @@ async fn a_store_that_is_away_costs_nothing_while_the_journal_has_room() {
     .await;
     assert!(most < 2 * MIB, "{most} bytes were in memory at once");
     assert_eq!(metric(&node, "upload_breaker_open"), 1.0, "the store is only probed");
-    assert!(metric(&node, "upload_spilled_bytes") > 1_400_000.0);
+    // What was waited for leaves at least so much.
+    assert!(metric(&node, "upload_spilled_bytes") > 1_390_000.0);
     assert!(metric(&node, "upload_oldest_unstored_seconds") > 0.0);
     assert_eq!(node.node.not_ready().await, None, "there is room for more calls");
     let mut late = begin(&node, 3, &tracks).await.unwrap();
