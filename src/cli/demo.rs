@@ -14,9 +14,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::clock;
 use crate::config::{Config, Tenant};
 use crate::control::audit::{self, AuditRecord};
+use crate::control::mint::{self, GrantOrder};
 use crate::control::recordings::list;
 use crate::domain::ids::RecordingId;
-use crate::domain::playback::grant::{Grant, TrackSelection};
+use crate::domain::playback::grant::TrackSelection;
 use crate::domain::playback::wav::{Channels, Encoding, WavLayout};
 use crate::keys::system_random;
 use crate::observe::metrics;
@@ -182,21 +183,16 @@ async fn play_and_compare(
     tls: &TlsClient,
     endpoint: Endpoint,
 ) -> anyhow::Result<String> {
-    let iat = clock::wall().secs();
-    let grant = Grant {
-        tenant: tenant.id.clone(),
-        recording,
-        iat,
-        exp: iat + LINK_SECS.min(tenant.playback.max_ttl.as_secs()),
-        kid: tenant.playback.grant_kid.clone().context("demo grant key")?,
+    let order = GrantOrder {
+        ttl_secs: Some(LINK_SECS.min(tenant.playback.max_ttl.as_secs())),
         sub: "demo".to_owned(),
         reason: Some("demonstration".to_owned()),
         ip: None,
         track: TrackSelection::Both,
+        format: Encoding::Pcm16,
         dl: false,
-        format: None,
     };
-    let url = super::grant::url(config, tenant, &grant)?;
+    let (_, url) = mint::grant(config, tenant, recording, order)?;
     let target = url.strip_prefix(&config.public_url.https()).context("link")?;
     let answer = HttpsClient::new(tls, endpoint).get(target, &[]).await?;
     ensure!(answer.status == 200, "playback answered {}", answer.status);

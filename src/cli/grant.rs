@@ -1,17 +1,15 @@
 //! `callseal grant`.
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::{Args, ValueEnum};
 
-use crate::clock;
-use crate::config::{Config, Tenant};
-use crate::control::audit::AuditEvent;
+use crate::control::mint::{self, GrantOrder};
 use crate::domain::address::IpRange;
-use crate::domain::ids::RecordingId;
-use crate::domain::playback::grant::{Grant, TrackSelection};
+use crate::domain::playback::grant::TrackSelection;
 use crate::domain::playback::wav::Encoding;
 
 use super::target::RecordingArg;
+use super::ticket::named;
 use super::{CommandResult, output, runtime};
 
 /// Which track to play.
@@ -86,11 +84,10 @@ pub(super) fn run(args: &GrantArgs) -> CommandResult {
         let opened = tenant_arg.open().await?;
         let tenant = opened.config.tenant(&tenant_arg.tenant).context("tenant")?;
         opened.keys.open(&tenant.id, *recording).await.context("recording")?;
-        let grant = grant(args, &opened.config, tenant, *recording)?;
-        let url = url(&opened.config, tenant, &grant)?;
+        let (grant, url) = mint::grant(&opened.config, tenant, *recording, order(args)).map_err(named)?;
         opened
             .audit_log()
-            .record(&tenant.id, mint_event(&grant))
+            .record(&tenant.id, mint::grant_event(&grant.sub, &grant))
             .await
             .context("no audit record, no link")?;
         output::line(&url);
@@ -98,47 +95,14 @@ pub(super) fn run(args: &GrantArgs) -> CommandResult {
     })
 }
 
-fn grant(
-    args: &GrantArgs,
-    config: &Config,
-    tenant: &Tenant,
-    recording: RecordingId,
-) -> anyhow::Result<Grant> {
-    let longest = tenant.playback.max_ttl.as_secs();
-    let ttl_secs = args.ttl_secs.unwrap_or_else(|| config.playback.default_ttl.as_secs().min(longest));
-    if ttl_secs == 0 || ttl_secs > longest {
-        bail!("--ttl-secs: allowed for this tenant: 1 to {longest}");
-    }
-    let iat = clock::wall().secs();
-    let grant = Grant {
-        tenant: tenant.id.clone(),
-        recording,
-        iat,
-        exp: iat + ttl_secs,
-        kid: tenant.playback.grant_kid.clone().context("the tenant has no playback.grant_keys")?,
+fn order(args: &GrantArgs) -> GrantOrder {
+    GrantOrder {
+        ttl_secs: args.ttl_secs,
         sub: args.sub.clone(),
         reason: args.reason.clone(),
         ip: args.ip,
         track: args.track.selection(),
+        format: args.format.encoding(),
         dl: args.dl,
-        format: Some(args.format.encoding()),
-    };
-    grant.validate()?;
-    Ok(grant)
-}
-
-/// Signs a grant and returns the whole link.
-pub(super) fn url(config: &Config, tenant: &Tenant, grant: &Grant) -> anyhow::Result<String> {
-    let key = tenant.playback.grant_keys.get(&grant.kid).context("grant key")?;
-    let query = grant.sign(key.expose());
-    Ok(format!("{}/play/{}/{}.wav?{query}", config.public_url.https(), grant.tenant, grant.recording))
-}
-
-/// The audit event of a minted grant.
-pub(super) fn mint_event(grant: &Grant) -> AuditEvent {
-    AuditEvent {
-        reason: grant.reason.clone(),
-        detail: Some(format!("exp={} track={}", grant.exp, grant.track.as_str())),
-        ..AuditEvent::by_operator(&grant.sub, "mint-grant", grant.recording.to_string())
     }
 }

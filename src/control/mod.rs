@@ -1,10 +1,10 @@
-//! What is done about recordings beside recording and playing them: audit, recovery, repair, listing.
 //! What is done about recordings beside recording and playing them: audit, recovery, listing, retention, rewrap of keys.
 //!
 //! Knows tenants and object names. Must not know frame layouts or sockets.
 
 pub mod audit;
 mod deletion;
+pub mod mint;
 pub mod recordings;
 pub mod recovery;
 pub mod repair;
