@@ -35,6 +35,8 @@
 //! | [`authorities`] | who vouches for those whom we dial | who they are |
 //! | [`jitter`] | how waits are spread | what for |
 //! | [`tickets`] | which tickets were used | what is in them |
+//! | [`admin`] | the API of operators: routes, roles, tokens | wire formats of providers, bare keys |
+//! | [`live`] | which streams are live, and what is wanted of them | sockets, sessions |
 //! | [`calls`] | which calls of Vapi are heard, and by which node | sockets, audio |
 //! | [`server`] | the order of start and stop | everything else |
 //! | [`cli`] | arguments, what is printed | how anything is done |
@@ -46,6 +48,7 @@
 //! *sealed frame*; sealed frames make a *segment*, segments and a *manifest* make the *final* object; a *grant* is a
 //! signed, expiring right to play.
 
+pub mod admin;
 pub mod answer;
 pub mod authorities;
 mod aws;
@@ -62,6 +65,7 @@ pub mod ingest;
 pub mod jitter;
 pub mod journal;
 pub mod keys;
+pub mod live;
 pub mod node;
 pub mod observe;
 pub mod recorder;

@@ -16,6 +16,7 @@ use crate::ingest::StreamLimits;
 use crate::ingest::vapi::Inbox;
 use crate::journal::{Journal, JournalState};
 use crate::keys::KeyService;
+use crate::live::Live;
 use crate::relay::Dialer;
 use crate::store::Store;
 use crate::tickets::Tickets;
@@ -40,6 +41,8 @@ pub struct Node {
     pub audit: AuditLog,
     /// Which tickets were used.
     pub tickets: Tickets,
+    /// The streams that are recorded now, and what is wanted of them.
+    pub live: Live,
     /// Which calls of Vapi are heard.
     pub calls: Arc<Calls>,
     /// Where Vapi's messages wait.

@@ -24,6 +24,7 @@ use crate::domain::ticket::Ticket;
 use crate::domain::time::UnixMillis;
 use crate::journal::{Journal, Record};
 use crate::keys::{Minted, fill_random};
+use crate::live::{Entry, Present};
 use crate::node::Node;
 use crate::observe::metrics::{self as names, LocalHistogram};
 use crate::upload::{Lane, RetentionTags, UploadContext};
@@ -77,6 +78,9 @@ pub(crate) struct Recorder {
     tenant: Arc<Tenant>,
     recording: RecordingId,
     format: AudioFormat,
+    /// What people want of it.
+    present: Present,
+    is_paused: bool,
     session: CallSession,
     lane: Lane,
     journal: Journal,
@@ -114,6 +118,7 @@ impl Recorder {
     ) -> Result<Self, SessionError> {
         let (now, wall) = (clock::monotonic(), clock::wall());
         let ids = key.ids;
+        let present = node.live.enter(entry(tenant, route, &key, begin.provider, &begin.start.call));
         let retention_days =
             begin.ticket.and_then(|ticket| ticket.retention_days).unwrap_or(tenant.retention.call_audio_days);
         let setup = SessionSetup {
@@ -141,6 +146,8 @@ impl Recorder {
             tenant: Arc::clone(tenant),
             recording: ids.recording,
             format: begin.format,
+            present,
+            is_paused: false,
             session,
             lane: node.uploader.lane(UploadContext { recording: ids.recording, retention }),
             journal: node.journal.clone(),
@@ -164,8 +171,22 @@ impl Recorder {
         self.recording
     }
 
+    /// Does what was ordered about this recording. To be called before anything that could be paused is sealed.
+    fn obey(&mut self, now: Instant) -> Result<(), SessionError> {
+        let is_paused = self.present.is_paused();
+        if is_paused == self.is_paused {
+            return Ok(());
+        }
+        self.is_paused = is_paused;
+        match is_paused {
+            true => self.session.mute(now, clock::wall(), GapReason::Pause),
+            false => self.session.unmute(now, clock::wall()),
+        }
+    }
+
     /// Seals the audio of a message, or counts it as a gap while neither the store nor the journal takes enough.
     pub(crate) fn media(&mut self, now: Instant, media: &Media<'_>) -> Result<(), SessionError> {
+        self.obey(now)?;
         self.session.set_overloaded(self.lane.is_full());
         match self.session.handle_media(now, clock::wall(), media)? {
             Stored::Sealed | Stored::Nothing => Ok(()),
@@ -211,11 +232,13 @@ impl Recorder {
         sequence: Option<u64>,
         digit: Digit,
     ) -> Result<(), SessionError> {
+        self.obey(now)?;
         self.session.handle_dtmf(now, clock::wall(), sequence, digit)
     }
 
     /// Queues audio of the agent; what of it is heard is sealed when it is.
     pub(crate) fn agent_media(&mut self, now: Instant, payload: &Payload<'_>) -> Result<(), SessionError> {
+        self.obey(now)?;
         self.session.set_overloaded(self.lane.is_full());
         self.session.handle_agent_media(now, clock::wall(), payload).map(drop)
     }
@@ -252,6 +275,7 @@ impl Recorder {
 
     /// Cuts the segment if its time has come.
     pub(crate) fn timeout(&mut self, now: Instant) -> Result<(), SessionError> {
+        self.obey(now)?;
         self.session.handle_timeout(now, clock::wall())
     }
 
@@ -380,6 +404,25 @@ impl Recorder {
         self.metrics.audio_bytes.increment(counts.audio_bytes - self.published.audio_bytes);
         self.published = Published { frames: counts.frames, audio_bytes: counts.audio_bytes };
         self.read_to_sealed.publish(&self.metrics.read_to_sealed);
+    }
+}
+
+/// Returns what a stream is while it is live; the caller need not agree any more.
+pub(crate) fn entry(
+    tenant: &Tenant,
+    route: &Route,
+    key: &Minted,
+    provider: &'static str,
+    call: &str,
+) -> Entry {
+    Entry {
+        tenant: tenant.id.clone(),
+        recording: key.ids.recording,
+        route: route.name.clone(),
+        provider,
+        call: call.to_owned(),
+        order_key: key.dek.live_order_key(),
+        has_consent: true,
     }
 }
 

@@ -1,5 +1,6 @@
 //! Puts a node together, runs it and stops it: the order of start and stop.
 
+mod admin;
 mod keys;
 
 use std::net::SocketAddr;
@@ -14,6 +15,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_rustls::TlsAcceptor;
 
+use crate::admin::tokens::TokensError;
 use crate::authorities::AuthoritiesError;
 use crate::calls::Calls;
 use crate::claims::{self, Claims};
@@ -30,6 +32,7 @@ use crate::ingest::{StreamLimits, serve_public, vapi};
 use crate::jitter::jittered;
 use crate::journal::{Journal, JournalConfig, OpenError, Replay};
 use crate::keys::{KeyProvider, KeyService, KeyringError, Providers};
+use crate::live::{Live, orders};
 use crate::node::Node;
 use crate::relay::{Dialer, Reach};
 use crate::store::folder::Folder;
@@ -40,6 +43,8 @@ use crate::tickets::Tickets;
 use crate::upload::{RetryPolicy, Uploader};
 
 pub use keys::open_keys;
+
+use admin::Admin;
 
 /// Closed calls must have finished their recordings in this time.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -84,6 +89,9 @@ pub enum StartError {
     /// The certificate.
     #[error("certificate")]
     Tls(#[from] TlsError),
+    /// The tokens of the admin API.
+    #[error("API tokens")]
+    Tokens(#[from] TokensError),
     /// How agents are dialled.
     #[error("relay")]
     Relay(#[from] AuthoritiesError),
@@ -146,6 +154,7 @@ pub fn retry_policy(config: &Config) -> RetryPolicy {
 pub struct Running {
     node: Arc<Node>,
     public: SocketAddr,
+    admin: Option<SocketAddr>,
     ops: SocketAddr,
     certificate: Arc<Certificate>,
     providers: Arc<Providers>,
@@ -164,22 +173,23 @@ pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running,
     let provider: Arc<dyn KeyProvider> = Arc::<Providers>::clone(&providers);
     let keys = Arc::new(KeyService::new(provider, Arc::clone(&store)));
     let (journal, replay) = open_journal(&config).await?;
-    let policy = retry_policy(&config);
     let uploader = open_uploader(&config, &store, &journal);
     let (dialer, vapi_dialer) = open_dialers(&config)?;
     let (inbox, waiting) = vapi::Inbox::new();
     let public = bind(config.listen.public).await?;
+    let admin = Admin::open(&config).await?;
     let ops = bind(config.listen.ops).await?;
     let audit = AuditLog::start(config.node.as_str().to_owned(), Arc::clone(&keys), Arc::clone(&store));
     let tenants = config.tenants.iter().cloned().map(Arc::new).collect();
     let node = Arc::new(Node {
-        store: Arc::clone(&store),
-        keys: Arc::clone(&keys),
+        tickets: Tickets::new(Arc::clone(&store)),
+        live: Live::default(),
+        calls: Calls::new(Arc::clone(&store)),
+        store,
+        keys,
         journal,
         uploader,
         audit,
-        tickets: Tickets::new(Arc::clone(&store)),
-        calls: Calls::new(Arc::clone(&store)),
         vapi: inbox,
         dialer,
         vapi_dialer,
@@ -193,14 +203,13 @@ pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running,
     });
     let running = Running {
         public: address(&public)?,
+        admin: admin.as_ref().map(|admin| address(admin.listener())).transpose()?,
         ops: address(&ops)?,
         certificate: Arc::clone(&certificate),
         providers,
         node: Arc::clone(&node),
     };
-    let name = node.config.node.as_str().to_owned();
-    let settler = Settler::new(store, keys, node.audit.clone(), name, policy);
-    spawn_recovery(&node, replay, settler);
+    spawn_recovery(&node, replay);
     spawn_tasks(&node, certificate);
     if claims == Claims::Unknown {
         // Calls are taken meanwhile, and their recordings wait for the store.
@@ -208,6 +217,9 @@ pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running,
     }
     tokio::spawn(vapi::work(waiting, Arc::clone(&node)));
     tokio::spawn(serve_ops(ops, Arc::clone(&node)));
+    if let Some(admin) = admin {
+        admin.serve(acceptor.clone(), &node);
+    }
     tokio::spawn(serve_public(public, acceptor, node, http::handle));
     Ok(running)
 }
@@ -248,7 +260,10 @@ fn open_uploader(config: &Config, store: &Arc<dyn Store>, journal: &Journal) -> 
 }
 
 /// Works off the journal; then looks for recordings of nodes that do not come back.
-fn spawn_recovery(node: &Arc<Node>, replay: Replay, settler: Settler) {
+fn spawn_recovery(node: &Arc<Node>, replay: Replay) {
+    let (store, keys) = (Arc::clone(&node.store), Arc::clone(&node.keys));
+    let (name, policy) = (node.config.node.as_str().to_owned(), retry_policy(&node.config));
+    let settler = Settler::new(store, keys, node.audit.clone(), name, policy);
     let recovering = Arc::clone(node);
     tokio::spawn(async move {
         let report = Recovery::new(replay, settler.clone()).run().await;
@@ -283,9 +298,11 @@ fn spawn_tasks(node: &Arc<Node>, certificate: Arc<Certificate>) {
             // Histograms keep their values until somebody empties them.
             tokio::time::sleep(Duration::from_secs(5)).await;
             rendering.metrics.run_upkeep();
+            rendering.live.watch();
         }
     });
     tokio::spawn(certificate.watch());
+    tokio::spawn(orders::obey(node.live.clone(), Arc::clone(&node.store)));
     if node.config.retention.sweep {
         tokio::spawn(sweep_on(Arc::clone(node)));
     }
@@ -364,6 +381,11 @@ impl Running {
     /// Returns the address of the public listener.
     pub fn public(&self) -> SocketAddr {
         self.public
+    }
+
+    /// Returns the address of the admin listener; `None` where there is none.
+    pub fn admin(&self) -> Option<SocketAddr> {
+        self.admin
     }
 
     /// Returns the address of the ops listener.

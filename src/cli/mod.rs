@@ -17,6 +17,7 @@ mod store;
 mod sweep;
 mod target;
 mod ticket;
+mod token;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -57,6 +58,9 @@ enum Command {
     Grant(grant::GrantArgs),
     /// Make a URL for one call: sealed, expiring, for single use
     Ticket(ticket::TicketArgs),
+    /// Tokens of the admin API
+    #[command(subcommand)]
+    Token(token::TokenCommand),
     /// Recordings in the store
     #[command(subcommand)]
     Recordings(recordings::RecordingsCommand),
@@ -124,6 +128,7 @@ pub fn run() -> ExitCode {
         Command::Keys(command) => keys::run(&command),
         Command::Grant(args) => grant::run(&args),
         Command::Ticket(args) => ticket::run(&args),
+        Command::Token(command) => token::run(&command),
         Command::Recordings(command) => recordings::run(&command),
         Command::Open(args) => recordings::open(&args),
         Command::Verify(args) => recordings::verify(&args),

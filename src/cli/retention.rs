@@ -67,7 +67,7 @@ pub(super) fn place(args: &OrderArgs, what: What) -> CommandResult {
         let opened = tenant_arg.open().await?;
         let audit = opened.audit_log();
         let orders = Orders::new(Arc::clone(&opened.store), opened.keys, audit);
-        let by = OrderedBy { actor: args.actor.clone(), reason: args.reason.clone() };
+        let by = OrderedBy::operator(&args.actor, &args.reason);
         let placed = match what {
             _ if args.dry_run => {
                 let change = match what {

@@ -16,7 +16,8 @@ pub(super) fn run(args: &ConfigArg) -> CommandResult {
     runtime()?.block_on(async move {
         let running = server::start(config, metrics).await?;
         let signals = Signals::catch()?;
-        tracing::info!(public = %running.public(), ops = %running.ops(), "taking calls");
+        let admin = running.admin().map(tracing::field::display);
+        tracing::info!(public = %running.public(), admin, ops = %running.ops(), "taking calls");
         running.run(config_file, signals).await;
         Ok(())
     })

@@ -13,6 +13,7 @@ use super::scope::Scope;
 use super::secret::References;
 
 const PUBLIC: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8443);
+const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9443);
 const OPS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9464);
 const CLIENT_IP_HEADER: HeaderName = HeaderName::from_static("cf-connecting-ip");
 
@@ -21,6 +22,8 @@ const CLIENT_IP_HEADER: HeaderName = HeaderName::from_static("cf-connecting-ip")
 pub struct Listen {
     /// Providers and players, over TLS.
     pub public: SocketAddr,
+    /// The admin API, over TLS; bound only where the configuration has one.
+    pub admin: SocketAddr,
     /// Metrics, readiness and drain, in plain; always a loopback address.
     pub ops: SocketAddr,
 }
@@ -29,6 +32,7 @@ impl Listen {
     pub(super) fn check(table: Option<Table>, top: &Scope<'_>) -> Self {
         let (scope, raw): (_, raw::Listen) = top.section("listen", table);
         let public = address(&scope, "public", raw.public.as_deref(), PUBLIC);
+        let admin = address(&scope, "admin", raw.admin.as_deref(), ADMIN);
         let ops = address(&scope, "ops", raw.ops.as_deref(), OPS);
         if !ops.ip().to_canonical().is_loopback() {
             scope.fault(
@@ -36,15 +40,24 @@ impl Listen {
                 format!("\"{ops}\" is given; allowed: a loopback address such as \"127.0.0.1:9464\""),
             );
         }
-        let is_same_ip = public.ip() == ops.ip() || public.ip().is_unspecified();
-        if ops.port() != 0 && public.port() == ops.port() && is_same_ip {
-            scope.fault(
-                "ops",
-                format!("\"{ops}\" is also taken by listen.public, \"{public}\"; allowed: another port"),
-            );
+        for (option, own, others) in [
+            ("admin", admin, &[("public", public)][..]),
+            ("ops", ops, &[("public", public), ("admin", admin)]),
+        ] {
+            for (other, taken) in others.iter().filter(|(_, taken)| are_same_place(own, *taken)) {
+                let problem =
+                    format!("\"{own}\" is also taken by listen.{other}, \"{taken}\"; allowed: another port");
+                scope.fault(option, problem);
+            }
         }
-        Self { public, ops }
+        Self { public, admin, ops }
     }
+}
+
+/// Whether one of two addresses could not be bound beside the other.
+fn are_same_place(a: SocketAddr, b: SocketAddr) -> bool {
+    let is_same_ip = a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified();
+    a.port() != 0 && a.port() == b.port() && is_same_ip
 }
 
 fn address(scope: &Scope<'_>, option: &str, given: Option<&str>, default: SocketAddr) -> SocketAddr {

@@ -9,6 +9,7 @@
 //! Invariants: a [`Config`] that exists has passed every check; no secret is in a [`Fault`] or in the debug text of a
 //! [`Config`].
 
+mod admin;
 mod aws_kms;
 mod environment;
 mod faults;
@@ -47,6 +48,7 @@ use faults::Collector;
 use scope::Scope;
 use secret::References;
 
+pub use admin::Admin;
 pub use aws_kms::AwsKms;
 pub(crate) use aws_kms::region_of_arn;
 pub use environment::process_environment;
@@ -84,6 +86,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// The addresses to bind.
     pub listen: Listen,
+    /// The API of operators; `None` where there is none.
+    pub admin: Option<Admin>,
     /// Where the certificate is.
     pub tls: Tls,
     /// Who may say on whose behalf a request comes.
@@ -210,6 +214,7 @@ impl Config {
         let retention = Sweep::check(raw.retention, &top);
         let drain = Drain::check(raw.drain, &top);
         let log = Log::check(raw.log, &top);
+        let admin = Admin::check(raw.admin, &top, references);
         let tenants = check_tenants(raw.tenants, &top, references, (&keys, playback.max_ttl), faults);
         keys::require_services(&tenants, absent, &top);
         // Only here, after all faults have been found, may the check end early.
@@ -219,6 +224,7 @@ impl Config {
             node,
             data_dir,
             listen,
+            admin,
             tls,
             proxies,
             store,

@@ -64,9 +64,11 @@ section!(
         drain: Table,
         log: Table,
         tenants: Table,
-    } later ["admin", "require_client_cert"]
+        admin: Table,
+    } later ["require_client_cert"]
 );
-section!(Listen { public: String, ops: String } later ["admin", "require_client_cert"]);
+section!(Listen { public: String, admin: String, ops: String } later ["require_client_cert"]);
+section!(Admin { tokens_file: String, requests_per_sec: i64, request_timeout_ms: i64 } later []);
 section!(Tls { self_signed: bool, cert_file: String, key_file: String } later ["require_client_cert"]);
 section!(
     Store {
@@ -287,6 +289,7 @@ pub(super) fn node_sections() -> Vec<(&'static str, Vec<&'static str>)> {
     vec![
         ("", all_names::<Node>()),
         ("listen", all_names::<Listen>()),
+        ("admin", all_names::<Admin>()),
         ("tls", all_names::<Tls>()),
         ("store", all_names::<Store>()),
         ("keys", all_names::<Keys>()),

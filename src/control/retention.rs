@@ -26,8 +26,22 @@ const MAX_REVISION: u32 = 9999;
 pub struct OrderedBy {
     /// A person's name.
     pub actor: String,
+    /// In which role.
+    pub role: &'static str,
+    /// From which address, if it came from one.
+    pub source: Option<String>,
+    /// The request's id; empty when no request was behind it.
+    pub request: String,
     /// In their words.
     pub reason: String,
+}
+
+impl OrderedBy {
+    /// An operator at this machine.
+    pub fn operator(actor: &str, reason: &str) -> Self {
+        let (actor, reason) = (actor.to_owned(), reason.to_owned());
+        Self { actor, role: "operator", source: None, request: String::new(), reason }
+    }
 }
 
 /// What became of an order.
@@ -278,6 +292,9 @@ fn action(change: Change) -> &'static str {
 
 fn event(recording: RecordingId, change: Change, by: &OrderedBy, result: &str) -> AuditEvent {
     AuditEvent {
+        role: by.role.to_owned(),
+        source: by.source.clone(),
+        request: by.request.clone(),
         reason: Some(by.reason.clone()),
         result: result.to_owned(),
         ..AuditEvent::by_operator(&by.actor, action(change), recording.to_string())

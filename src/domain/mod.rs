@@ -3,10 +3,12 @@
 //! Time, random bytes and keys come in as arguments; effects go out as return values. A test reads the sources of this
 //! folder and fails when one of them reaches outside (`tests/it/architecture.rs`).
 
+pub mod access;
 pub mod address;
 pub mod audio;
 pub mod cmr;
 pub mod ids;
+pub mod live_order;
 pub mod percent;
 pub mod playback;
 pub mod provider;

@@ -108,7 +108,7 @@ pub struct RecordingMetadata {
     /// What the call's ticket says; often personal data.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub ticket: BTreeMap<String, String>,
-    /// How the caller's consent is known, where the route asks for it: `ticket` or `parameter`.
+    /// How the caller's consent is known, where the route asks for it: `ticket`, `parameter` or `api`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub consent: Option<String>,
     /// The format of all tracks, as every track table repeats it. Absent for that of telephony.
@@ -210,6 +210,11 @@ pub struct GapEntry {
 }
 
 impl GapEntry {
+    /// Returns the name of its reason; `unknown` for one that this version does not know.
+    pub fn reason_name(&self) -> &'static str {
+        GapReason::from_number(self.reason).map_or("unknown", GapReason::name)
+    }
+
     /// Whether audio was lost here, rather than not made by the source or left out on purpose. Reasons that this version does
     /// not know count as loss.
     pub fn is_loss(&self) -> bool {

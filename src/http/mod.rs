@@ -6,4 +6,4 @@ mod playback;
 mod router;
 
 pub use ops::serve_ops;
-pub use router::handle;
+pub use router::{handle, handle_admin};

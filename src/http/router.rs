@@ -14,6 +14,17 @@ use crate::node::Node;
 use super::playback;
 use crate::answer::{Answer, add_common_headers, problem, text};
 
+/// Answers one request of the admin listener.
+pub async fn handle_admin(
+    request: Request<Incoming>,
+    socket: IpAddr,
+    node: Arc<Node>,
+    api: crate::admin::Api,
+) -> Answer {
+    let source = source(&request, socket, &node);
+    api.handle(request, source, request_id()).await
+}
+
 /// Answers one request of the public listener.
 pub async fn handle(request: Request<Incoming>, socket: IpAddr, node: Arc<Node>) -> Answer {
     let peer = Peer { source: source(&request, socket, &node) };

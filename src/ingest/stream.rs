@@ -18,6 +18,7 @@ use crate::domain::recording::EndCause;
 use crate::domain::session::{AgentAudio, SessionError};
 use crate::domain::ticket::Ticket;
 use crate::keys::Minted;
+use crate::live::{Entry, Present};
 use crate::node::Node;
 use crate::observe::metrics as names;
 use crate::recorder::{self, Begin, Recorder};
@@ -49,6 +50,15 @@ pub(super) struct StreamInHand {
     key: Option<Minted>,
     decoder: Decoder,
     recorder: Option<Recorder>,
+    /// Where the caller has not agreed yet; the key is kept for when that happens.
+    awaiting: Option<Awaiting>,
+}
+
+/// What a recording will begin with once the caller agrees.
+struct Awaiting {
+    start: StreamStart,
+    audio: Audio,
+    present: Present,
 }
 
 /// What reads the provider's messages.
@@ -81,7 +91,7 @@ impl StreamInHand {
                 Decoder::Twilio(TwilioDecoder::new(tenant.twilio.account_sids.clone(), max_drops))
             }
         };
-        Self { node, tenant, route, permit, ticket, key, decoder, recorder: None }
+        Self { node, tenant, route, permit, ticket, key, decoder, recorder: None, awaiting: None }
     }
 
     pub(super) fn tenant(&self) -> &TenantId {
@@ -106,6 +116,9 @@ impl StreamInHand {
 
     /// Takes a text message of the provider.
     pub(super) fn text(&mut self, now: Instant, text: &str) -> Option<MustEnd> {
+        if let Some(end) = self.begin_if_agreed() {
+            return Some(end);
+        }
         if let Some(end) = self.used_elsewhere() {
             return Some(end);
         }
@@ -124,6 +137,9 @@ impl StreamInHand {
 
     /// Takes a binary message of the provider.
     pub(super) fn binary(&mut self, now: Instant, bytes: &[u8]) -> Option<MustEnd> {
+        if let Some(end) = self.begin_if_agreed() {
+            return Some(end);
+        }
         match self.decoder {
             Decoder::Twilio(_) => self.dropped(DropReason::Binary),
             Decoder::Transcriber(_) => self.used_elsewhere().or_else(|| self.samples(now, bytes)),
@@ -202,8 +218,14 @@ impl StreamInHand {
             };
             recorder.finish(if is_over { EndCause::Stop } else { cause });
         }
+        let was_awaited = self.awaiting.take().is_some();
+        if was_awaited {
+            recorder::skipped(&self.node, &self.tenant, "no-consent");
+        }
         if let Some(key) = self.key.take() {
-            counter!(names::STREAMS_ENDED, "cause" => "never-started").increment(1);
+            if !was_awaited {
+                counter!(names::STREAMS_ENDED, "cause" => "never-started").increment(1);
+            }
             self.node.keys.give_back(&self.tenant.id, key);
         }
     }
@@ -217,23 +239,51 @@ impl StreamInHand {
         Some(MustEnd { cause: EndCause::ProtocolError, code: 1008, reason: "ticket already used" })
     }
 
-    /// Begins the recording, if there is to be one.
+    /// Begins the recording, if there is to be one by now.
     fn begin(&mut self, start: &StreamStart, audio: Audio) -> Option<MustEnd> {
+        let consent = consent(self.ticket.as_ref().map(|(ticket, _)| ticket), start);
+        match self.route.record {
+            RecordPolicy::Always => self.begin_recording(start, audio, consent),
+            RecordPolicy::OnConsent if consent.is_some() => self.begin_recording(start, audio, consent),
+            RecordPolicy::OnConsent => {
+                self.await_consent(start, audio);
+                None
+            }
+            RecordPolicy::Never => {
+                if let Some(key) = self.key.take() {
+                    self.node.keys.give_back(&self.tenant.id, key);
+                }
+                None
+            }
+        }
+    }
+
+    /// Lets whoever asks the caller say later that they agree.
+    fn await_consent(&mut self, start: &StreamStart, audio: Audio) {
+        let Some(key) = &self.key else { return };
+        let entry = recorder::entry(&self.tenant, &self.route, key, audio.provider, &start.call);
+        let present = self.node.live.enter(Entry { has_consent: false, ..entry });
+        self.awaiting = Some(Awaiting { start: start.clone(), audio, present });
+    }
+
+    /// Begins the recording when the caller has agreed since; what was said before is nowhere.
+    fn begin_if_agreed(&mut self) -> Option<MustEnd> {
+        self.awaiting.as_ref().filter(|awaiting| awaiting.present.has_consent())?;
+        let Awaiting { start, audio, present } = self.awaiting.take()?;
+        drop(present);
+        // Numbers count from here on: what was not recorded is not missing.
+        let start = StreamStart { sequence: None, ..start };
+        self.begin_recording(&start, audio, Some("api"))
+    }
+
+    fn begin_recording(
+        &mut self,
+        start: &StreamStart,
+        audio: Audio,
+        consent: Option<&'static str>,
+    ) -> Option<MustEnd> {
         let key = self.key.take()?;
         let ticket = self.ticket.as_ref().map(|(ticket, _)| ticket);
-        let consent = consent(ticket, start);
-        let is_wanted = match self.route.record {
-            RecordPolicy::Always => true,
-            RecordPolicy::OnConsent => consent.is_some(),
-            RecordPolicy::Never => false,
-        };
-        if !is_wanted {
-            self.node.keys.give_back(&self.tenant.id, key);
-            if self.route.record == RecordPolicy::OnConsent {
-                recorder::skipped(&self.node, &self.tenant, "no-consent");
-            }
-            return None;
-        }
         let Audio { provider, format, agent } = audio;
         let speakers = Speakers::CallerAndAgent;
         let begin = Begin { start, ticket, consent, provider, format, speakers, agent };

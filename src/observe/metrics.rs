@@ -102,6 +102,12 @@ pub const PLAYS: &str = "playback_requests_total";
 pub const PLAYED_BYTES: &str = "playback_bytes_total";
 /// Counter: stored bytes that failed authentication or their digest. Normal is 0; anything else wakes someone.
 pub const INTEGRITY_FAILURES: &str = "integrity_failures_total";
+/// Gauge: streams whose recording is paused.
+pub const STREAMS_PAUSED: &str = "streams_paused";
+/// Gauge: how long the longest of these pauses has lasted. More than 300 was most likely forgotten.
+pub const LONGEST_PAUSE: &str = "streams_longest_pause_seconds";
+/// Counter, labels `operation`, `status`: requests to the admin API.
+pub const ADMIN_REQUESTS: &str = "admin_requests_total";
 /// Counter: audit records made durable.
 pub const AUDIT_RECORDS: &str = "audit_records_total";
 /// Counter: audit records that could not be made durable; the action did not happen.
@@ -284,6 +290,9 @@ pub const ALL: &[Metric] = &[
         "Calls heard although the store did not say that nobody else does.",
     ),
     metric(TICKETS_UNCONFIRMED, Kind::Counter, Unit::Count, "Tickets taken that the store did not confirm."),
+    metric(STREAMS_PAUSED, Kind::Gauge, Unit::Count, "Streams whose recording is paused."),
+    metric(LONGEST_PAUSE, Kind::Gauge, Unit::Seconds, "How long the longest pause has lasted."),
+    metric(ADMIN_REQUESTS, Kind::Counter, Unit::Count, "Requests to the admin API."),
     metric(WITHOUT_CONSENT, Kind::Counter, Unit::Count, "Streams not recorded for want of consent."),
     metric(CALLS_UNRECORDED, Kind::Counter, Unit::Count, "Calls passed on without a recording."),
     metric(

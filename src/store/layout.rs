@@ -11,6 +11,7 @@
 //! d/<tenant tag>/<recording>.json                     deletion receipt
 //! n/<yyyy-mm-dd>/<tenant tag>/<ticket>                used tickets, by the date on which they expire
 //! n/<yyyy-mm-dd>/<tenant tag>/vapi-<blind id>         calls of Vapi that a node hears, by the date of their beginning
+//! i/<tenant tag>/<recording>/<Unix ms>-<order>        orders about live recordings, for the node that has the call
 //! a/<tenant tag>/<yyyy>/<mm>/<dd>/<chain>-<seq>.car   audit records
 //! ```
 
@@ -107,6 +108,22 @@ pub fn used_ticket(date: &str, tenant: TenantTag, id: &str) -> Option<ObjectName
 pub fn heard_call(date: &str, tenant: TenantTag, call: &[u8; 16]) -> ObjectName {
     let call = call.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"));
     name(format!("{TICKETS_PREFIX}{date}/{tenant}/vapi-{call}"))
+}
+
+/// The prefix of orders about live recordings.
+pub const LIVE_ORDERS_PREFIX: &str = "i/";
+
+/// An order about a live recording. `at_ms` orders the orders; more than one of a millisecond are one.
+pub fn live_order(tenant: TenantTag, recording: RecordingId, at_ms: u64, order: &str) -> ObjectName {
+    name(format!("{LIVE_ORDERS_PREFIX}{tenant}/{recording}/{at_ms:013}-{order}"))
+}
+
+/// Reads tenant, recording and time out of the name of an order about a live recording.
+pub fn live_order_of(name: &ObjectName) -> Option<(TenantTag, RecordingId, u64)> {
+    let mut parts = name.as_str().strip_prefix(LIVE_ORDERS_PREFIX)?.split('/');
+    let (tenant, recording, file) = (parts.next()?, parts.next()?, parts.next()?);
+    let at_ms = file.split_once('-')?.0.parse().ok().filter(|_| parts.next().is_none())?;
+    Some((tenant.parse().ok()?, recording.parse().ok()?, at_ms))
 }
 
 /// Reads date, tenant and recording out of the name of an entry of the expiry index.

@@ -106,6 +106,8 @@ pub enum ObjectClass {
     Receipt,
     /// A ticket that was used.
     Ticket,
+    /// An order about a live recording.
+    LiveOrder,
 }
 
 impl ObjectClass {
@@ -119,6 +121,7 @@ impl ObjectClass {
             Self::Order => "order",
             Self::Receipt => "receipt",
             Self::Ticket => "ticket",
+            Self::LiveOrder => "live-order",
         }
     }
 }

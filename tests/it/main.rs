@@ -7,6 +7,7 @@
     reason = "a test that meets the unexpected fails at once; helpers are part of the tests"
 )]
 
+mod admin;
 mod architecture;
 mod cli;
 mod faults;

@@ -113,7 +113,7 @@ impl World {
     async fn rewrap(&self) -> Option<RewrapReport> {
         let keys = self.keys();
         let audit = AuditLog::start("test".to_owned(), Arc::clone(&keys), Arc::clone(&self.store));
-        let by = OrderedBy { actor: "ops".to_owned(), reason: "yearly".to_owned() };
+        let by = OrderedBy::operator("ops", "yearly");
         let rewrap = Rewrap::new(Arc::clone(&self.store), keys, audit, 10_000);
         rewrap.run(&self.tenant, &by, |_| ()).await.ok()
     }

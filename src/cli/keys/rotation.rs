@@ -167,7 +167,7 @@ impl Target {
 
 impl By {
     fn order(&self) -> OrderedBy {
-        OrderedBy { actor: self.actor.clone(), reason: self.reason.clone() }
+        OrderedBy::operator(&self.actor, &self.reason)
     }
 }
 

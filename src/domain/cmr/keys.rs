@@ -4,7 +4,7 @@ use std::fmt;
 
 use hkdf::Hkdf;
 use sha2::{Digest, Sha256};
-use zeroize::{Zeroize, ZeroizeOnDrop};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::domain::ids::{KeyId, RecordingId, TenantTag};
 
@@ -40,6 +40,13 @@ impl Dek {
         let mut id = [0; 16];
         expand(self.0.as_slice(), b"cmr1 key-id", &info, &mut id);
         KeyId(id)
+    }
+
+    /// Returns the key that orders about this recording are authenticated with while it is live.
+    pub fn live_order_key(&self) -> Zeroizing<[u8; 32]> {
+        let mut key = Zeroizing::new([0; 32]);
+        expand(self.0.as_slice(), b"callseal live-order", b"", key.as_mut_slice());
+        key
     }
 
     /// Returns the key bytes for wrapping them. Nothing else may read them.

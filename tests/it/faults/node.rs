@@ -221,6 +221,7 @@ impl TestNode {
         let tickets = Tickets::new(Arc::clone(&store));
         let node = Arc::new(Node {
             tickets,
+            live: callseal::live::Live::default(),
             calls: Calls::new(Arc::clone(&store)),
             vapi: Inbox::new().0,
             vapi_dialer: Dialer::new(None, config.relay.connect_timeout, &config.ingest, Reach::Any).unwrap(),

@@ -94,7 +94,7 @@ impl World {
     pub(super) async fn rewrap(&self, id: &str, older_than: Option<UnixMillis>) -> RewrapReport {
         let keys = self.keys();
         let audit = AuditLog::start("test".to_owned(), Arc::clone(&keys), Arc::clone(&self.store));
-        let by = OrderedBy { actor: "ops".to_owned(), reason: "test".to_owned() };
+        let by = OrderedBy::operator("ops", "test");
         let rewrap = Rewrap::new(Arc::clone(&self.store), keys, audit, 10_000).older_than(older_than);
         rewrap.run(&tenant(id), &by, |_| ()).await.unwrap()
     }

@@ -211,7 +211,7 @@ impl Node {
 }
 
 pub(super) fn by() -> OrderedBy {
-    OrderedBy { actor: "counsel".to_owned(), reason: "a lawsuit".to_owned() }
+    OrderedBy::operator("counsel", "a lawsuit")
 }
 
 impl World {

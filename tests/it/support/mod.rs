@@ -146,6 +146,7 @@ impl Setup {
             tenants: vec![TenantSetup::new(TENANT)],
         };
         setup.set("listen", "public", "\"127.0.0.1:0\"");
+        setup.set("listen", "admin", "\"127.0.0.1:0\"");
         setup.set("listen", "ops", "\"127.0.0.1:0\"");
         setup.set("tls", "self_signed", "true");
         setup

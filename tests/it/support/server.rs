@@ -53,6 +53,8 @@ pub(crate) struct Server {
     public_url: String,
     ca_pem: Vec<u8>,
     public: SocketAddr,
+    /// Where there is an admin listener.
+    admin: Option<SocketAddr>,
     ops: SocketAddr,
 }
 
@@ -78,6 +80,7 @@ impl Server {
             public_url: home.public_url().to_owned(),
             ca_pem: Vec::new(),
             public: nowhere,
+            admin: None,
             ops: nowhere,
         };
         let taking_calls = eventually_blocking("the server to take calls", || {
@@ -87,6 +90,7 @@ impl Server {
             found
         });
         server.public = taking_calls.field("public").parse().unwrap();
+        server.admin = taking_calls.field("admin").parse().ok();
         server.ops = taking_calls.field("ops").parse().unwrap();
         // Missing when the certificate is given by files; then the test names the authority.
         server.ca_pem = std::fs::read(home.data().join("tls/ca.pem")).unwrap_or_default();
@@ -136,6 +140,12 @@ impl Server {
     /// Returns a client of the public listener.
     pub(crate) fn https(&self) -> HttpsClient {
         HttpsClient::new(&self.tls(), self.endpoint())
+    }
+
+    /// Returns a client of the admin listener.
+    pub(crate) fn admin(&self) -> HttpsClient {
+        let address = self.admin.expect("the setup has an admin listener");
+        HttpsClient::new(&self.tls(), Endpoint::new(address, &self.public_url).unwrap())
     }
 
     /// Plans a call number `number` to `/twilio/v1/{path}`, signed with [`AUTH_TOKEN`], sent as fast as possible.

@@ -1,0 +1,100 @@
+//! The API of operators and their programs: JSON over HTTPS, on a listener of its own.
+//!
+//! Every request passes [`guard`] before a handler sees it: who asks, what they may do, on which tenant, and why. What is not
+//! in the table of `domain::access` nobody may do. Handlers turn JSON into calls of `control` and back; what happens is in the
+//! audit log before its effect can be seen.
+//!
+//! Knows nodes and their tenants. Must not know wire formats of providers or bare keys.
+
+mod error;
+mod guard;
+mod input;
+mod live;
+mod openapi;
+mod recordings;
+mod tenants;
+mod tickets;
+pub mod tokens;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::response::IntoResponse;
+use axum::routing::get;
+use http_body_util::BodyExt;
+use hyper::Request;
+use hyper::body::Incoming;
+use tower::ServiceExt;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::answer::{Answer, CutOff, add_common_headers};
+use crate::node::Node;
+
+use error::ApiError;
+use guard::{Meta, Pace};
+use tokens::Tokens;
+
+pub use openapi::document;
+
+/// The admin API of a node; clones are the same.
+#[derive(Clone)]
+pub struct Api {
+    router: Router,
+}
+
+/// What handlers work with.
+#[derive(Clone)]
+struct Shared {
+    node: Arc<Node>,
+    tokens: Arc<Tokens>,
+    pace: Arc<Pace>,
+}
+
+impl Api {
+    /// Puts the API together.
+    pub fn new(node: Arc<Node>, tokens: Arc<Tokens>) -> Self {
+        let (per_sec, timeout) =
+            node.config.admin.as_ref().map_or((1, std::time::Duration::from_secs(1)), |admin| {
+                (admin.requests_per_sec, admin.request_timeout)
+            });
+        let shared = Shared { node, tokens, pace: Arc::new(Pace::new(per_sec, timeout)) };
+        let (operations, _) = operations().split_for_parts();
+        let router = operations
+            .route_layer(axum::middleware::from_fn_with_state(shared.clone(), guard::guard))
+            .route("/openapi.json", get(openapi::serve))
+            .fallback(|| async { ApiError::NotFound })
+            .with_state(shared);
+        Self { router }
+    }
+
+    /// Answers one request.
+    pub async fn handle(self, request: Request<Incoming>, source: IpAddr, id: String) -> Answer {
+        let mut request = request.map(axum::body::Body::new);
+        request.extensions_mut().insert(Meta { id: id.clone(), source });
+        let answered = self.router.oneshot(request).await;
+        let response = answered.unwrap_or_else(|never| match never {});
+        let response = error::with_request(response, &id).into_response();
+        let mut answer = response.map(|body| body.map_err(|_| CutOff).boxed_unsync());
+        add_common_headers(&mut answer);
+        answer
+    }
+}
+
+/// Every operation with its description.
+fn operations() -> OpenApiRouter<Shared> {
+    OpenApiRouter::new()
+        .routes(routes!(tenants::list))
+        .routes(routes!(tenants::show))
+        .routes(routes!(tickets::create))
+        .routes(routes!(live::list))
+        .routes(routes!(live::pause))
+        .routes(routes!(live::resume))
+        .routes(routes!(live::consent))
+        .routes(routes!(recordings::list))
+        .routes(routes!(recordings::show, recordings::delete))
+        .routes(routes!(recordings::grant))
+        .routes(routes!(recordings::hold))
+        .routes(routes!(recordings::release))
+}

@@ -1,0 +1,244 @@
+//! What goes wrong, as problem details (RFC 9457) with stable codes.
+
+use axum::body::Body;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::control::audit::AuditError;
+use crate::control::mint::MintRefused;
+use crate::control::recordings::RecordingError;
+use crate::control::retention::RetentionError;
+use crate::domain::access::Operation;
+use crate::store::StoreError;
+
+/// Seconds after which it is worth trying again.
+const RETRY_AFTER: HeaderValue = HeaderValue::from_static("2");
+
+/// Why a request is not answered as asked.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ApiError {
+    /// A field of the body, a parameter or a header is not allowed.
+    #[error("{field}: {problem}")]
+    Invalid {
+        /// Its name.
+        field: String,
+        /// What is wrong with it, and what is allowed.
+        problem: String,
+    },
+    /// Not JSON by its header.
+    #[error("the body must be application/json")]
+    NotJson,
+    /// More than a body may have.
+    #[error("the body may have at most 65536 bytes")]
+    TooLarge,
+    /// Nobody whom we know.
+    #[error("{0}")]
+    Unauthorized(&'static str),
+    /// Somebody who may not.
+    #[error("this needs one of the roles {}", names(.0))]
+    Forbidden(&'static Operation),
+    /// Nothing of that name, or of another tenant.
+    #[error("nothing is here")]
+    NotFound,
+    /// The path has other methods.
+    #[error("allowed: {0}")]
+    MethodNotAllowed(String),
+    /// What is there does not allow it.
+    #[error("{detail}")]
+    Conflict {
+        /// A stable code.
+        code: &'static str,
+        /// Why.
+        detail: String,
+    },
+    /// It was there.
+    #[error("{0}")]
+    Gone(String),
+    /// Too many requests of one principal.
+    #[error("more requests than this token may make in a second")]
+    TooMany,
+    /// Store, keys or audit log do not answer; nothing was done, or doing it again is safe.
+    #[error("{0} is not available now")]
+    Unavailable(&'static str),
+    /// Stored bytes are not what was stored.
+    #[error("what is stored is damaged")]
+    Damaged,
+}
+
+/// Problem details (RFC 9457).
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Problem {
+    /// `about:blank`: the status and the code say it all.
+    r#type: &'static str,
+    /// The status in words.
+    title: &'static str,
+    /// The HTTP status.
+    status: u16,
+    /// What it is, for programs; stable.
+    code: &'static str,
+    /// What it is, for people.
+    detail: String,
+    /// The field, parameter or header that is wrong, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    field: Option<String>,
+    /// The request's id, as in `X-Request-Id` and the audit log.
+    request: String,
+}
+
+/// What an error carries until the request's id is known.
+#[derive(Clone)]
+struct Untold {
+    code: &'static str,
+    detail: String,
+    field: Option<String>,
+}
+
+impl ApiError {
+    pub(super) fn invalid(field: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::Invalid { field: field.into(), problem: problem.into() }
+    }
+
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::Invalid { .. } => StatusCode::BAD_REQUEST,
+            Self::NotJson => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Unauthorized(_) => StatusCode::UNAUTHORIZED,
+            Self::Forbidden(_) => StatusCode::FORBIDDEN,
+            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed(_) => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Conflict { .. } => StatusCode::CONFLICT,
+            Self::Gone(_) => StatusCode::GONE,
+            Self::TooMany => StatusCode::TOO_MANY_REQUESTS,
+            Self::Unavailable(_) | Self::Damaged => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    /// The stable code.
+    pub(super) fn code(&self) -> &'static str {
+        match self {
+            Self::Invalid { .. } => "invalid",
+            Self::NotJson => "not_json",
+            Self::TooLarge => "too_large",
+            Self::Unauthorized(_) => "unauthorized",
+            Self::Forbidden(_) => "forbidden",
+            Self::NotFound => "not_found",
+            Self::MethodNotAllowed(_) => "method_not_allowed",
+            Self::Conflict { code, .. } => code,
+            Self::Gone(_) => "deleted",
+            Self::TooMany => "too_many_requests",
+            Self::Unavailable(_) => "unavailable",
+            Self::Damaged => "damaged",
+        }
+    }
+}
+
+fn names(operation: &Operation) -> String {
+    operation.roles.iter().map(|role| role.name()).collect::<Vec<_>>().join(", ")
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = self.status();
+        let headers = response.headers_mut();
+        if let Self::Unauthorized(_) = &self {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"callseal\""));
+        }
+        if let Self::MethodNotAllowed(allowed) = &self
+            && let Ok(allowed) = allowed.parse()
+        {
+            headers.insert(header::ALLOW, allowed);
+        }
+        if let Self::TooMany | Self::Unavailable(_) | Self::Damaged = &self {
+            headers.insert(header::RETRY_AFTER, RETRY_AFTER);
+        }
+        let (code, detail) = (self.code(), self.to_string());
+        let field = if let Self::Invalid { field, .. } = self { Some(field) } else { None };
+        response.extensions_mut().insert(Untold { code, detail, field });
+        response
+    }
+}
+
+/// Gives every answer the request's id, and problems their body.
+pub(super) fn with_request(mut response: Response, id: &str) -> Response {
+    if let Some(Untold { code, detail, field }) = response.extensions_mut().remove::<Untold>() {
+        let status = response.status();
+        let title = status.canonical_reason().unwrap_or("Error");
+        let request = id.to_owned();
+        let problem =
+            Problem { r#type: "about:blank", title, status: status.as_u16(), code, detail, field, request };
+        *response.body_mut() = Body::from(serde_json::to_vec(&problem).unwrap_or_default());
+        let kind = HeaderValue::from_static("application/problem+json");
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, kind);
+        // Of the body that was empty until now.
+        headers.remove(header::CONTENT_LENGTH);
+    }
+    if let Ok(id) = HeaderValue::from_str(id) {
+        response.headers_mut().insert("x-request-id", id);
+    }
+    response
+}
+
+impl From<AuditError> for ApiError {
+    fn from(error: AuditError) -> Self {
+        tracing::error!(
+            error = &error as &dyn std::error::Error,
+            "an action is refused for want of an audit record"
+        );
+        Self::Unavailable("the audit log")
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        if let StoreError::NotFound = error {
+            return Self::NotFound;
+        }
+        tracing::warn!(error = &error as &dyn std::error::Error, "store fails for the admin API");
+        Self::Unavailable("the store")
+    }
+}
+
+impl From<RecordingError> for ApiError {
+    fn from(error: RecordingError) -> Self {
+        match error {
+            RecordingError::NotFound => Self::NotFound,
+            RecordingError::Unavailable(cause) => {
+                tracing::warn!(error = &*cause as &dyn std::error::Error, "recording cannot be read");
+                Self::Unavailable("the recording")
+            }
+            RecordingError::Integrity(cause) => {
+                tracing::error!(error = &*cause as &dyn std::error::Error, "recording is damaged");
+                Self::Damaged
+            }
+        }
+    }
+}
+
+impl From<RetentionError> for ApiError {
+    fn from(error: RetentionError) -> Self {
+        match error {
+            RetentionError::NotFound => Self::NotFound,
+            RetentionError::Deleted(_) => Self::Gone(error.to_string()),
+            RetentionError::Refused(refusal) => {
+                Self::Conflict { code: refusal.code(), detail: refusal.to_string() }
+            }
+            RetentionError::Contended => Self::Conflict { code: "contended", detail: error.to_string() },
+            RetentionError::Audit(error) => error.into(),
+            RetentionError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<MintRefused> for ApiError {
+    fn from(MintRefused { field, problem }: MintRefused) -> Self {
+        match field {
+            "" => Self::Conflict { code: "not_configured", detail: problem },
+            field => Self::invalid(field, problem),
+        }
+    }
+}

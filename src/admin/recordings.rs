@@ -1,0 +1,476 @@
+//! Stored recordings: which there are, what is known of one, links, holds, deletion.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use crate::clock;
+use crate::control::mint::{self, GrantOrder};
+use crate::control::recordings::{self, RecordingError, StoredRecording};
+use crate::control::retention::{OrderedBy, Orders, Placed, receipt};
+use crate::domain::ids::RecordingId;
+use crate::domain::playback::grant::TrackSelection;
+use crate::domain::playback::wav::Encoding;
+use crate::domain::sign::{decode_base64url, encode_base64url, encode_hex};
+use crate::domain::time::UnixMillis;
+use crate::upload::newest_order;
+
+use super::Shared;
+use super::error::{ApiError, Problem};
+use super::guard::Caller;
+use super::input::{self, Named, Parameters};
+
+/// Recordings of a page unless told.
+const PAGE: usize = 50;
+/// Recordings of a page at most: with details each costs a few requests to the store.
+const MAX_PAGE: usize = 200;
+/// Recordings whose details are read at the same time.
+const AT_ONCE: usize = 8;
+
+/// Which recordings are listed.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct ListQuery {
+    /// At most so many: 1 to 200, 50 unless given.
+    limit: Option<usize>,
+    /// The `next` of the page before.
+    cursor: Option<String>,
+    /// Begun at this time or later (RFC 3339).
+    from: Option<String>,
+    /// Begun before this time (RFC 3339).
+    to: Option<String>,
+    /// Whether state and length are read as well, which costs a few requests to the store for each recording.
+    #[serde(default)]
+    details: bool,
+}
+
+/// A page of recordings, oldest first.
+#[derive(Serialize, ToSchema)]
+pub(super) struct RecordingPage {
+    recordings: Vec<Listed>,
+    /// Where the next page begins; none after the last.
+    next: Option<String>,
+}
+
+/// A recording of a list.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Listed {
+    recording: String,
+    /// When it began.
+    created: String,
+    /// With `details`: `receiving`, `complete`, `partial`, `recovered`, or `unreadable`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state: Option<&'static str>,
+    /// With `details`: how long it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seconds: Option<f64>,
+}
+
+/// List recordings
+#[utoipa::path(
+    get, path = "/v1/tenants/{tenant}/recordings", operation_id = "list_recordings", tag = "recordings",
+    params(("tenant" = String, Path, description = "The tenant's id"), ListQuery),
+    responses(
+        (status = 200, body = RecordingPage),
+        (status = "default", body = Problem, content_type = "application/problem+json"),
+    ),
+)]
+pub(super) async fn list(
+    State(shared): State<Shared>,
+    caller: Caller,
+    Parameters(query): Parameters<ListQuery>,
+) -> Result<Json<RecordingPage>, ApiError> {
+    let (node, tenant) = (&shared.node, caller.tenant()?);
+    let limit = query.limit.unwrap_or(PAGE);
+    if !(1..=MAX_PAGE).contains(&limit) {
+        return Err(ApiError::invalid("limit", format!("allowed: 1 to {MAX_PAGE}")));
+    }
+    let from = query.from.as_deref().map(|text| time("from", text)).transpose()?;
+    let to = query.to.as_deref().map(|text| time("to", text)).transpose()?;
+    let cursor = query.cursor.as_deref().map(read_cursor).transpose()?;
+    // The last id that could have been made before that time.
+    let before = from.map(|from| RecordingId::new(from.0.saturating_sub(1), &[0xff; 10]));
+    node.audit.record(&tenant.id, caller.event("list-recordings", tenant.id.to_string())).await?;
+    let mut found = recordings::list(&*node.store, &tenant.id, cursor.max(before), limit + 1).await?;
+    found.retain(|recording| to.is_none_or(|to| recording.created_ms() < to.0));
+    let has_more = found.len() > limit;
+    found.truncate(limit);
+    let next = found.last().filter(|_| has_more).map(|last| cursor_of(*last));
+    let listed = stream::iter(found.into_iter().map(|recording| {
+        let tenant = tenant.id.clone();
+        async move {
+            let mut listed = Listed {
+                recording: recording.to_string(),
+                created: clock::rfc3339(UnixMillis(recording.created_ms())),
+                state: None,
+                seconds: None,
+            };
+            if query.details {
+                match StoredRecording::open(Arc::clone(&node.store), &node.keys, &tenant, recording).await {
+                    Ok(stored) => {
+                        (listed.state, listed.seconds) = (Some(state(&stored)), Some(seconds(&stored)));
+                    }
+                    Err(RecordingError::Unavailable(cause)) => {
+                        return Err(ApiError::from(RecordingError::Unavailable(cause)));
+                    }
+                    // Listed and then deleted, not begun, or damaged.
+                    Err(RecordingError::NotFound | RecordingError::Integrity(_)) => {
+                        listed.state = Some("unreadable");
+                    }
+                }
+            }
+            Ok(listed)
+        }
+    }));
+    let recordings = listed.buffered(AT_ONCE).try_collect().await?;
+    Ok(Json(RecordingPage { recordings, next }))
+}
+
+fn time(field: &'static str, text: &str) -> Result<UnixMillis, ApiError> {
+    let parsed = clock::parse_rfc3339(text);
+    parsed.ok_or_else(|| ApiError::invalid(field, "allowed: a time such as 2026-11-26T12:00:00Z"))
+}
+
+fn cursor_of(last: RecordingId) -> String {
+    encode_base64url(&last.0)
+}
+
+fn read_cursor(text: &str) -> Result<RecordingId, ApiError> {
+    let bytes = decode_base64url(text.as_bytes()).and_then(|bytes| bytes.try_into().ok());
+    bytes.map(RecordingId).ok_or_else(|| ApiError::invalid("cursor", "allowed: the next of the page before"))
+}
+
+/// What is known of a recording.
+#[derive(Serialize, ToSchema)]
+pub(super) struct RecordingView {
+    recording: String,
+    /// `receiving`, `complete`, `partial` or `recovered`.
+    state: &'static str,
+    seconds: f64,
+    created: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ended: Option<Ended>,
+    /// Whether nothing may delete it.
+    hold: bool,
+    /// When it expires although its sealed date is later.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ordered_expiry: Option<String>,
+}
+
+/// What is known of a recording whose call is over.
+#[derive(Serialize, ToSchema)]
+struct Ended {
+    ended: String,
+    /// When it is deleted unless it is held.
+    expires: String,
+    cause: &'static str,
+    route: String,
+    provider: String,
+    /// The provider's call.
+    call: String,
+    /// How the caller's consent is known, where the route asks for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    consent: Option<String>,
+    /// What the provider and the ticket said of the call, and what was learned while it ran.
+    texts: std::collections::BTreeMap<String, String>,
+    /// Missing audio.
+    gaps: Vec<Gap>,
+    /// SHA-256 of the manifest.
+    root: String,
+}
+
+/// A stretch without audio.
+#[derive(Serialize, ToSchema)]
+struct Gap {
+    track: u8,
+    /// From the beginning of the recording.
+    at_seconds: f64,
+    seconds: f64,
+    /// Why: `source`, `pause`, …
+    reason: &'static str,
+    /// Whether audio was lost, and not left out on purpose.
+    lost: bool,
+}
+
+/// Show a recording
+#[utoipa::path(
+    get, path = "/v1/tenants/{tenant}/recordings/{recording}", operation_id = "show_recording", tag = "recordings",
+    params(
+        ("tenant" = String, Path, description = "The tenant's id"),
+        ("recording" = String, Path, description = "The recording's id"),
+    ),
+    responses(
+        (status = 200, body = RecordingView),
+        (status = 410, body = Problem, content_type = "application/problem+json", description = "It was deleted"),
+        (status = "default", body = Problem, content_type = "application/problem+json"),
+    ),
+)]
+pub(super) async fn show(
+    State(shared): State<Shared>,
+    caller: Caller,
+    Named(recording): Named,
+) -> Result<Json<RecordingView>, ApiError> {
+    let (node, tenant) = (&shared.node, caller.tenant()?);
+    let stored = open(&shared, &caller, recording).await?;
+    node.audit.record(&tenant.id, caller.event("show-recording", recording.to_string())).await?;
+    let order = newest_order(&*node.store, tenant.id.tag(), recording).await?.map(|(_, order)| order);
+    Ok(Json(RecordingView {
+        recording: recording.to_string(),
+        state: state(&stored),
+        seconds: seconds(&stored),
+        created: clock::rfc3339(UnixMillis(recording.created_ms())),
+        ended: ended(&stored),
+        hold: order.as_ref().is_some_and(|order| order.hold),
+        ordered_expiry: order.and_then(|order| order.expires_ms).map(|at| clock::rfc3339(UnixMillis(at))),
+    }))
+}
+
+/// Opens a recording; one that was deleted says so.
+async fn open(shared: &Shared, caller: &Caller, recording: RecordingId) -> Result<StoredRecording, ApiError> {
+    let (node, tenant) = (&shared.node, caller.tenant()?);
+    match StoredRecording::open(Arc::clone(&node.store), &node.keys, &tenant.id, recording).await {
+        Err(RecordingError::NotFound) => {
+            let receipt = receipt(&*node.store, tenant.id.tag(), recording).await?;
+            Err(receipt.map_or(ApiError::NotFound, |receipt| {
+                let at = clock::rfc3339(UnixMillis(receipt.deleted_at_ms));
+                ApiError::Gone(format!("it was deleted at {at}: {}", receipt.reason.name()))
+            }))
+        }
+        opened => Ok(opened?),
+    }
+}
+
+fn ended(stored: &StoredRecording) -> Option<Ended> {
+    let finished = stored.manifest()?;
+    let (metadata, end) = (&finished.metadata, &finished.end);
+    let rate = f64::from(stored.format().rate());
+    let gaps = end.gaps.iter().map(|gap| Gap {
+        track: gap.track,
+        at_seconds: f64::from(gap.pts) / rate,
+        seconds: f64::from(gap.samples) / rate,
+        reason: gap.reason_name(),
+        lost: gap.is_loss(),
+    });
+    let texts = [&metadata.parameters, &metadata.ticket, &end.notes].into_iter().flatten();
+    Some(Ended {
+        ended: clock::rfc3339(UnixMillis(end.ended_ms)),
+        expires: clock::rfc3339(UnixMillis(end.expires_ms)),
+        cause: end.cause.name(),
+        route: metadata.route.clone(),
+        provider: metadata.provider.clone(),
+        call: metadata.call.clone(),
+        consent: metadata.consent.clone(),
+        texts: texts.map(|(name, text)| (name.clone(), text.clone())).collect(),
+        gaps: gaps.collect(),
+        root: encode_hex(&finished.root),
+    })
+}
+
+fn state(stored: &StoredRecording) -> &'static str {
+    stored.manifest().map_or("receiving", |finished| finished.end.life.name())
+}
+
+#[expect(clippy::cast_precision_loss, reason = "samples of a call are far below 2^52")]
+fn seconds(stored: &StoredRecording) -> f64 {
+    stored.timeline().samples() as f64 / f64::from(stored.format().rate())
+}
+
+/// What a link shall allow.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NewGrant {
+    /// Who will listen; goes into the audit log. 1 to 128 bytes.
+    sub: String,
+    /// How long it works, in seconds: `playback.default_ttl_secs` unless given, and at most the tenant's longest.
+    ttl_secs: Option<u64>,
+    /// Only from this address or range.
+    ip: Option<String>,
+    /// `caller`, `agent` or `both`, which is the default.
+    track: Option<String>,
+    /// `pcm`, which is the default, or `ulaw`.
+    format: Option<String>,
+    /// Whether browsers save it instead of playing it.
+    #[serde(default)]
+    download: bool,
+}
+
+/// A link to a recording.
+#[derive(Serialize, ToSchema)]
+pub(super) struct MadeGrant {
+    /// Whoever has it can listen until it expires.
+    url: String,
+    /// From when on it is worth nothing.
+    expires: String,
+}
+
+/// Make a signed, expiring link to a recording
+#[utoipa::path(
+    post, path = "/v1/tenants/{tenant}/recordings/{recording}/grants", operation_id = "create_grant", tag = "recordings",
+    params(
+        ("tenant" = String, Path, description = "The tenant's id"),
+        ("recording" = String, Path, description = "The recording's id"),
+    ),
+    request_body = NewGrant,
+    responses(
+        (status = 201, body = MadeGrant),
+        (status = 410, body = Problem, content_type = "application/problem+json", description = "It was deleted"),
+        (status = "default", body = Problem, content_type = "application/problem+json"),
+    ),
+)]
+pub(super) async fn grant(
+    State(shared): State<Shared>,
+    caller: Caller,
+    Named(recording): Named,
+    input::Json(new): input::Json<NewGrant>,
+) -> Result<(StatusCode, Json<MadeGrant>), ApiError> {
+    let (node, tenant) = (&shared.node, caller.tenant()?);
+    let order = grant_order(new, caller.reason())?;
+    open(&shared, &caller, recording).await?;
+    let (grant, url) = mint::grant(&node.config, tenant, recording, order)?;
+    let event = caller.complete(mint::grant_event(&grant.sub, &grant));
+    node.audit.record(&tenant.id, event).await?;
+    let expires = clock::rfc3339(UnixMillis(grant.exp.saturating_mul(1000)));
+    Ok((StatusCode::CREATED, Json(MadeGrant { url, expires })))
+}
+
+fn grant_order(new: NewGrant, reason: Option<&str>) -> Result<GrantOrder, ApiError> {
+    let track = match new.track.as_deref() {
+        None | Some("both") => TrackSelection::Both,
+        Some("caller") => TrackSelection::Caller,
+        Some("agent") => TrackSelection::Agent,
+        Some(_) => return Err(ApiError::invalid("track", "allowed: caller, agent, both")),
+    };
+    let format = match new.format.as_deref() {
+        None | Some("pcm") => Encoding::Pcm16,
+        Some("ulaw") => Encoding::Ulaw,
+        Some(_) => return Err(ApiError::invalid("format", "allowed: pcm, ulaw")),
+    };
+    let ip = new.ip.map(|text| {
+        text.parse().map_err(|_| ApiError::invalid("ip", "allowed: an address or range such as 192.0.2.0/24"))
+    });
+    let reason = reason.map(str::to_owned);
+    Ok(GrantOrder {
+        ttl_secs: new.ttl_secs,
+        sub: new.sub,
+        reason,
+        ip: ip.transpose()?,
+        track,
+        format,
+        dl: new.download,
+    })
+}
+
+/// What holds for a recording after an order.
+#[derive(Serialize, ToSchema)]
+pub(super) struct OrderView {
+    recording: String,
+    /// Whether nothing may delete it.
+    hold: bool,
+    /// When it expires although its sealed date is later.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ordered_expiry: Option<String>,
+    /// Whether the order changed anything.
+    changed: bool,
+}
+
+impl OrderView {
+    fn of(recording: RecordingId, Placed { order, changed }: Placed) -> Json<Self> {
+        Json(Self {
+            recording: recording.to_string(),
+            hold: order.hold,
+            ordered_expiry: order.expires_ms.map(|at| clock::rfc3339(UnixMillis(at))),
+            changed,
+        })
+    }
+}
+
+fn orders(shared: &Shared) -> Orders {
+    let node = &shared.node;
+    Orders::new(Arc::clone(&node.store), Arc::clone(&node.keys), node.audit.clone())
+}
+
+fn ordered_by(caller: &Caller) -> OrderedBy {
+    let event = caller.event("", String::new());
+    OrderedBy {
+        actor: event.actor,
+        role: caller.role(),
+        source: event.source,
+        request: event.request,
+        reason: event.reason.unwrap_or_default(),
+    }
+}
+
+/// Hold a recording: nothing deletes it until it is released
+#[utoipa::path(
+    post, path = "/v1/tenants/{tenant}/recordings/{recording}/hold", operation_id = "hold_recording", tag = "recordings",
+    params(
+        ("tenant" = String, Path, description = "The tenant's id"),
+        ("recording" = String, Path, description = "The recording's id"),
+    ),
+    responses(
+        (status = 200, body = OrderView),
+        (status = "default", body = Problem, content_type = "application/problem+json"),
+    ),
+)]
+pub(super) async fn hold(
+    State(shared): State<Shared>,
+    caller: Caller,
+    Named(recording): Named,
+) -> Result<Json<OrderView>, ApiError> {
+    let by = ordered_by(&caller);
+    let placed = orders(&shared).hold(&caller.tenant()?.id, recording, &by).await?;
+    Ok(OrderView::of(recording, placed))
+}
+
+/// Release a held recording: its date counts again
+#[utoipa::path(
+    post, path = "/v1/tenants/{tenant}/recordings/{recording}/release", operation_id = "release_recording", tag = "recordings",
+    params(
+        ("tenant" = String, Path, description = "The tenant's id"),
+        ("recording" = String, Path, description = "The recording's id"),
+    ),
+    responses(
+        (status = 200, body = OrderView),
+        (status = "default", body = Problem, content_type = "application/problem+json"),
+    ),
+)]
+pub(super) async fn release(
+    State(shared): State<Shared>,
+    caller: Caller,
+    Named(recording): Named,
+) -> Result<Json<OrderView>, ApiError> {
+    let by = ordered_by(&caller);
+    let placed = orders(&shared).release(&caller.tenant()?.id, recording, &by).await?;
+    Ok(OrderView::of(recording, placed))
+}
+
+/// Delete a recording before its date
+///
+/// The next sweep deletes it; a call that still runs is deleted when it has ended. A held recording is refused.
+#[utoipa::path(
+    delete, path = "/v1/tenants/{tenant}/recordings/{recording}", operation_id = "delete_recording", tag = "recordings",
+    params(
+        ("tenant" = String, Path, description = "The tenant's id"),
+        ("recording" = String, Path, description = "The recording's id"),
+    ),
+    responses(
+        (status = 202, body = OrderView, description = "The next sweep deletes it"),
+        (status = 409, body = Problem, content_type = "application/problem+json", description = "It is held"),
+        (status = "default", body = Problem, content_type = "application/problem+json"),
+    ),
+)]
+pub(super) async fn delete(
+    State(shared): State<Shared>,
+    caller: Caller,
+    Named(recording): Named,
+) -> Result<(StatusCode, Json<OrderView>), ApiError> {
+    let by = ordered_by(&caller);
+    let placed = orders(&shared).delete(&caller.tenant()?.id, recording, &by).await?;
+    Ok((StatusCode::ACCEPTED, OrderView::of(recording, placed)))
+}
