@@ -38,12 +38,15 @@ const AT_ONCE: usize = 8;
 #[into_params(parameter_in = Query)]
 pub(super) struct ListQuery {
     /// At most so many: 1 to 200, 50 unless given.
+    #[param(minimum = 1, maximum = 200)]
     limit: Option<usize>,
     /// The `next` of the page before.
     cursor: Option<String>,
     /// Begun at this time or later (RFC 3339).
+    #[param(format = DateTime)]
     from: Option<String>,
     /// Begun before this time (RFC 3339).
+    #[param(format = DateTime)]
     to: Option<String>,
     /// Whether state and length are read as well, which costs a few requests to the store for each recording.
     #[serde(default)]
@@ -288,6 +291,7 @@ pub(super) struct NewGrant {
     /// Who will listen; goes into the audit log. 1 to 128 bytes.
     sub: String,
     /// How long it works, in seconds: `playback.default_ttl_secs` unless given, and at most the tenant's longest.
+    #[schema(minimum = 1)]
     ttl_secs: Option<u64>,
     /// Only from this address or range.
     ip: Option<String>,

@@ -28,8 +28,10 @@ pub(super) struct NewTicket {
     /// The provider's call that it is for, such as Twilio's CallSid; any unless given.
     call: Option<String>,
     /// How long it works, in seconds: 300 unless given, and at most the tenant's `tickets.max_ttl_secs`.
+    #[schema(minimum = 1)]
     ttl_secs: Option<u64>,
     /// How many days the recording is kept, instead of the tenant's: 1 to 3650.
+    #[schema(minimum = 1, maximum = 3650)]
     retention_days: Option<u32>,
     /// The caller has agreed to be recorded.
     #[serde(default)]
