@@ -7,6 +7,7 @@ mod counts;
 mod dial;
 mod overheard;
 mod passed;
+mod pulse;
 mod pump;
 mod queue;
 mod socket;

@@ -16,20 +16,20 @@ use tokio::time::sleep_until;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 use crate::clock;
 use crate::config::OnLoss;
 use crate::jitter::jittered;
 use crate::observe::metrics as names;
-use crate::websocket::{self, Failure};
+use crate::websocket::Failure;
 
 use super::counts::Counts;
 use super::dial::{DialError, Dialer, Handshake, UpstreamSocket};
 use super::overheard::{Listener, Side};
 use super::passed::{Alignment, Passed, Traffic};
+use super::pulse::Pulse;
 use super::queue::{Pushed, Queue};
-use super::socket::{Broken, close, write};
+use super::socket::{Broken, close, is_decision, passed_on, write};
 
 /// After the provider's last message both sides are closed by us.
 const CLOSE_AFTER_STOP: Duration = Duration::from_secs(5);
@@ -128,12 +128,6 @@ enum Agent {
     Open(UpstreamSocket),
     /// Until the next attempt.
     Away(Instant),
-}
-
-/// When a side was heard last.
-struct Pulse {
-    heard_at: Instant,
-    is_pinged: bool,
 }
 
 /// What happened that the pump cannot deal with by itself.
@@ -454,38 +448,4 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
         self.counts.to_provider.publish();
         self.counts.publish_in();
     }
-}
-
-impl Pulse {
-    fn new(now: Instant) -> Self {
-        Self { heard_at: now, is_pinged: false }
-    }
-
-    fn deadline(&self, settings: &Settings) -> Instant {
-        let dead_after = if self.is_pinged { settings.dead_after } else { Duration::ZERO };
-        self.heard_at + settings.ping_after + dead_after
-    }
-
-    /// Pings a side that was silent for long; `false` when it was silent after that as well, or cannot be written to.
-    fn ping<S: AsyncRead + AsyncWrite + Unpin>(&mut self, socket: &mut WebSocketStream<S>) -> bool {
-        !std::mem::replace(&mut self.is_pinged, true) && websocket::ping(socket)
-    }
-}
-
-/// Returns the code and reason with which a close is passed on. What may not be written becomes 1000.
-fn passed_on(frame: Option<CloseFrame>) -> (u16, String) {
-    match frame {
-        Some(CloseFrame { code, reason }) if code.is_allowed() => (code.into(), reason.as_str().to_owned()),
-        Some(_) | None => (1000, String::new()),
-    }
-}
-
-/// Whether an agent that closes means to: anything but the codes of a server in trouble.
-fn is_decision(frame: Option<&CloseFrame>) -> bool {
-    !frame.is_some_and(|frame| {
-        matches!(
-            frame.code,
-            CloseCode::Away | CloseCode::Error | CloseCode::Restart | CloseCode::Again | CloseCode::Abnormal
-        ) || u16::from(frame.code) == 1014
-    })
 }

@@ -1,4 +1,4 @@
-//! Writing to one side and closing it.
+//! Writing to one side, closing it, and what a close means.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -6,6 +6,8 @@ use std::task::{Context, Poll};
 use futures_util::Sink;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 
 use crate::websocket;
@@ -53,4 +55,22 @@ pub(super) async fn close<S: AsyncRead + AsyncWrite + Unpin>(
     frame: Option<(u16, &str)>,
 ) {
     websocket::close(socket, std::iter::from_fn(|| queue.pop().map(Message::from)), frame).await;
+}
+
+/// Returns the code and reason with which a close is passed on. What may not be written becomes 1000.
+pub(super) fn passed_on(frame: Option<CloseFrame>) -> (u16, String) {
+    match frame {
+        Some(CloseFrame { code, reason }) if code.is_allowed() => (code.into(), reason.as_str().to_owned()),
+        Some(_) | None => (1000, String::new()),
+    }
+}
+
+/// Whether an agent that closes means to: anything but the codes of a server in trouble.
+pub(super) fn is_decision(frame: Option<&CloseFrame>) -> bool {
+    !frame.is_some_and(|frame| {
+        matches!(
+            frame.code,
+            CloseCode::Away | CloseCode::Error | CloseCode::Restart | CloseCode::Again | CloseCode::Abnormal
+        ) || u16::from(frame.code) == 1014
+    })
 }
