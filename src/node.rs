@@ -12,8 +12,8 @@ use crate::config::{Config, Tenant};
 use crate::control::audit::AuditLog;
 use crate::domain::ids::TenantId;
 use crate::drain::{Drain, Phase};
-use crate::ingest::StreamLimits;
 use crate::ingest::vapi::Inbox;
+use crate::ingest::{HangUps, StreamLimits};
 use crate::journal::{Journal, JournalState};
 use crate::keys::KeyService;
 use crate::live::Live;
@@ -51,6 +51,8 @@ pub struct Node {
     pub dialer: Dialer,
     /// Dials Vapi.
     pub vapi_dialer: Dialer,
+    /// Ends phone calls whose agents are lost.
+    pub hang_ups: HangUps,
     /// How far stopping has come.
     pub drain: Drain,
     /// Streams per tenant.

@@ -28,7 +28,7 @@ use crate::domain::ids::TenantId;
 use crate::drain::{Drain, Phase};
 use crate::http::{self, serve_ops};
 use crate::ingest::tls::{Certificate, SelfSigned, TlsError, server_config};
-use crate::ingest::{StreamLimits, serve_public, vapi};
+use crate::ingest::{HangUps, StreamLimits, serve_public, vapi};
 use crate::jitter::jittered;
 use crate::journal::{Journal, JournalConfig, OpenError, Replay};
 use crate::keys::{KeyProvider, KeyService, KeyringError, Providers};
@@ -175,6 +175,7 @@ pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running,
     let (journal, replay) = open_journal(&config).await?;
     let uploader = open_uploader(&config, &store, &journal);
     let (dialer, vapi_dialer) = open_dialers(&config)?;
+    let hang_ups = HangUps::new(&config.relay.twilio_api)?;
     let (inbox, waiting) = vapi::Inbox::new();
     let public = bind(config.listen.public).await?;
     let admin = Admin::open(&config).await?;
@@ -193,6 +194,7 @@ pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running,
         vapi: inbox,
         dialer,
         vapi_dialer,
+        hang_ups,
         drain: Drain::new(),
         limits: StreamLimits::default(),
         metrics,

@@ -67,7 +67,7 @@ pub use sweep::Sweep;
 pub use tenant::{
     HipaaMode, Limits, NoKeyPolicy, Retention, Tenant, TenantPlayback, TenantStatus, TenantTickets,
 };
-pub use twilio::Twilio;
+pub use twilio::{ApiUser, Twilio, TwilioApi};
 pub use upstream::{OnLoss, Relay, Upstream};
 pub use vapi::{ListenChannels, Vapi, VapiHmac, VapiNode};
 pub use vault::{Vault, VaultLogin};

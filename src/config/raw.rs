@@ -163,7 +163,16 @@ section!(
         write_buffer_bytes: i64,
     } later []
 );
-section!(Relay { ca_file: String, connect_timeout_ms: i64, queue_bytes: i64 } later ["twilio_api_url"]);
+section!(
+    Relay {
+        ca_file: String,
+        connect_timeout_ms: i64,
+        queue_bytes: i64,
+        twilio_api_url: String,
+        twilio_api_ca_file: String,
+        twilio_api_timeout_ms: i64,
+    } later []
+);
 section!(
     Upload {
         concurrency: i64,
@@ -223,8 +232,10 @@ section!(
         auth_tokens: Value,
         shared_keys: Value,
         require_shared_key: bool,
+        api_keys: Table,
     } later []
 );
+section!(TwilioApiKey { sid: String, secret: Value } later []);
 section!(
     /// How the node reaches Vapi; a tenant's table of the same name says how Vapi proves who it is.
     VapiNode { ca_file: String, allow_private_hosts: bool } later []

@@ -106,7 +106,7 @@ impl Route {
             RouteProvider::VapiListen => refuse_for_listen(&raw, record, scope),
             RouteProvider::VapiTransport => refuse_for_transport(&raw, scope),
         }
-        let upstream = Upstream::check(raw.upstream, scope, references);
+        let upstream = Upstream::check(raw.upstream, scope, references, provider);
         let is_answered = match provider {
             RouteProvider::Twilio => mode == RouteMode::Bidirectional,
             RouteProvider::VapiTranscriber => true,

@@ -162,6 +162,9 @@ impl Tenant {
         let tickets = TenantTickets::check(raw.tickets, scope, references, providers.vapi_transport);
         let playback = TenantPlayback::check(raw.playback, scope, references, max_ttl);
         let routes = Route::check_all(raw.route.unwrap_or_default(), scope, references);
+        if routes.iter().filter_map(|route| route.upstream.as_ref()).any(|agent| agent.on_loss.hangs_up()) {
+            twilio.require_api_users(scope);
+        }
         let tenant = id.clone().map(|id| Self {
             id,
             status,

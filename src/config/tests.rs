@@ -3,6 +3,7 @@
 mod keys;
 mod secrets;
 mod store;
+mod twilio;
 mod vapi;
 
 use std::collections::BTreeMap;
@@ -416,11 +417,16 @@ fn upstreams_are_checked() {
     assert_eq!(found.on_loss, OnLoss::Hold(Duration::from_secs(5)));
     assert_eq!(found.headers["x-token"], CANARY);
     assert_eq!(upstream_of(&upstream("url = \"wss://a\"").unwrap()).on_loss, OnLoss::Close);
+    let hangup = "url = \"wss://a\"\non_loss = \"hangup\"\n";
+    assert_eq!(upstream_of(&upstream(hangup).unwrap()).on_loss, OnLoss::HangUp(None));
+    let later = upstream(&format!("{hangup}hold_secs = 7")).unwrap();
+    assert_eq!(upstream_of(&later).on_loss, OnLoss::HangUp(Some(Duration::from_secs(7))));
     for (lines, option) in [
         ("", "url"),
         ("url = \"ws://a\"", "url"),
         ("url = \"https://a\"", "url"),
-        ("url = \"wss://a\"\non_loss = \"hangup\"", "on_loss"),
+        ("url = \"wss://a\"\non_loss = \"shout\"", "on_loss"),
+        ("url = \"wss://a\"\non_loss = \"hangup\"\nhold_secs = 0", "hold_secs"),
         ("url = \"wss://a\"\nhold_secs = 5", "hold_secs"),
         ("url = \"wss://a\"\non_loss = \"hold\"\nhold_secs = 601", "hold_secs"),
         ("url = \"wss://a\"\nheaders = { Host = { file = \"h\" } }", "headers.Host"),

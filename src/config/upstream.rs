@@ -8,8 +8,10 @@ use toml::Table;
 
 use super::net::SocketUrl;
 use super::raw;
+use super::route::RouteProvider;
 use super::scope::{Bounds, Scope, Words};
 use super::secret::{References, Secret};
+use super::twilio::TwilioApi;
 
 const CONNECT_TIMEOUT_MS: Bounds = Bounds::new(3_000, 100..=30_000);
 const QUEUE_BYTES: Bounds = Bounds::new(256 * 1024, 64 * 1024..=16 * 1024 * 1024);
@@ -39,6 +41,8 @@ pub struct Relay {
     pub connect_timeout: Duration,
     /// What may wait for a slow peer, in each direction of a call.
     pub queue_bytes: usize,
+    /// Where Twilio is asked to end calls.
+    pub twilio_api: TwilioApi,
 }
 
 /// The agent of a route.
@@ -59,8 +63,26 @@ pub struct Upstream {
 pub enum OnLoss {
     /// The provider's connection is closed, and the call goes on as the provider's rules say.
     Close,
-    /// The caller is kept for so long while the agent is dialled again.
+    /// The caller is kept for so long while the agent is dialled again; then as [`OnLoss::Close`].
     Hold(Duration),
+    /// The phone call is ended, after the caller was kept for so long while the agent was dialled again.
+    HangUp(Option<Duration>),
+}
+
+impl OnLoss {
+    /// Returns for how long the agent is dialled again.
+    pub fn hold(self) -> Option<Duration> {
+        match self {
+            Self::Close => None,
+            Self::Hold(longest) => Some(longest),
+            Self::HangUp(hold) => hold,
+        }
+    }
+
+    /// Whether the phone call is ended when the agent does not come back.
+    pub fn hangs_up(self) -> bool {
+        matches!(self, Self::HangUp(_))
+    }
 }
 
 impl Relay {
@@ -71,6 +93,11 @@ impl Relay {
             ca_file: ca_file.map(|file| references.dir.join(file)),
             connect_timeout: scope.millis("connect_timeout_ms", raw.connect_timeout_ms, &CONNECT_TIMEOUT_MS),
             queue_bytes: scope.size("queue_bytes", raw.queue_bytes, &QUEUE_BYTES),
+            twilio_api: TwilioApi::check(
+                (raw.twilio_api_url, raw.twilio_api_ca_file, raw.twilio_api_timeout_ms),
+                &scope,
+                references,
+            ),
         }
     }
 }
@@ -81,6 +108,7 @@ impl Upstream {
         table: Option<Table>,
         route: &Scope<'_>,
         references: &References<'_>,
+        provider: RouteProvider,
     ) -> Option<Self> {
         let (scope, raw): (_, raw::Upstream) = route.section("upstream", Some(table?));
         if raw.url.is_none() {
@@ -88,7 +116,7 @@ impl Upstream {
         }
         let headers = check_headers(&scope, references.map(&scope, "headers", raw.headers, MAX_HEADER_NAME));
         let secrets = references.list(&scope, "secrets", raw.secrets);
-        let on_loss = check_on_loss(&scope, raw.on_loss.as_deref(), raw.hold_secs);
+        let on_loss = check_on_loss(&scope, raw.on_loss.as_deref(), raw.hold_secs, provider);
         // Not shown when it is wrong: its path may be a secret.
         let url = raw.url?.parse();
         if let Err(problem) = &url {
@@ -98,14 +126,47 @@ impl Upstream {
     }
 }
 
-fn check_on_loss(scope: &Scope<'_>, given: Option<&str>, hold_secs: Option<i64>) -> OnLoss {
-    let words = Words { default: false, allowed: &[("close", false), ("hold", true)], later: &["hangup"] };
-    let holds = scope.word("on_loss", given, &words);
+/// The words of `on_loss`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Word {
+    Close,
+    Hold,
+    HangUp,
+}
+
+fn check_on_loss(
+    scope: &Scope<'_>,
+    given: Option<&str>,
+    hold_secs: Option<i64>,
+    provider: RouteProvider,
+) -> OnLoss {
+    let words = Words {
+        default: Word::Close,
+        allowed: &[("close", Word::Close), ("hold", Word::Hold), ("hangup", Word::HangUp)],
+        later: &[],
+    };
+    let word = scope.word("on_loss", given, &words);
     let hold = scope.secs("hold_secs", hold_secs, &HOLD_SECS);
-    if !holds && hold_secs.is_some() {
-        scope.fault("hold_secs", "has no meaning without on_loss = \"hold\"; allowed: leave it out");
+    match word {
+        Word::Close => {
+            if hold_secs.is_some() {
+                scope.fault(
+                    "hold_secs",
+                    "has no meaning without on_loss = \"hold\" or \"hangup\"; allowed: leave it out",
+                );
+            }
+            OnLoss::Close
+        }
+        Word::Hold => OnLoss::Hold(hold),
+        Word::HangUp if provider == RouteProvider::Twilio => OnLoss::HangUp(hold_secs.map(|_| hold)),
+        Word::HangUp => {
+            scope.fault(
+                "on_loss",
+                "\"hangup\" is given, but the phone call is Vapi's and not ours to end; allowed: \"close\", \"hold\"",
+            );
+            OnLoss::Close
+        }
     }
-    if holds { OnLoss::Hold(hold) } else { OnLoss::Close }
 }
 
 fn check_headers(scope: &Scope<'_>, given: impl IntoIterator<Item = (String, Secret)>) -> HeaderMap {

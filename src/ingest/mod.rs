@@ -2,6 +2,7 @@
 
 mod admission;
 mod connection;
+mod hangup;
 mod limits;
 mod listener;
 mod relayed;
@@ -13,6 +14,7 @@ pub mod vapi;
 
 use std::net::IpAddr;
 
+pub use hangup::HangUps;
 pub use limits::{Limited, StreamLimits, StreamPermit};
 pub use listener::serve_public;
 

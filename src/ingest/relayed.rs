@@ -30,8 +30,8 @@ use crate::relay::{
 };
 
 use super::admission::{Admitted, Line, Socket};
-use super::connection;
 use super::stream::{MustEnd, StreamInHand};
+use super::{connection, hangup};
 
 /// Messages before `start`: there is one.
 const MAX_GREETING: usize = 16;
@@ -180,6 +180,8 @@ async fn pass_on(
     let (listener, listening) = overhear();
     let (ended, end) = oneshot::channel();
     let tenant = stream.tenant().clone();
+    let to_end = stream.twilio_call().filter(|_| settings.on_loss.hangs_up());
+    let hang_up = to_end.map(|call| hangup::when_polled(node, stream.tenant_in_full(), call));
     let listener_task = tokio::spawn(listen(listening, stream, end));
     let call = Call {
         provider: socket,
@@ -187,6 +189,7 @@ async fn pass_on(
         dialling: Box::pin(async move { dialling.task.await.unwrap_or(Err(DialError::TimedOut)) }),
         dialer: dialling.dialer,
         handshake: dialling.handshake,
+        hang_up,
         listener,
     };
     let outcome = relay(call, settings, node.drain.reached(Phase::Stopping)).await;

@@ -12,7 +12,7 @@ use metrics::counter;
 use crate::config::{NoKeyPolicy, Record as RecordPolicy, Route, RouteProvider, Tenant};
 use crate::domain::audio::{AudioFormat, Speakers};
 use crate::domain::ids::TenantId;
-use crate::domain::provider::twilio::TwilioDecoder;
+use crate::domain::provider::twilio::{AccountSid, CallSid, TwilioDecoder};
 use crate::domain::provider::{DropReason, Refusal, StreamStart};
 use crate::domain::recording::EndCause;
 use crate::domain::session::{AgentAudio, SessionError};
@@ -96,6 +96,19 @@ impl StreamInHand {
 
     pub(super) fn tenant(&self) -> &TenantId {
         &self.tenant.id
+    }
+
+    /// Returns whose configuration it follows.
+    pub(super) fn tenant_in_full(&self) -> &Arc<Tenant> {
+        &self.tenant
+    }
+
+    /// Returns Twilio's call and its account, once the stream has started.
+    pub(super) fn twilio_call(&self) -> Option<(AccountSid, CallSid)> {
+        match &self.decoder {
+            Decoder::Twilio(decoder) => decoder.call(),
+            Decoder::Transcriber(_) | Decoder::Transport(_) => None,
+        }
     }
 
     pub(super) fn has_started(&self) -> bool {

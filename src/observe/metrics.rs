@@ -48,6 +48,9 @@ pub const RELAY_DROPPED: &str = "relay_messages_dropped_total";
 pub const UPSTREAM_DIALS: &str = "relay_dials_total";
 /// Counter, label `action`: agents that were lost, and what became of the call.
 pub const AGENTS_LOST: &str = "relay_agents_lost_total";
+/// Counter, label `result`: phone calls that were to be ended because their agents were lost. Anything but `ended` and `over`
+/// gave the call back to the provider.
+pub const HANG_UPS: &str = "relay_hangups_total";
 /// Counter, label `result`: Vapi's server messages, by kind or by why they were refused.
 pub const VAPI_WEBHOOKS: &str = "vapi_webhooks_total";
 /// Counter, label `result`: what became of calls that Vapi told of.
@@ -268,6 +271,7 @@ pub const ALL: &[Metric] = &[
     metric(RELAY_DROPPED, Kind::Counter, Unit::Count, "Messages not passed on, by direction."),
     metric(UPSTREAM_DIALS, Kind::Counter, Unit::Count, "Attempts to reach an agent, by result."),
     metric(AGENTS_LOST, Kind::Counter, Unit::Count, "Agents lost, by what became of the call."),
+    metric(HANG_UPS, Kind::Counter, Unit::Count, "Phone calls to be ended for want of an agent, by result."),
     metric(VAPI_WEBHOOKS, Kind::Counter, Unit::Count, "Server messages of Vapi, by kind or refusal."),
     metric(VAPI_CALLS, Kind::Counter, Unit::Count, "Calls that Vapi told of, by what became of them."),
     metric(VAPI_DIALS, Kind::Counter, Unit::Count, "Attempts to reach a listen socket, by result."),

@@ -51,6 +51,8 @@ pub struct Call<S> {
     pub dialer: Dialer,
     /// Whom to dial again.
     pub handshake: Handshake,
+    /// What ends the phone call when the agent is lost for good, and answers whether it is over; polled then and not before.
+    pub hang_up: Option<BoxFuture<'static, bool>>,
     /// Who gets copies.
     pub listener: Listener,
 }
@@ -113,6 +115,7 @@ struct Pump<S> {
     alignment: Alignment,
     dialer: Dialer,
     handshake: Handshake,
+    hang_up: Option<BoxFuture<'static, bool>>,
     listener: Listener,
     settings: Settings,
     provider_pulse: Pulse,
@@ -128,6 +131,8 @@ enum Agent {
     Open(UpstreamSocket),
     /// Until the next attempt.
     Away(Instant),
+    /// It does not come back, for this reason, and the phone call is being ended.
+    Gone(BoxFuture<'static, bool>, &'static str),
 }
 
 /// What happened that the pump cannot deal with by itself.
@@ -137,6 +142,8 @@ enum Event {
     Dialled(Result<UpstreamSocket, DialError>),
     AgentClosed(Option<CloseFrame>),
     AgentLost,
+    /// Whether the phone call is over, and why it was ended.
+    HungUp(bool, &'static str),
     Verdict,
     Deadline,
     Stopping,
@@ -159,6 +166,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
             alignment: Alignment::new(settings.traffic),
             dialer: call.dialer,
             handshake: call.handshake,
+            hang_up: call.hang_up,
             listener: call.listener,
             settings,
             provider_pulse: Pulse::new(now),
@@ -261,6 +269,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
                     return Some(Event::Dialled(dialled));
                 }
                 Agent::Away(_) => return None,
+                Agent::Gone(hanging_up, why) => {
+                    let Poll::Ready(is_over) = hanging_up.as_mut().poll(context) else { return None };
+                    return Some(Event::HungUp(is_over, why));
+                }
                 // The agent may wait; the provider may not.
                 Agent::Open(_) if self.to_provider.is_full() => return None,
                 Agent::Open(agent) => {
@@ -297,13 +309,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
             Event::ProviderClosed(frame) => {
                 let (code, reason) = passed_on(frame);
                 self.end(None, Some((code, reason.as_str()))).await;
-                Some(Ended::ByProvider)
+                Some(if self.is_agent_gone() { Ended::AgentLost } else { Ended::ByProvider })
             }
             Event::ProviderFailed(failure) => {
                 self.end(failure.close, Some((1001, "caller's connection was lost"))).await;
                 Some(match failure {
                     _ if self.stopped_at.is_some() => Ended::ByProvider,
                     Failure { is_violation: true, .. } => Ended::ByRule,
+                    _ if self.is_agent_gone() => Ended::AgentLost,
                     Failure { is_violation: false, .. } => Ended::ProviderLost,
                 })
             }
@@ -322,6 +335,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
                 Some(if self.stopped_at.is_some() { Ended::ByProvider } else { Ended::ByAgent })
             }
             Event::AgentClosed(_) | Event::AgentLost => self.lost("agent lost").await,
+            Event::HungUp(is_over, why) => {
+                self.end(Some(if is_over { (1000, "call ended") } else { (1011, why) }), None).await;
+                Some(Ended::AgentLost)
+            }
             Event::Verdict => self.judged().await,
             Event::Deadline => self.deadline().await,
             Event::Stopping => {
@@ -353,21 +370,36 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
             self.end(Some((1000, "done")), None).await;
             return Some(Ended::ByProvider);
         }
-        if let OnLoss::Hold(longest) = self.settings.on_loss {
+        if let Some(longest) = self.settings.on_loss.hold() {
             let (since, backoff) = self.away.unwrap_or((now, FIRST_BACKOFF));
             if now + backoff < since + longest {
-                let dropped = self.to_agent.clear();
-                self.counts.dropped_to_agent.increment(dropped);
+                self.do_without_agent(Agent::Away(now + jittered(backoff)));
                 self.away = Some((since, LONGEST_BACKOFF.min(backoff * 2)));
-                self.agent = Agent::Away(now + jittered(backoff));
                 counter!(names::AGENTS_LOST, "action" => "hold").increment(1);
                 return None;
             }
+        }
+        if let Some(hang_up) = self.hang_up.take() {
+            // The provider is read on meanwhile, and what the caller says is recorded.
+            self.do_without_agent(Agent::Gone(hang_up, why));
+            self.away.get_or_insert((now, FIRST_BACKOFF));
+            counter!(names::AGENTS_LOST, "action" => "hangup").increment(1);
+            return None;
         }
         counter!(names::AGENTS_LOST, "action" => "close").increment(1);
         tracing::warn!("{why}; the call is given back to the provider");
         self.end(Some((1011, why)), None).await;
         Some(Ended::AgentLost)
+    }
+
+    /// Puts something in the place of an agent that is lost.
+    fn do_without_agent(&mut self, instead: Agent) {
+        self.counts.dropped_to_agent.increment(self.to_agent.clear());
+        self.agent = instead;
+    }
+
+    fn is_agent_gone(&self) -> bool {
+        matches!(self.agent, Agent::Gone(..))
     }
 
     async fn judged(&mut self) -> Option<Ended> {
@@ -387,7 +419,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
         match &self.agent {
             Agent::Open(_) => next = next.min(self.agent_pulse.deadline(&self.settings)),
             Agent::Away(until) => next = next.min(*until),
-            Agent::Dialling(_) => {}
+            Agent::Dialling(_) | Agent::Gone(..) => {}
         }
         match self.stopped_at {
             Some(stopped_at) => next.min(stopped_at + CLOSE_AFTER_STOP),

@@ -20,6 +20,7 @@ mod test_server;
 pub mod tls;
 pub mod transcriber;
 pub mod twilio;
+pub mod twilio_api;
 pub mod vapi;
 
 pub use agent::{AgentCall, AgentServer};
@@ -34,4 +35,5 @@ pub use transcriber::TranscriberCall;
 pub use twilio::{
     CallEnd, CallError, CallPlan, CallReport, Conversation, Pacing, Progress, Signing, TwilioCall,
 };
+pub use twilio_api::{ApiAnswer, ApiRequest, TwilioApiServer};
 pub use vapi::{LISTEN_CHUNK_BYTES, LISTEN_RATE, ListenServer, ListenSpeech, VapiMessages};

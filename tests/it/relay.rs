@@ -1,6 +1,7 @@
 //! Calls that are passed on: real TLS, a provider that plays what it is sent, agents that behave and agents that do not.
 
 mod conversation;
+mod hangup;
 mod loss;
 mod verbatim;
 
@@ -20,12 +21,17 @@ fn serve(agent: &AgentServer, upstream: &str) -> (Home, Server) {
 }
 
 fn serve_with(agent: &AgentServer, upstream: &str, setup: Setup) -> (Home, Server) {
+    serve_at((agent.address().port(), agent.certificate_pem()), upstream, setup)
+}
+
+/// The same for any agent at a port, with its certificate.
+fn serve_at((port, certificate): (u16, &str), upstream: &str, setup: Setup) -> (Home, Server) {
     let dir = std::env::temp_dir();
-    let ca = dir.join(format!("callseal-test-agent-{}-{}.pem", std::process::id(), agent.address().port()));
-    std::fs::write(&ca, agent.certificate_pem()).unwrap();
+    let ca = dir.join(format!("callseal-test-agent-{}-{port}.pem", std::process::id()));
+    std::fs::write(&ca, certificate).unwrap();
     let secret = ca.with_extension("secret");
     crate::support::write_private(&secret, SECRET);
-    let (port, secret) = (agent.address().port(), secret.display().to_string());
+    let secret = secret.display().to_string();
     let setup = setup.option("relay", "ca_file", &format!("{:?}", ca.display().to_string()));
     let setup = setup.tenant(|tenant: &mut TenantSetup| {
         let lines = format!(

@@ -92,6 +92,9 @@ fn a_transcriber_route_must_lead_somewhere() {
         assert_eq!(names(&route(&format!("{upstream}{lines}"))), [format!("route[0].{option}")], "{lines}");
     }
     assert_eq!(names(&route(&format!("{upstream}record_only = true"))), ["route[0].upstream"]);
+    let faults = route("[route.upstream]\nurl = \"wss://a\"\non_loss = \"hangup\"");
+    assert_eq!(names(&faults), ["route[0].upstream.on_loss"]);
+    assert!(faults["route[0].upstream.on_loss"].contains("not ours to end"), "{faults:?}");
 }
 
 #[test]

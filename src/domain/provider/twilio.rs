@@ -47,6 +47,30 @@ impl AccountSid {
     }
 }
 
+/// Twilio's id of a call: `CA` and 32 hexadecimal digits, so that it can stand in a URL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CallSid(String);
+
+/// Why a text is no call.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("is no call; allowed: \"CA\" and 32 hexadecimal digits")]
+pub struct InvalidCallSid;
+
+impl FromStr for CallSid {
+    type Err = InvalidCallSid;
+
+    fn from_str(text: &str) -> Result<Self, InvalidCallSid> {
+        if is_sid(text, "CA") { Ok(Self(text.to_owned())) } else { Err(InvalidCallSid) }
+    }
+}
+
+impl CallSid {
+    /// Returns the id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
 /// Decodes the messages of one stream, in order.
 pub struct TwilioDecoder {
     accounts: Vec<AccountSid>,
@@ -100,6 +124,14 @@ impl TwilioDecoder {
     /// Whether `stop` was seen.
     pub fn has_stopped(&self) -> bool {
         matches!(self.phase, Phase::Stopped)
+    }
+
+    /// Returns the call of the stream while it lives, and its account, which is one of those it decodes for.
+    pub fn call(&self) -> Option<(AccountSid, CallSid)> {
+        match &self.phase {
+            Phase::Live(live) => live.account.parse().ok().zip(live.call.parse().ok()),
+            Phase::Open | Phase::Stopped => None,
+        }
     }
 
     fn scanned_media<'m>(&mut self, scanned: &ScannedMedia<'m>) -> Result<Event<'m>, Refusal> {
@@ -269,7 +301,8 @@ fn number(value: Option<&Value>) -> Option<u64> {
     (number <= MAX_NUMBER).then_some(number)
 }
 
-fn is_sid(text: &str, prefix: &str) -> bool {
+/// Whether a text is an id of Twilio's: a prefix and 32 hexadecimal digits.
+pub(crate) fn is_sid(text: &str, prefix: &str) -> bool {
     text.strip_prefix(prefix)
         .is_some_and(|rest| rest.len() == 32 && rest.bytes().all(|b| b.is_ascii_hexdigit()))
 }

@@ -16,7 +16,7 @@ use callseal::domain::time::UnixMillis;
 use callseal::drain::{Drain, Phase};
 use callseal::ingest::tls::{Certificate, SelfSigned, server_config};
 use callseal::ingest::vapi::Inbox;
-use callseal::ingest::{StreamLimits, serve_public};
+use callseal::ingest::{HangUps, StreamLimits, serve_public};
 use callseal::journal::{Journal, JournalConfig, JournalFile, JournalFiles, JournalMetrics, SystemFiles};
 use callseal::keys::{KeyService, Keyring, LocalKeys};
 use callseal::node::Node;
@@ -225,6 +225,7 @@ impl TestNode {
             calls: Calls::new(Arc::clone(&store)),
             vapi: Inbox::new().0,
             vapi_dialer: Dialer::new(None, config.relay.connect_timeout, &config.ingest, Reach::Any).unwrap(),
+            hang_ups: HangUps::new(&config.relay.twilio_api).unwrap(),
             audit: AuditLog::start("test".to_owned(), Arc::clone(&keys), Arc::clone(&store)),
             store,
             keys,

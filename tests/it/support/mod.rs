@@ -77,6 +77,8 @@ pub(crate) struct TenantSetup {
     pub(crate) top: String,
     /// Lines of TOML in its table `limits`.
     pub(crate) limits: String,
+    /// Further lines of TOML in its table `twilio`.
+    pub(crate) twilio: String,
     /// Lines of TOML in its table `playback`.
     pub(crate) playback: String,
     /// Name, and further lines of TOML, of each route.
@@ -93,6 +95,7 @@ impl TenantSetup {
             grant_key: GRANT_KEY.to_owned(),
             top: String::new(),
             limits: "max_starts_per_sec = 1000".to_owned(),
+            twilio: String::new(),
             playback: String::new(),
             routes: vec![("reception".to_owned(), String::new()), ("default".to_owned(), String::new())],
         }
@@ -119,7 +122,7 @@ impl TenantSetup {
         let grant_key = secret("grant-k1".to_owned(), &self.grant_key);
         let mut text = format!("id = {:?}\n{}\n[limits]\n{}\n[twilio]\n", self.id, self.top, self.limits);
         writeln!(text, "account_sids = [{ACCOUNT:?}]\nauth_tokens = [{}]", tokens.join(", ")).unwrap();
-        writeln!(text, "shared_keys = {{ {} }}", shared.join(", ")).unwrap();
+        writeln!(text, "shared_keys = {{ {} }}\n{}", shared.join(", "), self.twilio).unwrap();
         writeln!(text, "[playback]\ngrant_keys = {{ k1 = {grant_key} }}\n{}", self.playback).unwrap();
         for (name, more) in &self.routes {
             let provider = if more.contains("provider = ") { "" } else { "provider = \"twilio\"\n" };
