@@ -54,8 +54,12 @@ Examples:
     cargo run --release --example null_sink -- 127.0.0.1:8444 null.pem
 
   The store hangs for a minute under 50 calls; a throw-away server with its files in a directory:
-    callseal-load faults --dir /tmp/faults --callseal target/release/callseal --store store.toml \
+    callseal-load faults --dir /tmp/faults --callseal target/release/callseal --store store.toml \\
       --fault hang --calls 50 --secs 120 --after-secs 20 --fault-secs 60
+
+  What callseal adds to the delay of messages, beside a plain TCP relay, with 200 calls and a store in trouble; about 4 minutes:
+    callseal-load relay-latency --dir /tmp/latency --callseal target/release/callseal --store store.toml \\
+      --max-added-p99-us 1000 --max-fault-percent 10
 
 Reading the result:
   send lag          how much later than due a message was with the kernel: timer, generator and a slow reader together
@@ -64,7 +68,7 @@ Reading the result:
 
 Exit codes:
   0  every call ended as planned
-  1  a call failed, or was refused; with faults: a bound was broken
+  1  a call failed, or was refused, or a bound was broken
   2  nothing was measured: bad options, an unreadable file";
 
 #[derive(Subcommand)]
@@ -160,7 +164,7 @@ fn run_faults(options: &faults::Faults) -> anyhow::Result<bool> {
 fn run_latency(options: &latency::Latency) -> anyhow::Result<bool> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let report = runtime.block_on(latency::run(options))?;
-    report.print(options.json)?;
+    report.print(options.json);
     Ok(report.all_went_well())
 }
 

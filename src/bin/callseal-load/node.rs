@@ -51,12 +51,20 @@ provider = "twilio"
 mode = "fork"
 "#;
 
-/// The route that is passed on to an agent.
+/// The routes that are passed on to an agent.
 const AGENT_ROUTE: &str = r#"
 [[route]]
 name = "agent"
 provider = "twilio"
 mode = "bidirectional"
+[route.upstream]
+url = "wss://localhost:PORT/agent"
+
+[[route]]
+name = "unrecorded"
+provider = "twilio"
+mode = "bidirectional"
+record = "never"
 [route.upstream]
 url = "wss://localhost:PORT/agent"
 "#;
@@ -71,6 +79,7 @@ pub(crate) struct Target {
 }
 
 /// What a server is started with.
+#[derive(Clone, Copy)]
 pub(crate) struct Launch<'a> {
     /// Where its files go.
     pub(crate) dir: &'a Path,
@@ -80,7 +89,7 @@ pub(crate) struct Launch<'a> {
     pub(crate) wrap: &'a [String],
     /// Its `[store]` table; a folder without one.
     pub(crate) store: Option<&'a Table>,
-    /// The port and the certificate of an agent, for the route `agent`.
+    /// The port and the certificate of an agent, for the routes `agent` and `unrecorded`.
     pub(crate) agent: Option<(u16, &'a str)>,
 }
 

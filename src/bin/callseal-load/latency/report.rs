@@ -1,0 +1,248 @@
+//! The result of a measurement of delays: a table, JSON, and whether the bounds were kept.
+
+use std::time::Duration;
+
+use callseal::simulate::LagHistogram;
+use serde_json::{Value, json};
+
+/// What was measured.
+pub(crate) struct Report {
+    calls: u16,
+    secs: u64,
+    bounds: Bounds,
+    pub(super) rows: Vec<Row>,
+    /// Calls that did not end as planned.
+    pub(super) failed: usize,
+}
+
+/// What makes the run fail.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Bounds {
+    pub(super) added_p99_us: Option<u64>,
+    pub(super) fault_percent: Option<u64>,
+}
+
+/// What a part is compared with, and as what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// The measure of all.
+    Plain,
+    /// callseal as it is by default, and nothing is wrong.
+    Fair,
+    /// Something is wrong with the store.
+    Fault,
+    /// Shown, and held to no bound.
+    Other,
+}
+
+/// One part.
+pub(super) struct Row {
+    pub(super) name: &'static str,
+    pub(super) kind: Kind,
+    /// To the agent, to the caller.
+    pub(super) delays: [LagHistogram; 2],
+    /// How much later than due messages were sent.
+    pub(super) lag: LagHistogram,
+    /// CPU seconds in a second.
+    pub(super) server_cores: Option<f64>,
+    /// The same of this process, with callers, agents and the plain relay.
+    pub(super) own_cores: f64,
+}
+
+/// Delays of all rows of a kind, both directions.
+fn all<'a>(rows: impl IntoIterator<Item = &'a Row>) -> LagHistogram {
+    let mut sum = LagHistogram::default();
+    for delays in rows.into_iter().flat_map(|row| &row.delays) {
+        sum.merge(delays);
+    }
+    sum
+}
+
+/// p50, p99 and p99.9 in microseconds.
+fn percentiles(delays: &LagHistogram) -> [u64; 3] {
+    [500, 990, 999].map(|per_mille| micros(delays.per_mille(per_mille)))
+}
+
+fn micros(delay: Duration) -> u64 {
+    u64::try_from(delay.as_micros()).unwrap_or(u64::MAX)
+}
+
+impl Report {
+    pub(super) fn new(calls: u16, secs: u64, bounds: Bounds) -> Self {
+        Self { calls, secs, bounds, rows: Vec::new(), failed: 0 }
+    }
+
+    fn of_kind(&self, kind: Kind) -> LagHistogram {
+        all(self.rows.iter().filter(|row| row.kind == kind))
+    }
+
+    /// By how much the percentiles of a row are above those of the plain relay, whose parts count together.
+    fn added(&self, row: &Row) -> [i64; 3] {
+        let (plain, found) = (percentiles(&self.of_kind(Kind::Plain)), percentiles(&all([row])));
+        let signed = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        [0, 1, 2].map(|at| match (found.get(at), plain.get(at)) {
+            (Some(found), Some(plain)) => signed(*found) - signed(*plain),
+            _ => 0,
+        })
+    }
+
+    fn broken_bounds(&self) -> Vec<String> {
+        let mut broken = Vec::new();
+        for row in self.rows.iter().filter(|row| row.kind == Kind::Fair) {
+            let [_, added, _] = self.added(row);
+            if let Some(bound) = self.bounds.added_p99_us
+                && added > i64::try_from(bound).unwrap_or(i64::MAX)
+            {
+                broken
+                    .push(format!("{}: p99 is {added} µs above the plain relay's, bound {bound}", row.name));
+            }
+        }
+        let [_, fair, _] = percentiles(&self.of_kind(Kind::Fair));
+        for row in self.rows.iter().filter(|row| row.kind == Kind::Fault) {
+            let [_, found, _] = percentiles(&all([row]));
+            if let Some(percent) = self.bounds.fault_percent
+                && found * 100 > fair * (100 + percent)
+            {
+                broken.push(format!(
+                    "{}: p99 is {found} µs, without a fault {fair}, bound {percent} % more",
+                    row.name
+                ));
+            }
+        }
+        broken
+    }
+
+    pub(crate) fn all_went_well(&self) -> bool {
+        self.failed == 0 && self.broken_bounds().is_empty()
+    }
+
+    /// Prints the delays, and what callseal adds to them.
+    pub(crate) fn print(&self, as_json: bool) {
+        if as_json {
+            print_line(&self.json().to_string());
+            return;
+        }
+        print_line(&format!(
+            "{} calls in real time, both sides talking, {} s for each part; {} failed. Microseconds.",
+            self.calls, self.secs, self.failed
+        ));
+        print_line(
+            "through                      direction  messages     p50     p99   p99.9      max   lag p99  cores: server  own",
+        );
+        for row in &self.rows {
+            self.print_row(row);
+        }
+        for broken in self.broken_bounds() {
+            print_line(&format!("BROKEN: {broken}"));
+        }
+    }
+
+    fn print_row(&self, row: &Row) {
+        for (direction, delays) in ["to agent", "to caller"].into_iter().zip(&row.delays) {
+            let [p50, p99, p999] = percentiles(delays);
+            print_line(&format!(
+                "{:<28} {direction:<10} {:>8} {p50:>7} {p99:>7} {p999:>7} {:>8}",
+                row.name,
+                delays.count(),
+                micros(delays.max())
+            ));
+        }
+        let (both, [p50, p99, p999]) = (all([row]), percentiles(&all([row])));
+        print_line(&format!(
+            "{:<28} {:<10} {:>8} {p50:>7} {p99:>7} {p999:>7} {:>8} {:>9} {:>14} {:>4.2}",
+            row.name,
+            "both",
+            both.count(),
+            micros(both.max()),
+            micros(row.lag.percentile(99)),
+            row.server_cores.map_or_else(|| "-".to_owned(), |cores| format!("{cores:.2}")),
+            row.own_cores
+        ));
+        if row.kind != Kind::Plain {
+            let [p50, p99, p999] = self.added(row);
+            print_line(&format!("{:<28} {:<19} {p50:>+7} {p99:>+7} {p999:>+7}", row.name, "added"));
+        }
+    }
+
+    fn json(&self) -> Value {
+        let delays = |delays: &LagHistogram| {
+            let [p50, p99, p999] = percentiles(delays);
+            json!({"messages": delays.count(), "p50": p50, "p99": p99, "p999": p999, "max": micros(delays.max())})
+        };
+        let rows = self.rows.iter().map(|row| {
+            let [to_agent, to_caller] = &row.delays;
+            let added = (row.kind != Kind::Plain).then(|| {
+                let [p50, p99, p999] = self.added(row);
+                json!({"p50": p50, "p99": p99, "p999": p999})
+            });
+            json!({
+                "through": row.name,
+                "to_agent_us": delays(to_agent),
+                "to_caller_us": delays(to_caller),
+                "both_us": delays(&all([row])),
+                "added_us": added,
+                "generator_lag_us": delays(&row.lag),
+                "server_cores": row.server_cores,
+                "generator_cores": row.own_cores,
+            })
+        });
+        json!({
+            "calls": self.calls, "secs": self.secs, "failed": self.failed, "rows": rows.collect::<Vec<_>>(),
+            "broken_bounds": self.broken_bounds(),
+        })
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "the result belongs on standard output")]
+fn print_line(text: &str) {
+    println!("{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(name: &'static str, kind: Kind, micros: u64) -> Row {
+        let mut delays = LagHistogram::default();
+        delays.record(Duration::from_micros(micros));
+        let lag = delays.clone();
+        Row { name, kind, delays: [delays.clone(), delays], lag, server_cores: None, own_cores: 0.5 }
+    }
+
+    fn report(bounds: Bounds) -> Report {
+        let mut report = Report::new(1, 1, bounds);
+        report.rows = vec![
+            row("plain", Kind::Plain, 100),
+            row("plain", Kind::Plain, 200),
+            row("fair", Kind::Fair, 1_000),
+            row("other", Kind::Other, 9_000),
+            row("slow", Kind::Fault, 1_100),
+            row("dead", Kind::Fault, 1_500),
+        ];
+        report
+    }
+
+    #[test]
+    fn bounds_are_held_against_the_right_rows() {
+        assert!(report(Bounds::default()).all_went_well(), "without bounds nothing is broken");
+        let kept = Bounds { added_p99_us: Some(800), fault_percent: Some(50) };
+        assert_eq!(report(kept).broken_bounds(), Vec::<String>::new());
+        let broken = report(Bounds { added_p99_us: Some(799), fault_percent: Some(10) });
+        let found = broken.broken_bounds();
+        let names: Vec<_> = found.iter().filter_map(|broken| broken.split(':').next()).collect();
+        assert_eq!(names, ["fair", "dead"], "{found:?}");
+        assert!(!broken.all_went_well());
+        assert_eq!(broken.json()["broken_bounds"].as_array().map(Vec::len), Some(2));
+        let mut failed = report(Bounds::default());
+        failed.failed = 1;
+        assert!(!failed.all_went_well());
+    }
+
+    #[test]
+    fn what_is_added_may_be_less_than_nothing() {
+        let mut report = report(Bounds { added_p99_us: Some(0), fault_percent: None });
+        report.rows = vec![row("plain", Kind::Plain, 300), row("fair", Kind::Fair, 200)];
+        assert_eq!(report.added(&report.rows[1]), [-100; 3]);
+        assert!(report.all_went_well());
+    }
+}
