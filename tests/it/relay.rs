@@ -3,6 +3,7 @@
 mod conversation;
 mod hangup;
 mod loss;
+mod process;
 mod verbatim;
 
 use std::time::Duration;
