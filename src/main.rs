@@ -3,11 +3,12 @@
 use std::process::ExitCode;
 
 use callseal::cli;
-use mimalloc::MiMalloc;
+use tikv_jemallocator::Jemalloc;
 
-/// Gives memory back to the system soon after it was freed.
+/// Cuts large pieces from whole pages and joins them again when they are free, so that segments of all sizes leave no holes;
+/// gives memory back to the system within ten seconds. `docs/decisions/0010-allocator.md` has the figures.
 #[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 fn main() -> ExitCode {
     cli::run()
