@@ -1,4 +1,5 @@
 //! What operators see: metrics and logs. Neither ever holds keys, tokens, grants, signatures, audio, numbers or URLs.
 
+mod local_histogram;
 pub mod logs;
 pub mod metrics;
