@@ -130,6 +130,10 @@ id_16!(
     /// One writer incarnation: random, new for every stream in every process.
     WriterId, "writer id"
 );
+id_16!(
+    /// One notice: what it follows from is in `domain::notice`.
+    NoticeId, "notice id"
+);
 
 impl RecordingId {
     /// Makes an id from the time of its creation and ten random bytes (UUID version 7, RFC 9562).

@@ -9,6 +9,7 @@ pub mod audio;
 pub mod cmr;
 pub mod ids;
 pub mod live_order;
+pub mod notice;
 pub mod percent;
 pub mod playback;
 pub mod provider;

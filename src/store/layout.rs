@@ -13,9 +13,12 @@
 //! n/<yyyy-mm-dd>/<tenant tag>/vapi-<blind id>         calls of Vapi that a node hears, by the date of their beginning
 //! i/<tenant tag>/<recording>/<Unix ms>-<order>        orders about live recordings, for the node that has the call
 //! a/<tenant tag>/<yyyy>/<mm>/<dd>/<chain>-<seq>.car   audit records
+//! o/<tenant tag>/waiting/<notice>/<attempt>           notices that are to be delivered: 0000, and its attempts from 0001
+//! o/<tenant tag>/sent/<notice>                        notices that were delivered, for a week
+//! o/<tenant tag>/dead/<notice>                        notices that could not be delivered, for a month
 //! ```
 
-use crate::domain::ids::{RecordingId, TenantTag, WriterId};
+use crate::domain::ids::{NoticeId, RecordingId, TenantTag, WriterId};
 
 use super::ObjectName;
 
@@ -147,6 +150,59 @@ pub fn audit_prefix(tenant: TenantTag) -> String {
     format!("a/{tenant}/")
 }
 
+/// Where a notice is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum NoticePlace {
+    /// To be delivered.
+    Waiting,
+    /// Delivered.
+    Sent,
+    /// Not deliverable.
+    Dead,
+}
+
+impl NoticePlace {
+    /// Returns the word for it, as in names.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Sent => "sent",
+            Self::Dead => "dead",
+        }
+    }
+}
+
+/// The prefix of all of a tenant's notices in one place.
+pub fn notices_prefix(tenant: TenantTag, place: NoticePlace) -> String {
+    format!("o/{tenant}/{}/", place.name())
+}
+
+/// The prefix of a waiting notice and its attempts.
+pub fn waiting_prefix(tenant: TenantTag, notice: NoticeId) -> String {
+    format!("o/{tenant}/waiting/{notice}/")
+}
+
+/// A waiting notice, or one of its attempts, counted from 1.
+pub fn waiting_notice(tenant: TenantTag, notice: NoticeId, attempt: u32) -> ObjectName {
+    name(format!("o/{tenant}/waiting/{notice}/{attempt:04}"))
+}
+
+/// A notice that waits no more.
+pub fn settled_notice(tenant: TenantTag, place: NoticePlace, notice: NoticeId) -> ObjectName {
+    name(format!("o/{tenant}/{}/{notice}", place.name()))
+}
+
+/// Reads the notice, and its attempt if it waits, out of the name of an object.
+pub fn notice_of(name: &ObjectName) -> Option<(NoticeId, u32)> {
+    let mut parts = name.as_str().strip_prefix("o/")?.split('/').skip(1);
+    let (place, notice) = (parts.next()?, parts.next()?.parse().ok()?);
+    match (place, parts.next(), parts.next()) {
+        ("waiting", Some(attempt), None) => Some((notice, attempt.parse().ok()?)),
+        ("sent" | "dead", None, None) => Some((notice, 0)),
+        _ => None,
+    }
+}
+
 /// Reads the recording out of the name of one of its objects.
 pub fn recording_of(name: &ObjectName) -> Option<RecordingId> {
     name.as_str().split('/').nth(2)?.parse().ok()
@@ -197,6 +253,22 @@ fn name(text: String) -> ObjectName {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn notices_are_read_from_their_names() {
+        let (tenant, notice) = (TenantTag([1; 16]), NoticeId([2; 16]));
+        for attempt in [0, 1, 9999] {
+            assert_eq!(notice_of(&waiting_notice(tenant, notice, attempt)), Some((notice, attempt)));
+        }
+        for place in [NoticePlace::Sent, NoticePlace::Dead] {
+            assert_eq!(notice_of(&settled_notice(tenant, place, notice)), Some((notice, 0)));
+        }
+        for foreign in ["waiting/x/0000", "elsewhere/0", "sent"] {
+            assert_eq!(notice_of(&name(format!("o/{tenant}/{foreign}"))), None);
+        }
+        assert_eq!(notice_of(&name(format!("o/{tenant}/waiting/{notice}"))), None);
+        assert_eq!(notice_of(&name(format!("o/{tenant}/sent/{notice}/0000"))), None);
+    }
 
     #[test]
     fn parts_are_read_from_their_names() {

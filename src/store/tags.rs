@@ -108,6 +108,8 @@ pub enum ObjectClass {
     Ticket,
     /// An order about a live recording.
     LiveOrder,
+    /// A notice, or what became of it.
+    Notice,
 }
 
 impl ObjectClass {
@@ -122,6 +124,7 @@ impl ObjectClass {
             Self::Receipt => "receipt",
             Self::Ticket => "ticket",
             Self::LiveOrder => "live-order",
+            Self::Notice => "notice",
         }
     }
 }

@@ -56,6 +56,8 @@ impl SealedBox {
     pub const TICKET: Self = Self { label: b"callseal ticket\0" };
     /// An audit record under the tenant's audit key.
     pub const AUDIT_RECORD: Self = Self { label: b"callseal audit\0" };
+    /// A notice, or what became of it, under a key of the tenant's outbox.
+    pub const NOTICE: Self = Self { label: b"callseal notice\0" };
 
     /// Seals `text` under `key`, bound to `context`. `salt` must be fresh random bytes.
     ///
