@@ -33,6 +33,7 @@ mod twilio;
 mod upstream;
 mod vapi;
 mod vault;
+mod webhook;
 
 use std::ffi::OsString;
 use std::fs;
@@ -56,7 +57,7 @@ pub use faults::{Fault, Faults};
 pub use files::{Disk, Files, TenantFile};
 pub use keys::{KekName, KeyProviderKind, KeyServices, KeysConfig, TenantKeks};
 pub use listen::{Listen, Proxies, Tls};
-pub use net::{InvalidName, NodeName, PublicUrl, SocketUrl, WebOrigin};
+pub use net::{HttpsUrl, InvalidName, NodeName, PublicUrl, SocketUrl, WebOrigin};
 pub use pkcs11::Pkcs11;
 pub use recording::{Journal, Segments, Upload};
 pub use route::{Dtmf, Record, Route, RouteMode, RouteProvider};
@@ -71,6 +72,7 @@ pub use twilio::{ApiUser, Twilio, TwilioApi};
 pub use upstream::{OnLoss, Relay, Upstream};
 pub use vapi::{ListenChannels, Vapi, VapiHmac, VapiNode};
 pub use vault::{Vault, VaultLogin};
+pub use webhook::{Webhook, WebhookNode};
 
 /// A checked configuration.
 ///
@@ -108,6 +110,8 @@ pub struct Config {
     pub relay: Relay,
     /// How Vapi is reached.
     pub vapi: VapiNode,
+    /// How notices are delivered.
+    pub webhook: WebhookNode,
     /// How segments get to the store.
     pub upload: Upload,
     /// The times of grants.
@@ -210,6 +214,7 @@ impl Config {
         let ingest = Ingest::check(raw.ingest, &top);
         let relay = Relay::check(raw.relay, &top, references);
         let vapi = VapiNode::check(raw.vapi, &top, references, tls.as_ref());
+        let webhook = WebhookNode::check(raw.webhook, &top, references);
         let repair = Repair::check(raw.repair, &top);
         let retention = Sweep::check(raw.retention, &top);
         let drain = Drain::check(raw.drain, &top);
@@ -235,6 +240,7 @@ impl Config {
             ingest,
             relay,
             vapi,
+            webhook,
             upload,
             playback,
             repair,

@@ -158,34 +158,82 @@ impl FromStr for SocketUrl {
     type Err = InvalidName;
 
     fn from_str(text: &str) -> Result<Self, InvalidName> {
-        let invalid =
-            InvalidName("\"wss://host/path\" or \"wss://host:port/path\", without a user and without '#'");
-        let rest = text.strip_prefix(PUBLIC_SCHEME).ok_or(invalid.clone())?;
-        let end = rest.find(['/', '?']).unwrap_or(rest.len());
-        let (authority, target) = rest.split_at(end);
-        let host = host_of(authority).ok_or(invalid.clone())?;
-        let is_target = |b: u8| {
-            b.is_ascii_graphic()
-                && !matches!(b, b'#' | b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}')
-        };
-        if !target.bytes().all(is_target) {
-            return Err(invalid);
-        }
-        let port = authority.rsplit_once(':').filter(|(_, port)| !port.ends_with(']'));
-        let port = port.and_then(|(_, port)| port.parse().ok()).unwrap_or(443);
-        let slash = if target.starts_with('/') { "" } else { "/" };
-        Ok(Self {
-            authority: authority.to_owned(),
-            host: host.to_owned(),
-            port,
-            target: format!("{slash}{target}"),
-        })
+        parse_url(text, PUBLIC_SCHEME).ok_or(InvalidName(
+            "\"wss://host/path\" or \"wss://host:port/path\", without a user and without '#'",
+        ))
     }
+}
+
+fn parse_url(text: &str, scheme: &str) -> Option<SocketUrl> {
+    let rest = text.strip_prefix(scheme)?;
+    let end = rest.find(['/', '?']).unwrap_or(rest.len());
+    let (authority, target) = rest.split_at(end);
+    let host = host_of(authority)?;
+    let is_target = |b: u8| {
+        b.is_ascii_graphic()
+            && !matches!(b, b'#' | b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}')
+    };
+    if !target.bytes().all(is_target) {
+        return None;
+    }
+    let port = authority.rsplit_once(':').filter(|(_, port)| !port.ends_with(']'));
+    let port = port.and_then(|(_, port)| port.parse().ok()).unwrap_or(443);
+    let slash = if target.starts_with('/') { "" } else { "/" };
+    Some(SocketUrl {
+        authority: authority.to_owned(),
+        host: host.to_owned(),
+        port,
+        target: format!("{slash}{target}"),
+    })
 }
 
 impl fmt::Debug for SocketUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "wss://{}/…", self.authority)
+    }
+}
+
+/// Where requests are sent: `https://host[:port][/path][?query]`.
+///
+/// Path and query may hold a secret, so `Debug` shows the host only.
+#[derive(Clone, PartialEq, Eq)]
+pub struct HttpsUrl(SocketUrl);
+
+impl HttpsUrl {
+    /// Returns the host as written; an IPv6 address without its brackets.
+    pub fn host(&self) -> &str {
+        self.0.host()
+    }
+
+    /// Returns the port, 443 unless given.
+    pub fn port(&self) -> u16 {
+        self.0.port()
+    }
+
+    /// Returns host and port as written: the `Host` header, and all of it that may be shown.
+    pub fn authority(&self) -> &str {
+        self.0.authority()
+    }
+
+    /// Returns path and query; at least `/`.
+    pub fn target(&self) -> &str {
+        self.0.target()
+    }
+}
+
+impl FromStr for HttpsUrl {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        parse_url(text, "https://").map(Self).ok_or(InvalidName(
+            "\"https://host/path\" or \"https://host:port/path\", without a user and without '#'",
+        ))
+    }
+}
+
+impl fmt::Debug for HttpsUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "https://{}/…", self.authority())
     }
 }
 
@@ -240,6 +288,24 @@ mod tests {
             "wss://a/é",
         ] {
             assert!(bad.parse::<SocketUrl>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn urls_of_receivers_are_taken_apart_and_never_shown() {
+        let url: HttpsUrl = "https://hooks.example.com/a/b?token=x".parse().unwrap();
+        assert_eq!((url.host(), url.port(), url.target()), ("hooks.example.com", 443, "/a/b?token=x"));
+        assert_eq!(format!("{url:?}"), "https://hooks.example.com/…");
+        for bad in [
+            "http://a/",
+            "wss://a/",
+            "https://",
+            "https://u:p@a/",
+            "https://a/#f",
+            "https://a/ b",
+            "HTTPS://a",
+        ] {
+            assert!(bad.parse::<HttpsUrl>().is_err(), "{bad}");
         }
     }
 

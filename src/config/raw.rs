@@ -57,6 +57,7 @@ section!(
         ingest: Table,
         relay: Table,
         vapi: Table,
+        webhook: Table,
         upload: Table,
         playback: Table,
         repair: Table,
@@ -220,8 +221,9 @@ section!(
         vapi: Table,
         tickets: Table,
         playback: Table,
+        webhook: Table,
         route: Vec<Table>,
-    } later ["webhook"]
+    } later []
 );
 section!(Retention { profile: String, call_audio_days: i64, access_log_days: i64 } later []);
 section!(Hipaa { mode: String } later ["baa", "baa_reference"]);
@@ -262,6 +264,26 @@ section!(
         signature_header: String,
         timestamp_header: String,
         message_id_header: String,
+    } later []
+);
+section!(
+    /// How the node delivers notices; a tenant's table of the same name says where to.
+    WebhookNode {
+        ca_file: String,
+        attempt_timeout_ms: i64,
+        first_retry_secs: i64,
+        give_up_hours: i64,
+        scan_interval_secs: i64,
+        concurrency: i64,
+    } later []
+);
+section!(
+    Webhook {
+        url: String,
+        secrets: Value,
+        events: Vec<String>,
+        allow_private: bool,
+        call_ids: bool,
     } later []
 );
 section!(Tickets { keys: Value, kid: String, max_ttl_secs: i64 } later []);
@@ -312,6 +334,7 @@ pub(super) fn node_sections() -> Vec<(&'static str, Vec<&'static str>)> {
         ("ingest", all_names::<Ingest>()),
         ("relay", all_names::<Relay>()),
         ("vapi", all_names::<VapiNode>()),
+        ("webhook", all_names::<WebhookNode>()),
         ("upload", all_names::<Upload>()),
         ("playback", all_names::<Playback>()),
         ("repair", all_names::<Repair>()),

@@ -15,6 +15,7 @@ use super::scope::{Bounds, Scope, Words};
 use super::secret::{References, Secret};
 use super::twilio::Twilio;
 use super::vapi::Vapi;
+use super::webhook::Webhook;
 
 /// What profile "1string" promises its customers.
 const DAYS_1STRING: u64 = 365;
@@ -56,6 +57,8 @@ pub struct Tenant {
     pub tickets: TenantTickets,
     /// Who may listen.
     pub playback: TenantPlayback,
+    /// Where the tenant is told what happens; nowhere unless given.
+    pub webhook: Option<Webhook>,
     /// The routes, in the order of the file, with different names.
     pub routes: Vec<Route>,
 }
@@ -161,6 +164,7 @@ impl Tenant {
         let vapi = Vapi::check(raw.vapi, scope, references, providers.vapi);
         let tickets = TenantTickets::check(raw.tickets, scope, references, providers.vapi_transport);
         let playback = TenantPlayback::check(raw.playback, scope, references, max_ttl);
+        let webhook = Webhook::check(raw.webhook, scope, references);
         let routes = Route::check_all(raw.route.unwrap_or_default(), scope, references);
         if routes.iter().filter_map(|route| route.upstream.as_ref()).any(|agent| agent.on_loss.hangs_up()) {
             twilio.require_api_users(scope);
@@ -177,6 +181,7 @@ impl Tenant {
             vapi,
             tickets,
             playback,
+            webhook,
             routes,
         });
         CheckedFile { id, tenant }

@@ -5,6 +5,7 @@ mod secrets;
 mod store;
 mod twilio;
 mod vapi;
+mod webhook;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -160,6 +161,7 @@ fn the_commented_files_have_every_option() {
     assert_has_options::<raw::Ingest>(&node, "ingest");
     assert_has_options::<raw::Relay>(&node, "relay");
     assert_has_options::<raw::VapiNode>(&node, "vapi");
+    assert_has_options::<raw::WebhookNode>(&node, "webhook");
     assert_has_options::<raw::Upload>(&node, "upload");
     assert_has_options::<raw::Playback>(&node, "playback");
     assert_has_options::<raw::Sweep>(&node, "retention");
@@ -175,6 +177,7 @@ fn the_commented_files_have_every_option() {
     assert_has_options::<raw::Twilio>(&tenant, "twilio");
     assert_has_options::<raw::Vapi>(&tenant, "vapi");
     assert_has_options::<raw::VapiHmac>(&tenant, "vapi.hmac");
+    assert_has_options::<raw::Webhook>(&tenant, "webhook");
     assert_has_options::<raw::Tickets>(&tenant, "tickets");
     assert_has_options::<raw::TenantPlayback>(&tenant, "playback");
     assert_has_options::<raw::Route>(&tenant, "route");
@@ -282,11 +285,9 @@ fn what_comes_later_is_refused_by_name() {
     assert_eq!(names(&faults), expected);
     assert!(faults.values().all(|problem| problem.contains("not supported by this version")), "{faults:?}");
 
-    let tenant = ACME
-        .replace("mode = \"off\"", "mode = \"on\"\nbaa = \"active\"")
-        .replace("[hipaa]", "[webhook]\nurl = \"https://a\"\n[hipaa]");
+    let tenant = ACME.replace("mode = \"off\"", "mode = \"on\"\nbaa = \"active\"");
     let faults = tenant_faults(&tenant);
-    let expected = ["hipaa.baa", "hipaa.mode", "webhook"];
+    let expected = ["hipaa.baa", "hipaa.mode"];
     assert_eq!(names(&faults), expected);
     assert!(faults.values().all(|problem| problem.contains("not supported by this version")), "{faults:?}");
 }
