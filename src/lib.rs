@@ -29,6 +29,7 @@
 //! | [`keys`] | KEK sources, versions, wrap and unwrap | audio, sockets |
 //! | `aws` | credentials and TLS of AWS's clients | which service is asked |
 //! | [`control`] | audit, recovery, listing | frame layout, sockets |
+//! | [`notices`] | what a tenant's server is told, and until when | audio, sockets of calls, why it happened |
 //! | [`http`] | routes, status codes, who is asking | SDK types, bare keys |
 //! | [`claims`] | whether a bucket does what is claimed of it | what it is used for |
 //! | [`websocket`] | what a failure means, pings, closing | whose socket it is |
@@ -46,7 +47,7 @@
 //! a *tenant*'s *KEK* wraps the *DEK* of one *recording*; a *connection* carries one *stream* with one or two
 //! *tracks*; a provider *message* is decoded to an *event*, the audio of a media event is a *frame*, encrypted it is a
 //! *sealed frame*; sealed frames make a *segment*, segments and a *manifest* make the *final* object; a *grant* is a
-//! signed, expiring right to play.
+//! signed, expiring right to play; a *notice* is one signed request that tells a tenant's server what happened.
 
 pub mod admin;
 pub mod answer;
@@ -67,6 +68,7 @@ pub mod journal;
 pub mod keys;
 pub mod live;
 pub mod node;
+pub mod notices;
 pub mod observe;
 pub mod recorder;
 pub mod relay;

@@ -130,6 +130,18 @@ pub const RETENTION_HELD: &str = "retention_held_recordings";
 pub const RETENTION_SWEPT: &str = "retention_last_sweep_seconds";
 /// Gauge: 1 while sweeps stop because too much is due at once.
 pub const RETENTION_STOPPED: &str = "retention_stopped";
+/// Counter: notices put into the outbox.
+pub const NOTICES_MADE: &str = "notices_made_total";
+/// Counter, label `result`: attempts to deliver a notice.
+pub const NOTICES_ATTEMPTS: &str = "notices_attempts_total";
+/// Counter: notices that could not be delivered in time. Normal is 0.
+pub const NOTICES_DEAD: &str = "notices_dead_total";
+/// Counter, label `reason`: notices that never reached the outbox, or could not be read there. Normal is 0.
+pub const NOTICES_LOST: &str = "notices_lost_total";
+/// Gauge: notices that wait in the outbox, of all nodes.
+pub const NOTICES_WAITING: &str = "notices_waiting";
+/// Gauge: seconds since the oldest waiting notice was made; 0 when none waits.
+pub const NOTICES_OLDEST: &str = "notices_oldest_waiting_seconds";
 /// Gauge: resident memory of the process.
 pub const PROCESS_MEMORY: &str = "process_resident_memory_bytes";
 /// Gauge: open files of the process.
@@ -370,6 +382,27 @@ pub const ALL: &[Metric] = &[
         Unit::Count,
         "Whether the store was seen to do something, 1 or 0, by feature; set by the probe at start.",
     ),
+    metric(NOTICES_MADE, Kind::Counter, Unit::Count, "Notices put into the outbox."),
+    metric(NOTICES_ATTEMPTS, Kind::Counter, Unit::Count, "Attempts to deliver a notice, by result."),
+    metric(NOTICES_DEAD, Kind::Counter, Unit::Count, "Notices not delivered in time. Normal is 0."),
+    metric(
+        NOTICES_LOST,
+        Kind::Counter,
+        Unit::Count,
+        "Notices that never reached the outbox or cannot be read, by reason. Normal is 0.",
+    ),
+    metric(
+        NOTICES_WAITING,
+        Kind::Gauge,
+        Unit::Count,
+        "Notices in the outbox at the last look, those of other nodes among them.",
+    ),
+    metric(
+        NOTICES_OLDEST,
+        Kind::Gauge,
+        Unit::Seconds,
+        "Age of the oldest notice in the outbox at the last look.",
+    ),
     metric(PROCESS_MEMORY, Kind::Gauge, Unit::Bytes, "Resident memory of the process."),
     metric(PROCESS_FILES, Kind::Gauge, Unit::Count, "Open files of the process."),
 ];
@@ -428,6 +461,10 @@ fn describe_all() {
     for reason in ["clock", "too_much_due", "store", "recording"] {
         metrics::counter!(RETENTION_FAILURES, "reason" => reason).absolute(0);
     }
+    for reason in ["queue_full", "random", "unreadable"] {
+        metrics::counter!(NOTICES_LOST, "reason" => reason).absolute(0);
+    }
+    metrics::counter!(NOTICES_DEAD).absolute(0);
     for name in
         [INTEGRITY_FAILURES, RECOVERY_FAILED, REPAIR_FAILED, AUDIT_FAILURES, FRAMES_SEALED, MESSAGES_IN]
     {

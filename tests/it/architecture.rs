@@ -16,6 +16,7 @@ const PURE_AFTER_ALL: &str = "aws_lc";
 
 /// Which paths the files below a path must not import. Beginnings of module paths without `crate::`.
 const MUST_NOT_IMPORT: [(&str, &[&str]); 17] = [
+const MUST_NOT_IMPORT: [(&str, &[&str]); 16] = [
     ("domain/provider", &["domain::cmr", "domain::session", "domain::playback", "domain::recording"]),
     ("domain/session", &["domain::provider::twilio", "domain::playback"]),
     ("domain/cmr", &["domain::provider", "domain::session", "domain::playback", "domain::recording"]),
@@ -43,6 +44,21 @@ const MUST_NOT_IMPORT: [(&str, &[&str]); 17] = [
     ),
     ("upload", &["domain::provider", "keys", "ingest", "relay", "control", "http", "cli"]),
     ("keys", &["domain::provider", "domain::session", "domain::playback", "ingest", "relay", "http", "cli"]),
+    (
+        "notices",
+        &[
+            "domain::provider",
+            "domain::session",
+            "domain::playback",
+            "ingest",
+            "relay",
+            "journal",
+            "upload",
+            "control",
+            "http",
+            "cli",
+        ],
+    ),
     ("ingest", &["domain::playback", "control", "http", "cli"]),
     ("control", &["domain::cmr::ObjectReader", "ingest", "relay", "http", "cli"]),
     ("http", &["relay", "cli"]),
