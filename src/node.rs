@@ -17,6 +17,7 @@ use crate::ingest::{HangUps, StreamLimits};
 use crate::journal::{Journal, JournalState};
 use crate::keys::KeyService;
 use crate::live::Live;
+use crate::notices::Notices;
 use crate::relay::Dialer;
 use crate::store::Store;
 use crate::tickets::Tickets;
@@ -47,6 +48,8 @@ pub struct Node {
     pub calls: Arc<Calls>,
     /// Where Vapi's messages wait.
     pub vapi: Inbox,
+    /// Tells tenants what happens to their recordings.
+    pub notices: Notices,
     /// Dials agents.
     pub dialer: Dialer,
     /// Dials Vapi.
@@ -75,6 +78,7 @@ impl Node {
 
     /// Puts other tenants in place; running calls keep what they began with.
     pub fn replace_tenants(&self, tenants: Vec<Tenant>) {
+        self.notices.replace_tenants(&tenants);
         self.tenants.store(Arc::new(tenants.into_iter().map(Arc::new).collect()));
     }
 

@@ -13,6 +13,7 @@ use crate::control::recovery::OpenedNote;
 use crate::domain::audio::{AudioFormat, Speakers};
 use crate::domain::cmr::{GapReason, sha256};
 use crate::domain::ids::RecordingId;
+use crate::domain::notice::{self, Ended, NoticeKind};
 use crate::domain::provider::{Digit, Media, Payload, StreamStart};
 use crate::domain::recording::{EndCause, RecordingMetadata};
 use crate::domain::session::{
@@ -56,9 +57,10 @@ pub(crate) struct Begin<'a> {
     pub(crate) agent: AgentAudio,
 }
 
-/// Notes in the audit log that a stream is not recorded.
-pub(crate) fn skipped(node: &Arc<Node>, tenant: &Tenant, why: &'static str) {
+/// Notes in the audit log that a stream is not recorded, and tells the tenant.
+pub(crate) fn skipped(node: &Arc<Node>, tenant: &Tenant, route: &Route, why: &'static str) {
     counter!(names::WITHOUT_CONSENT).increment(1);
+    node.notices.tell_unrecorded(&tenant.id, NoticeKind::Skipped, route.name.as_str(), why);
     let event = AuditEvent {
         reason: Some(why.to_owned()),
         result: "skipped".to_owned(),
@@ -77,6 +79,9 @@ pub(crate) struct Recorder {
     node: Arc<Node>,
     tenant: Arc<Tenant>,
     recording: RecordingId,
+    /// For the notice of its end: the route's name and the provider's call.
+    route: String,
+    call: String,
     format: AudioFormat,
     /// What people want of it.
     present: Present,
@@ -145,6 +150,8 @@ impl Recorder {
             node: Arc::clone(node),
             tenant: Arc::clone(tenant),
             recording: ids.recording,
+            route: route.name.to_string(),
+            call: begin.start.call.clone(),
             format: begin.format,
             present,
             is_paused: false,
@@ -350,7 +357,15 @@ impl Recorder {
             missing_messages = end.counts.missing_messages,
             "recording sealed"
         );
-        if !self.lane.finish(Bytes::from(bytes), wall, end.life) {
+        let Self { recording, format, .. } = self;
+        let (route, call) = (&self.route, &self.call);
+        let events = notice::ended(&Ended { recording, revision: 0, end: &end, format, route, call });
+        let (notices, tenant) = (self.node.notices.clone(), self.tenant.id.clone());
+        // What is not told now is told when the outbox takes it.
+        let told = Box::pin(async move {
+            let _told = notices.told_all(&tenant, events).await;
+        });
+        if !self.lane.finish_and_tell(Bytes::from(bytes), wall, end.life, told) {
             tracing::error!(recording = %self.recording, "manifest was not taken; recovery will make one");
         }
         let (audit, tenant) = (self.node.audit.clone(), self.tenant.id.clone());

@@ -2,6 +2,7 @@
 
 mod admin;
 mod keys;
+mod notices;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -43,6 +44,7 @@ use crate::tickets::Tickets;
 use crate::upload::{RetryPolicy, Uploader};
 
 pub use keys::open_keys;
+pub use notices::open_poster;
 
 use admin::Admin;
 
@@ -50,6 +52,8 @@ use admin::Admin;
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Finished recordings must be stored in this time; what is not is in the journal.
 const UPLOAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// What was told must be in the outbox in this time.
+const NOTICES_TIMEOUT: Duration = Duration::from_secs(5);
 /// The journal's last sync.
 const JOURNAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// The first sweep after a start comes no later than this: long after the node has taken its first calls.
@@ -95,6 +99,9 @@ pub enum StartError {
     /// How agents are dialled.
     #[error("relay")]
     Relay(#[from] AuthoritiesError),
+    /// The authorities of receivers of notices.
+    #[error("webhook.ca_file")]
+    Webhook(#[source] AuthoritiesError),
     /// An address that cannot be bound, or a signal that cannot be caught.
     #[error("{what}")]
     System {
@@ -176,6 +183,7 @@ pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running,
     let uploader = open_uploader(&config, &store, &journal);
     let (dialer, vapi_dialer) = open_dialers(&config)?;
     let hang_ups = HangUps::new(&config.relay.twilio_api)?;
+    let (notices, courier) = notices::open(&config, &keys, &store)?;
     let (inbox, waiting) = vapi::Inbox::new();
     let public = bind(config.listen.public).await?;
     let admin = Admin::open(&config).await?;
@@ -192,6 +200,7 @@ pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running,
         uploader,
         audit,
         vapi: inbox,
+        notices,
         dialer,
         vapi_dialer,
         hang_ups,
@@ -212,6 +221,11 @@ pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running,
         node: Arc::clone(&node),
     };
     spawn_recovery(&node, replay);
+    let name = node.config.node.as_str().to_owned();
+    let settler = Settler::new(store, keys, node.audit.clone(), name, policy);
+    let settler = settler.with_notices(node.notices.clone());
+    tokio::spawn(courier.run());
+    spawn_recovery(&node, replay, settler);
     spawn_tasks(&node, certificate);
     if claims == Claims::Unknown {
         // Calls are taken meanwhile, and their recordings wait for the store.
@@ -313,7 +327,8 @@ fn spawn_tasks(node: &Arc<Node>, certificate: Arc<Certificate>) {
 /// Deletes what is due, again and again, until the node drains.
 async fn sweep_on(node: Arc<Node>) {
     let (store, keys) = (Arc::clone(&node.store), Arc::clone(&node.keys));
-    let sweeper = Sweeper::new(store, keys, node.audit.clone(), sweep_options(&node.config));
+    let sweeper = Sweeper::new(store, keys, node.audit.clone(), sweep_options(&node.config))
+        .with_notices(node.notices.clone());
     let interval = node.config.retention.interval;
     let mut wait = jittered(interval.min(FIRST_SWEEP));
     loop {
@@ -449,6 +464,10 @@ impl Running {
         let left = self.node.uploader.drained(UPLOAD_TIMEOUT).await;
         if left > 0 {
             tracing::warn!(recordings = left, "recordings are not stored yet; the journal has them");
+        }
+        let left = self.node.notices.flushed(NOTICES_TIMEOUT).await;
+        if left > 0 {
+            tracing::error!(notices = left, "notices are lost: the outbox did not take them");
         }
         self.node.keys.erase_pool().await;
         let journal = self.node.journal.clone();

@@ -19,9 +19,11 @@ use crate::control::audit::{AuditError, AuditEvent, AuditLog};
 use crate::control::recordings::{RecordingError, StoredRecording};
 use crate::control::retention::{next_order, put_order, receipt};
 use crate::domain::ids::{RecordingId, TenantId, TenantTag};
+use crate::domain::notice::{Event, NoticeKind};
 use crate::domain::retention::{BUSY, Deletion, Fate, Order, Reason, Receipt, Stored, decide};
 use crate::domain::time::UnixMillis;
 use crate::keys::{KeyError, KeyService, envelope_prefix};
+use crate::notices::Notices;
 use crate::observe::metrics;
 use crate::store::{ObjectClass, ObjectName, Store, StoreError, Tags, layout};
 
@@ -81,6 +83,7 @@ pub(super) struct Deletions {
     pub(super) store: Arc<dyn Store>,
     pub(super) keys: Arc<KeyService>,
     pub(super) audit: AuditLog,
+    pub(super) notices: Notices,
     /// How much longer backups and versions may live.
     pub(super) grace: Duration,
 }
@@ -222,10 +225,16 @@ impl Deletions {
             self.audit.record(&case.tenant, event(recording, deletion)).await?;
         }
         self.keys.shred(tag, recording).await?;
+        let kind = match deletion.reason {
+            Reason::Expired => NoticeKind::Expired,
+            Reason::Requested => NoticeKind::Deleted,
+        };
+        self.notices.told(&case.tenant, Event::of_recording(kind, recording, 0)).await;
         store.purge(&layout::recording_prefix(tag, recording)).await?;
         if !is_proven {
             self.prove(tag, recording, deletion).await?;
         }
+        self.notices.told(&case.tenant, Event::of_recording(NoticeKind::Purged, recording, 0)).await;
         let entry = |date: &String| layout::expiry(date, tag, recording);
         let (last, others) = match deletion.dates.split_first() {
             Some((last, others)) => (Some(last), others),

@@ -135,8 +135,14 @@ impl Recovery {
             Err(error) => {
                 report.failed += 1;
                 ::metrics::counter!(metrics::RECOVERY_FAILED).increment(1);
-                let error = &error as &dyn std::error::Error;
-                tracing::error!(recording = %recording.recording, error, "recording stays in the journal");
+                tracing::error!(
+                    recording = %recording.recording,
+                    error = &error as &dyn std::error::Error,
+                    "recording stays in the journal"
+                );
+                if let Ok((_, tenant)) = opened_note(recording) {
+                    self.settler.tell_failed(&tenant, recording.recording, "recovery").await;
+                }
                 return;
             }
         }
@@ -162,9 +168,7 @@ impl Recovery {
         if replayed.finished {
             return Ok(false);
         }
-        let note = replayed.body.as_deref().ok_or(RecoverError::NoNote)?;
-        let note: OpenedNote = serde_json::from_slice(note).map_err(|_| RecoverError::NoNote)?;
-        let tenant: TenantId = note.tenant.parse().map_err(|_| RecoverError::NoNote)?;
+        let (note, tenant) = opened_note(replayed)?;
         let key = match self.settler.open_key(&tenant, replayed.recording).await {
             // Its key was destroyed on purpose: nothing of it can be opened any more.
             Err(KeyError::NoEnvelope) => return Ok(false),
@@ -231,6 +235,14 @@ impl Recovery {
             tracing::warn!(%recording, error, "journal keeps a recovered recording; it is compared again at the next start");
         }
     }
+}
+
+/// Reads what the journal says of a recording that began, and whose it is.
+fn opened_note(replayed: &ReplayedRecording) -> Result<(OpenedNote, TenantId), RecoverError> {
+    let note = replayed.body.as_deref().ok_or(RecoverError::NoNote)?;
+    let note: OpenedNote = serde_json::from_slice(note).map_err(|_| RecoverError::NoNote)?;
+    let tenant = note.tenant.parse().map_err(|_| RecoverError::NoNote)?;
+    Ok((note, tenant))
 }
 
 /// Reads what the final objects of a recording hold: another node may have made one of what was stored.

@@ -257,6 +257,9 @@ impl Repair {
             }
             Err(error) => {
                 ::metrics::counter!(metrics::REPAIR_FAILED).increment(1);
+                if !error.is_retryable() {
+                    self.settler.tell_failed(tenant, recording, "repair").await;
+                }
                 let error = &error as &dyn std::error::Error;
                 tracing::error!(%recording, error, "abandoned recording cannot be finished; it stays as it is");
             }

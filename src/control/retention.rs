@@ -10,9 +10,11 @@ use bytes::Bytes;
 use crate::clock;
 use crate::control::audit::{AuditError, AuditEvent, AuditLog};
 use crate::domain::ids::{RecordingId, TenantId, TenantTag};
+use crate::domain::notice::{Event, NoticeKind};
 use crate::domain::retention::{Change, Order, Receipt, Refusal};
 use crate::domain::time::UnixMillis;
 use crate::keys::KeyService;
+use crate::notices::Notices;
 use crate::store::{ObjectClass, PutOutcome, Store, StoreError, Tags, layout};
 use crate::upload::{newest_order, tag_hold};
 
@@ -81,12 +83,20 @@ pub struct Orders {
     store: Arc<dyn Store>,
     keys: Arc<KeyService>,
     audit: AuditLog,
+    notices: Notices,
 }
 
 impl Orders {
     /// Keeps orders in `store`.
     pub fn new(store: Arc<dyn Store>, keys: Arc<KeyService>, audit: AuditLog) -> Self {
-        Self { store, keys, audit }
+        Self { store, keys, audit, notices: Notices::off() }
+    }
+
+    /// Tells tenants what is held and released.
+    #[must_use]
+    pub fn with_notices(mut self, notices: Notices) -> Self {
+        self.notices = notices;
+        self
     }
 
     /// Holds a recording: nothing deletes it until it is released.
@@ -164,8 +174,11 @@ impl Orders {
             // without an order does no harm.
             put_expiry(&*self.store, tag, recording, at).await?;
         }
-        let placed = self.put(tag, recording, change).await?;
+        let (placed, revision) = self.put(tag, recording, change).await?;
         self.check_still_present(tag, recording).await?;
+        if let Some(kind) = told(change).filter(|_| placed.changed) {
+            self.notices.told(tenant, Event::of_recording(kind, recording, revision)).await;
+        }
         tag_hold(&*self.store, tag, recording, placed.order.hold).await?;
         tracing::info!(%recording, change = action(change), changed = placed.changed, "retention order");
         Ok(placed)
@@ -189,14 +202,14 @@ impl Orders {
         tag: TenantTag,
         recording: RecordingId,
         change: Change,
-    ) -> Result<Placed, RetentionError> {
+    ) -> Result<(Placed, u32), RetentionError> {
         for _ in 0..TRIES {
             let (revision, order) = self.newest(tag, recording).await?;
             let Some(next) = order.changed(change)? else {
-                return Ok(Placed { order, changed: false });
+                return Ok((Placed { order, changed: false }, revision));
             };
             if put_order(&*self.store, tag, recording, revision, &next).await? {
-                return Ok(Placed { order: next, changed: true });
+                return Ok((Placed { order: next, changed: true }, revision));
             }
         }
         Err(RetentionError::Contended)
@@ -279,6 +292,15 @@ pub async fn receipt(
         fetched => serde_json::from_slice(&fetched?.bytes)
             .map(Some)
             .map_err(|_| StoreError::Corrupt { what: "deletion receipt is not readable" }),
+    }
+}
+
+/// What a tenant is told of an order; of an early end when it has come.
+fn told(change: Change) -> Option<NoticeKind> {
+    match change {
+        Change::Hold => Some(NoticeKind::Held),
+        Change::Release => Some(NoticeKind::Released),
+        Change::ExpireAt(_) => None,
     }
 }
 

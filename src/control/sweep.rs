@@ -21,6 +21,7 @@ use crate::domain::ids::{RecordingId, TenantId, TenantTag};
 use crate::domain::retention::{ClockFault, Fate, check_clocks, entries_needed};
 use crate::domain::time::UnixMillis;
 use crate::keys::KeyService;
+use crate::notices::Notices;
 use crate::observe::metrics;
 use crate::store::{ObjectName, Store, StoreError, layout};
 use crate::upload::tag_hold;
@@ -152,8 +153,15 @@ pub struct Sweeper {
 impl Sweeper {
     /// Sweeps `store`.
     pub fn new(store: Arc<dyn Store>, keys: Arc<KeyService>, audit: AuditLog, options: SweepOptions) -> Self {
-        let deletions = Deletions { store, keys, audit, grace: options.grace };
+        let deletions = Deletions { store, keys, audit, notices: Notices::off(), grace: options.grace };
         Self { deletions, options, our_clock: Box::new(clock::wall), last: Mutex::new(None) }
+    }
+
+    /// Tells tenants what is deleted.
+    #[must_use]
+    pub fn with_notices(mut self, notices: Notices) -> Self {
+        self.deletions.notices = notices;
+        self
     }
 
     /// Reads another clock than this machine's.

@@ -18,6 +18,7 @@ use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use crate::answer::{Answer, empty, problem};
 use crate::clock;
 use crate::config::{Ingest, NoKeyPolicy, Route, RouteProvider, SocketUrl, Tenant};
+use crate::domain::notice::NoticeKind;
 use crate::domain::provider::vapi::MAX_BINARY_BYTES;
 use crate::domain::provider::vapi_transport::TransportFormat;
 use crate::domain::provider::vapi_webhook::CallId;
@@ -168,7 +169,11 @@ pub(super) async fn admit(
         Err(error) => {
             tracing::error!(tenant = %tenant.id, error = &error as &dyn std::error::Error, "no key for a new call");
             // Without anybody to pass it on to there is nothing to take a call for, whatever the tenant's policy.
-            if tenant.no_key_policy == NoKeyPolicy::Refuse || !route.is_passed_on() {
+            let is_refused = tenant.no_key_policy == NoKeyPolicy::Refuse || !route.is_passed_on();
+            let kind = if is_refused { NoticeKind::Blocked } else { NoticeKind::Skipped };
+            node.notices.tell_key_unavailable(&tenant.id, error.label());
+            node.notices.tell_unrecorded(&tenant.id, kind, route.name.as_str(), "no-key");
+            if is_refused {
                 return Err(unavailable("no key"));
             }
             ::metrics::counter!(metrics::CALLS_UNRECORDED).increment(1);

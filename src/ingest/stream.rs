@@ -13,6 +13,8 @@ use crate::config::{NoKeyPolicy, Record as RecordPolicy, Route, RouteProvider, T
 use crate::domain::audio::{AudioFormat, Speakers};
 use crate::domain::ids::TenantId;
 use crate::domain::provider::twilio::{AccountSid, CallSid, TwilioDecoder};
+use crate::domain::notice::NoticeKind;
+use crate::domain::provider::twilio::TwilioDecoder;
 use crate::domain::provider::{DropReason, Refusal, StreamStart};
 use crate::domain::recording::EndCause;
 use crate::domain::session::{AgentAudio, SessionError};
@@ -297,6 +299,19 @@ impl StreamInHand {
     ) -> Option<MustEnd> {
         let key = self.key.take()?;
         let ticket = self.ticket.as_ref().map(|(ticket, _)| ticket);
+        let consent = consent(ticket, start);
+        let is_wanted = match self.route.record {
+            RecordPolicy::Always => true,
+            RecordPolicy::OnConsent => consent.is_some(),
+            RecordPolicy::Never => false,
+        };
+        if !is_wanted {
+            self.node.keys.give_back(&self.tenant.id, key);
+            if self.route.record == RecordPolicy::OnConsent {
+                recorder::skipped(&self.node, &self.tenant, &self.route, "no-consent");
+            }
+            return None;
+        }
         let Audio { provider, format, agent } = audio;
         let speakers = Speakers::CallerAndAgent;
         let begin = Begin { start, ticket, consent, provider, format, speakers, agent };
@@ -311,16 +326,22 @@ impl StreamInHand {
                 self.recorder = Some(recorder);
                 None
             }
-            Err(error) => {
-                tracing::error!(tenant = %self.tenant.id, error = &error as &dyn std::error::Error, "no recording");
-                match self.tenant.no_key_policy {
-                    NoKeyPolicy::PassUnrecorded => None,
-                    NoKeyPolicy::Refuse => {
-                        Some(MustEnd { cause: EndCause::Internal, code: 1011, reason: "cannot record" })
-                    }
-                }
-            }
+            Err(error) => self.not_begun(&error),
         }
+    }
+
+    /// Sees to a stream whose recording cannot begin.
+    fn not_begun(&self, error: &SessionError) -> Option<MustEnd> {
+        tracing::error!(tenant = %self.tenant.id, error = error as &dyn std::error::Error, "no recording");
+        let (kind, end) = match self.tenant.no_key_policy {
+            NoKeyPolicy::PassUnrecorded => (NoticeKind::Skipped, None),
+            NoKeyPolicy::Refuse => {
+                let end = MustEnd { cause: EndCause::Internal, code: 1011, reason: "cannot record" };
+                (NoticeKind::Blocked, Some(end))
+            }
+        };
+        self.node.notices.tell_unrecorded(&self.tenant.id, kind, self.route.name.as_str(), "internal");
+        end
     }
 
     /// Sees to an outcome that is no matter of the provider's.

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::clock;
@@ -76,7 +77,7 @@ pub struct Lane {
 
 enum Item {
     Segment(Arc<Waiting>),
-    Finish { manifest: Bytes, ended: UnixMillis, life: Life },
+    Finish { manifest: Bytes, ended: UnixMillis, life: Life, told: BoxFuture<'static, ()> },
 }
 
 impl Uploader {
@@ -181,7 +182,19 @@ impl Lane {
 
     /// Hands the manifest over and ends the lane.
     pub fn finish(self, manifest: Bytes, ended: UnixMillis, life: Life) -> bool {
-        self.queue.try_send(Item::Finish { manifest, ended, life }).is_ok()
+        self.finish_and_tell(manifest, ended, life, Box::pin(std::future::ready(())))
+    }
+
+    /// The same. `told` tells somebody that the recording is stored; a crash before it has ended leaves the recording to
+    /// recovery, which tells it again.
+    pub fn finish_and_tell(
+        self,
+        manifest: Bytes,
+        ended: UnixMillis,
+        life: Life,
+        told: BoxFuture<'static, ()>,
+    ) -> bool {
+        self.queue.try_send(Item::Finish { manifest, ended, life, told }).is_ok()
     }
 
     /// Whether audio must be dropped before sealing, as a gap: the budget is used up and the journal does not take over
@@ -261,7 +274,9 @@ impl LaneTask {
         while let Some(item) = items.recv().await {
             let outcome = match item {
                 Item::Segment(waiting) => self.store_segment(&waiting).await,
-                Item::Finish { manifest, ended, life } => self.finish(manifest, ended, life).await,
+                Item::Finish { manifest, ended, life, told } => {
+                    self.finish(manifest, ended, life, told).await
+                }
             };
             if let Err(error) = outcome {
                 ::metrics::counter!(metrics::INTEGRITY_FAILURES).increment(1);
@@ -350,13 +365,20 @@ impl LaneTask {
         tried.map_err(Failed::Store)
     }
 
-    async fn finish(&self, manifest: Bytes, ended: UnixMillis, life: Life) -> Result<(), LaneError> {
+    async fn finish(
+        &self,
+        manifest: Bytes,
+        ended: UnixMillis,
+        life: Life,
+        told: BoxFuture<'static, ()>,
+    ) -> Result<(), LaneError> {
         let UploadContext { recording, retention } = self.context;
         let name = layout::manifest(retention.tenant, recording, 0);
         match self.store_end(&name, manifest, ended).await {
             Ok(()) => {
                 ::metrics::counter!(metrics::RECORDINGS_FINISHED, "life" => life.name()).increment(1);
                 tracing::info!(%recording, life = life.name(), "recording stored");
+                told.await;
             }
             Err(error) if error.is_adopted(&name) => {
                 ::metrics::counter!(metrics::RECORDINGS_TAKEN_OVER).increment(1);

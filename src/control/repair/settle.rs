@@ -14,12 +14,14 @@ use crate::clock;
 use crate::control::audit::{AuditEvent, AuditLog};
 use crate::domain::cmr::{ManifestWriter, ReadError, SealError, sha256};
 use crate::domain::ids::{RecordingId, TenantId, WriterId};
+use crate::domain::notice::{self, Ended, Event, NoticeKind};
 use crate::domain::recording::{BadRecord, Life, RecordingEnd, RecordingMetadata, from_cbor};
 use crate::domain::recovery::{Rebuild, RebuildError};
 use crate::domain::sign::encode_hex;
 use crate::domain::time::UnixMillis;
 use crate::jitter::part_of;
 use crate::keys::{KeyError, KeyService, OpenedKey, fill_random};
+use crate::notices::Notices;
 use crate::store::{ObjectName, PutOutcome, Store, StoreError, Tags, layout};
 use crate::upload::{
     CompactError, RecordingObjects, Requests, RetentionTags, RetryPolicy, SegmentId, WrittenFinal, clean,
@@ -130,6 +132,7 @@ pub struct Settler {
     audit: AuditLog,
     node: String,
     policy: RetryPolicy,
+    notices: Notices,
 }
 
 impl Settler {
@@ -141,7 +144,25 @@ impl Settler {
         node: String,
         policy: RetryPolicy,
     ) -> Self {
-        Self { store, keys, audit, node, policy }
+        Self { store, keys, audit, node, policy, notices: Notices::off() }
+    }
+
+    /// Tells tenants how their recordings ended.
+    #[must_use]
+    pub fn with_notices(mut self, notices: Notices) -> Self {
+        self.notices = notices;
+        self
+    }
+
+    /// Tells a tenant that a recording cannot be finished.
+    pub(in crate::control) async fn tell_failed(
+        &self,
+        tenant: &TenantId,
+        recording: RecordingId,
+        why: &'static str,
+    ) {
+        let event = Event::of_recording(NoticeKind::Failed, recording, 0).because(why);
+        self.notices.told(tenant, event).await;
     }
 
     /// Brings a recording to its final form.
@@ -215,8 +236,12 @@ impl Settling<'_> {
         let settlement = |outcome| Ok(Some(Settlement { outcome, set_aside }));
         match look.plan() {
             Plan::Nothing => settlement(Outcome::Nothing),
-            Plan::Done => settlement(Outcome::AlreadyFinal),
+            Plan::Done => {
+                self.tell_again(&look).await?;
+                settlement(Outcome::AlreadyFinal)
+            }
             Plan::Clean => {
+                self.tell_again(&look).await?;
                 self.clean(&look, None).await?;
                 settlement(Outcome::Cleaned)
             }
@@ -250,6 +275,7 @@ impl Settling<'_> {
             rows: written.object.rows.len(),
             life: end.life,
         };
+        self.tell(newest.revision, &end, &metadata).await;
         self.clean(look, Some(written)).await?;
         Ok(outcome)
     }
@@ -391,6 +417,22 @@ impl Settling<'_> {
             }
         }
         Ok(tags)
+    }
+
+    /// Tells the tenant how a recording ended.
+    async fn tell(&self, revision: u32, end: &RecordingEnd, metadata: &RecordingMetadata) {
+        let RecordingMetadata { format, ref route, ref call, .. } = *metadata;
+        let recording = self.objects.recording;
+        let events = notice::ended(&Ended { recording, revision, end, format, route, call });
+        self.settler.notices.told_all(self.tenant, events).await;
+    }
+
+    /// The same of one that was finished before: whoever did it may have died before it told.
+    async fn tell_again(&self, look: &Look) -> Result<(), SettleError> {
+        let Some((newest, _)) = look.finals.last() else { return Ok(()) };
+        let (end, metadata) = (from_cbor(&newest.manifest.end)?, from_cbor(&newest.manifest.metadata)?);
+        self.tell(newest.revision, &end, &metadata).await;
+        Ok(())
     }
 
     /// Tells the audit log the root, so that verification can reach the grade of evidence.

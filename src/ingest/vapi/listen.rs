@@ -14,6 +14,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use crate::calls::{Claim, News};
 use crate::clock;
+use crate::domain::notice::NoticeKind;
 use crate::domain::provider::CloseReason;
 use crate::domain::provider::vapi_webhook::CallFacts;
 use crate::domain::recording::EndCause;
@@ -99,8 +100,10 @@ impl Listener {
             return if self.over_at.is_some() { "over" } else { "unreachable" };
         };
         let Ok(key) = self.node.keys.take(&self.to_hear.tenant.id).await.inspect_err(|error| {
+            let kind = error.label();
             let error = error as &dyn std::error::Error;
             tracing::error!(tenant = %self.to_hear.tenant.id, error, "no key for a new call");
+            self.tell_no_key(kind);
         }) else {
             return "no_key";
         };
@@ -112,6 +115,12 @@ impl Listener {
         close(&mut socket, cause, refused).await;
         gauge!(names::LIVE_STREAMS).decrement(1.0);
         self.finish(cause)
+    }
+
+    fn tell_no_key(&self, kind: &'static str) {
+        let (tenant, route) = (&self.to_hear.tenant.id, self.to_hear.route.name.as_str());
+        self.node.notices.tell_key_unavailable(tenant, kind);
+        self.node.notices.tell_unrecorded(tenant, NoticeKind::Skipped, route, "no-key");
     }
 
     /// Reads one socket after the other until the call is over.

@@ -20,6 +20,7 @@ use callseal::ingest::{HangUps, StreamLimits, serve_public};
 use callseal::journal::{Journal, JournalConfig, JournalFile, JournalFiles, JournalMetrics, SystemFiles};
 use callseal::keys::{KeyService, Keyring, LocalKeys};
 use callseal::node::Node;
+use callseal::notices::Notices;
 use callseal::observe::metrics;
 use callseal::relay::{Dialer, Reach};
 use callseal::simulate::{CallIds, CallPlan, Endpoint, Pacing, TlsClient, Track};
@@ -224,6 +225,7 @@ impl TestNode {
             live: callseal::live::Live::default(),
             calls: Calls::new(Arc::clone(&store)),
             vapi: Inbox::new().0,
+            notices: Notices::off(),
             vapi_dialer: Dialer::new(None, config.relay.connect_timeout, &config.ingest, Reach::Any).unwrap(),
             hang_ups: HangUps::new(&config.relay.twilio_api).unwrap(),
             audit: AuditLog::start("test".to_owned(), Arc::clone(&keys), Arc::clone(&store)),
