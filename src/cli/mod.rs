@@ -18,6 +18,7 @@ mod sweep;
 mod target;
 mod ticket;
 mod token;
+mod webhooks;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -81,6 +82,9 @@ enum Command {
     /// Rules of the bucket that delete what no sweep deleted: a late safety net
     #[command(subcommand)]
     Lifecycle(lifecycle::LifecycleCommand),
+    /// Notices to a tenant's own server
+    #[command(subcommand)]
+    Webhooks(webhooks::WebhooksCommand),
 }
 
 /// Where the configuration is.
@@ -137,6 +141,7 @@ pub fn run() -> ExitCode {
         Command::Audit(command) => audit::run(&command),
         Command::Store(command) => store::run(&command),
         Command::Lifecycle(command) => lifecycle::run(&command),
+        Command::Webhooks(command) => webhooks::run(&command),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

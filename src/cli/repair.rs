@@ -42,11 +42,11 @@ pub(super) struct RepairArgs {
 pub(super) fn run(args: &RepairArgs) -> CommandResult {
     runtime()?.block_on(async {
         let opened = Opened::of(args.config.load()?).await?;
-        let audit = opened.audit_log();
+        let (audit, notices) = (opened.audit_log(), opened.notices());
         let Opened { config, store, keys } = opened;
         let policy = retry_policy(&config);
         let node = config.node.as_str().to_owned();
-        let settler = Settler::new(Arc::clone(&store), keys, audit, node, policy);
+        let settler = Settler::new(Arc::clone(&store), keys, audit, node, policy).with_notices(notices);
         let after = args.after.map_or(config.repair.after, |secs| Duration::from_secs(u64::from(secs)));
         let mut failed = 0;
         for tenant in tenants(args, &config)? {

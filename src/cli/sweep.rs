@@ -34,11 +34,12 @@ pub(super) fn run(args: &SweepArgs) -> CommandResult {
     serve::install_logs(&config)?;
     runtime()?.block_on(async {
         let opened = Opened::of(config).await?;
-        let audit = opened.audit_log();
+        let (audit, notices) = (opened.audit_log(), opened.notices());
         let Opened { config, store, keys } = opened;
         let options = sweep_options(&config);
         let max_share_percent = args.allow_share.unwrap_or(options.max_share_percent);
-        let sweeper = Sweeper::new(store, keys, audit, SweepOptions { max_share_percent, ..options });
+        let sweeper = Sweeper::new(store, keys, audit, SweepOptions { max_share_percent, ..options })
+            .with_notices(notices);
         let tenants: Vec<TenantId> = config.tenants.iter().map(|tenant| tenant.id.clone()).collect();
         let survey = sweeper.survey(&tenants).await?;
         let due = survey.report().due;

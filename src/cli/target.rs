@@ -9,6 +9,7 @@ use crate::config::Config;
 use crate::control::audit::AuditLog;
 use crate::domain::ids::{RecordingId, TenantId};
 use crate::keys::KeyService;
+use crate::notices::Notices;
 use crate::server::{open_keys, open_store};
 use crate::store::Store;
 
@@ -56,6 +57,12 @@ impl Opened {
         let store = open_store(&config).await?;
         let keys = open_keys(&config, &store)?;
         Ok(Self { config, store, keys })
+    }
+
+    /// Starts what tells tenants what happens; nodes deliver it.
+    pub(super) fn notices(&self) -> Notices {
+        let (keys, store) = (Arc::clone(&self.keys), Arc::clone(&self.store));
+        Notices::start(keys, store, self.config.node.as_str(), &self.config.tenants).0
     }
 
     /// Starts the audit log; to be called once.
