@@ -6,6 +6,7 @@ mod http;
 mod kms;
 mod moto;
 mod node;
+mod notices;
 mod pkcs11;
 mod pool;
 mod vault;

@@ -32,3 +32,4 @@ mod tickets;
 mod tls;
 mod vapi;
 mod vectors;
+mod webhooks;

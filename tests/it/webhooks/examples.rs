@@ -1,0 +1,80 @@
+//! The examples for receivers, and our own signatures, against vectors that none of callseal's code has made.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use callseal::domain::notice::sign;
+use serde_json::Value;
+
+fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn vectors() -> PathBuf {
+    repository().join("tests/vectors/notices.json")
+}
+
+fn cases() -> Vec<Value> {
+    let text = std::fs::read_to_string(vectors()).unwrap();
+    serde_json::from_str::<Value>(&text).unwrap()["cases"].as_array().unwrap().clone()
+}
+
+fn unhex(value: &Value) -> Vec<u8> {
+    let digits = value.as_str().unwrap().as_bytes();
+    let byte = |pair: &[u8]| u8::from_str_radix(str::from_utf8(pair).unwrap(), 16).unwrap();
+    digits.chunks(2).map(byte).collect()
+}
+
+#[test]
+fn our_signatures_are_those_of_the_vectors() {
+    let mut compared = 0;
+    for case in cases().iter().filter(|case| case["made_by"] == "callseal") {
+        let secrets: Vec<_> = case["secrets_hex"].as_array().unwrap().iter().map(unhex).collect();
+        let body = case["body"].as_str().unwrap().as_bytes();
+        let signed = sign(secrets.iter().map(Vec::as_slice), case["timestamp"].as_u64().unwrap(), body);
+        assert_eq!(case["headers"]["x-signature-256"], signed.body, "{}", case["name"]);
+        assert_eq!(case["headers"]["x-callseal-signature"], signed.timed, "{}", case["name"]);
+        compared += 1;
+    }
+    assert!(compared >= 8, "{compared} compared");
+}
+
+/// Runs an example against the vectors; `false` where its language is missing.
+fn run(program: &str, arguments: &[&str]) -> bool {
+    let command = Command::new(program).args(arguments).arg(vectors()).current_dir(repository()).output();
+    let Ok(ran) = command else {
+        println!("skipped: no {program}");
+        return false;
+    };
+    let (out, err) = (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
+    assert!(ran.status.success(), "{program}: {out}{err}");
+    assert_eq!(out.trim(), format!("{} vectors", cases().len()));
+    true
+}
+
+#[test]
+fn the_example_in_python_keeps_to_the_vectors() {
+    let python = std::env::var("TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    assert!(run(&python, &["examples/webhooks/verify.py"]), "the tests need python3");
+}
+
+#[test]
+fn the_example_in_javascript_keeps_to_the_vectors() {
+    run("node", &["examples/webhooks/verify.mjs"]);
+}
+
+#[test]
+fn the_example_in_go_keeps_to_the_vectors() {
+    run("go", &["run", "examples/webhooks/verify.go"]);
+}
+
+#[test]
+fn the_vectors_are_what_their_maker_writes() {
+    let before = std::fs::read(vectors()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let maker = dir.path().join("make_notices.py");
+    std::fs::copy(repository().join("tests/vectors/make_notices.py"), &maker).unwrap();
+    let python = std::env::var("TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    assert!(Command::new(python).arg(&maker).status().unwrap().success());
+    assert_eq!(std::fs::read(dir.path().join("notices.json")).unwrap(), before);
+}
