@@ -1,7 +1,7 @@
 //! Puts a node together, runs it and stops it: the order of start and stop.
 
-mod admin;
 mod keys;
+mod listeners;
 mod notices;
 
 use std::net::SocketAddr;
@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use metrics_exporter_prometheus::PrometheusHandle;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_rustls::TlsAcceptor;
 
@@ -27,9 +26,8 @@ use crate::control::repair::{Repair, Schedule, Settler};
 use crate::control::sweep::{SweepOptions, SweepReport, Sweeper};
 use crate::domain::ids::TenantId;
 use crate::drain::{Drain, Phase};
-use crate::http::{self, serve_ops};
 use crate::ingest::tls::{Certificate, SelfSigned, TlsError, server_config};
-use crate::ingest::{HangUps, StreamLimits, serve_public, vapi};
+use crate::ingest::{HangUps, StreamLimits, vapi};
 use crate::jitter::jittered;
 use crate::journal::{Journal, JournalConfig, OpenError, Replay};
 use crate::keys::{KeyProvider, KeyService, KeyringError, Providers};
@@ -46,7 +44,7 @@ use crate::upload::{RetryPolicy, Uploader};
 pub use keys::open_keys;
 pub use notices::open_poster;
 
-use admin::Admin;
+use listeners::{Addresses, Listeners};
 
 /// Closed calls must have finished their recordings in this time.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -160,9 +158,7 @@ pub fn retry_policy(config: &Config) -> RetryPolicy {
 /// A node that takes calls.
 pub struct Running {
     node: Arc<Node>,
-    public: SocketAddr,
-    admin: Option<SocketAddr>,
-    ops: SocketAddr,
+    addresses: Addresses,
     certificate: Arc<Certificate>,
     providers: Arc<Providers>,
 }
@@ -185,9 +181,7 @@ pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running,
     let hang_ups = HangUps::new(&config.relay.twilio_api)?;
     let (notices, courier) = notices::open(&config, &keys, &store)?;
     let (inbox, waiting) = vapi::Inbox::new();
-    let public = bind(config.listen.public).await?;
-    let admin = Admin::open(&config).await?;
-    let ops = bind(config.listen.ops).await?;
+    let listeners = Listeners::bind(&config).await?;
     let audit = AuditLog::start(config.node.as_str().to_owned(), Arc::clone(&keys), Arc::clone(&store));
     let tenants = config.tenants.iter().cloned().map(Arc::new).collect();
     let node = Arc::new(Node {
@@ -213,30 +207,20 @@ pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running,
         config,
     });
     let running = Running {
-        public: address(&public)?,
-        admin: admin.as_ref().map(|admin| address(admin.listener())).transpose()?,
-        ops: address(&ops)?,
+        addresses: listeners.addresses()?,
         certificate: Arc::clone(&certificate),
         providers,
         node: Arc::clone(&node),
     };
-    spawn_recovery(&node, replay);
-    let name = node.config.node.as_str().to_owned();
-    let settler = Settler::new(store, keys, node.audit.clone(), name, policy);
-    let settler = settler.with_notices(node.notices.clone());
     tokio::spawn(courier.run());
-    spawn_recovery(&node, replay, settler);
+    spawn_recovery(&node, replay);
     spawn_tasks(&node, certificate);
     if claims == Claims::Unknown {
         // Calls are taken meanwhile, and their recordings wait for the store.
         tokio::spawn(claims::check_until_known(Arc::clone(&node)));
     }
     tokio::spawn(vapi::work(waiting, Arc::clone(&node)));
-    tokio::spawn(serve_ops(ops, Arc::clone(&node)));
-    if let Some(admin) = admin {
-        admin.serve(acceptor.clone(), &node);
-    }
-    tokio::spawn(serve_public(public, acceptor, node, http::handle));
+    listeners.serve(acceptor, &node);
     Ok(running)
 }
 
@@ -280,6 +264,7 @@ fn spawn_recovery(node: &Arc<Node>, replay: Replay) {
     let (store, keys) = (Arc::clone(&node.store), Arc::clone(&node.keys));
     let (name, policy) = (node.config.node.as_str().to_owned(), retry_policy(&node.config));
     let settler = Settler::new(store, keys, node.audit.clone(), name, policy);
+    let settler = settler.with_notices(node.notices.clone());
     let recovering = Arc::clone(node);
     tokio::spawn(async move {
         let report = Recovery::new(replay, settler.clone()).run().await;
@@ -377,18 +362,6 @@ fn open_certificate(config: &Config) -> Result<Arc<Certificate>, StartError> {
     Ok(Certificate::load(&cert_file, &key_file)?)
 }
 
-async fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|source| StartError::System { what: format!("bind {address}"), source })
-}
-
-fn address(listener: &TcpListener) -> Result<SocketAddr, StartError> {
-    listener
-        .local_addr()
-        .map_err(|source| StartError::System { what: "address of a listener".to_owned(), source })
-}
-
 impl Running {
     /// Returns the node.
     pub fn node(&self) -> &Arc<Node> {
@@ -397,17 +370,17 @@ impl Running {
 
     /// Returns the address of the public listener.
     pub fn public(&self) -> SocketAddr {
-        self.public
+        self.addresses.public
     }
 
     /// Returns the address of the admin listener; `None` where there is none.
     pub fn admin(&self) -> Option<SocketAddr> {
-        self.admin
+        self.addresses.admin
     }
 
     /// Returns the address of the ops listener.
     pub fn ops(&self) -> SocketAddr {
-        self.ops
+        self.addresses.ops
     }
 
     /// Runs until signals have stopped the node.

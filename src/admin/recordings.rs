@@ -397,6 +397,7 @@ impl OrderView {
 fn orders(shared: &Shared) -> Orders {
     let node = &shared.node;
     Orders::new(Arc::clone(&node.store), Arc::clone(&node.keys), node.audit.clone())
+        .with_notices(node.notices.clone())
 }
 
 fn ordered_by(caller: &Caller) -> OrderedBy {

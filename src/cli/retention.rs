@@ -65,12 +65,9 @@ pub(super) fn place(args: &OrderArgs, what: What) -> CommandResult {
     let tenant = &tenant_arg.tenant;
     runtime()?.block_on(async {
         let opened = tenant_arg.open().await?;
-        let audit = opened.audit_log();
-        let orders = Orders::new(Arc::clone(&opened.store), opened.keys, audit);
         let by = OrderedBy::operator(&args.actor, &args.reason);
         let (audit, notices) = (opened.audit_log(), opened.notices());
         let orders = Orders::new(Arc::clone(&opened.store), opened.keys, audit).with_notices(notices);
-        let by = OrderedBy { actor: args.actor.clone(), reason: args.reason.clone() };
         let placed = match what {
             _ if args.dry_run => {
                 let change = match what {

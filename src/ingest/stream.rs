@@ -12,9 +12,8 @@ use metrics::counter;
 use crate::config::{NoKeyPolicy, Record as RecordPolicy, Route, RouteProvider, Tenant};
 use crate::domain::audio::{AudioFormat, Speakers};
 use crate::domain::ids::TenantId;
-use crate::domain::provider::twilio::{AccountSid, CallSid, TwilioDecoder};
 use crate::domain::notice::NoticeKind;
-use crate::domain::provider::twilio::TwilioDecoder;
+use crate::domain::provider::twilio::{AccountSid, CallSid, TwilioDecoder};
 use crate::domain::provider::{DropReason, Refusal, StreamStart};
 use crate::domain::recording::EndCause;
 use crate::domain::session::{AgentAudio, SessionError};
@@ -235,7 +234,7 @@ impl StreamInHand {
         }
         let was_awaited = self.awaiting.take().is_some();
         if was_awaited {
-            recorder::skipped(&self.node, &self.tenant, "no-consent");
+            recorder::skipped(&self.node, &self.tenant, &self.route, "no-consent");
         }
         if let Some(key) = self.key.take() {
             if !was_awaited {
@@ -299,19 +298,6 @@ impl StreamInHand {
     ) -> Option<MustEnd> {
         let key = self.key.take()?;
         let ticket = self.ticket.as_ref().map(|(ticket, _)| ticket);
-        let consent = consent(ticket, start);
-        let is_wanted = match self.route.record {
-            RecordPolicy::Always => true,
-            RecordPolicy::OnConsent => consent.is_some(),
-            RecordPolicy::Never => false,
-        };
-        if !is_wanted {
-            self.node.keys.give_back(&self.tenant.id, key);
-            if self.route.record == RecordPolicy::OnConsent {
-                recorder::skipped(&self.node, &self.tenant, &self.route, "no-consent");
-            }
-            return None;
-        }
         let Audio { provider, format, agent } = audio;
         let speakers = Speakers::CallerAndAgent;
         let begin = Begin { start, ticket, consent, provider, format, speakers, agent };

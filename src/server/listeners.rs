@@ -1,0 +1,86 @@
+//! The sockets of a node: bound all before any is served, so that a node that cannot start has bound nothing for long.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+
+use crate::admin::Api;
+use crate::admin::tokens::Tokens;
+use crate::config::Config;
+use crate::http::{self, serve_ops};
+use crate::ingest::serve_public;
+use crate::node::Node;
+
+use super::StartError;
+
+/// The sockets, before they are served.
+pub(super) struct Listeners {
+    public: TcpListener,
+    admin: Option<Admin>,
+    ops: TcpListener,
+}
+
+/// The admin listener with who may use it; there is none where the configuration has no admin API.
+struct Admin {
+    listener: TcpListener,
+    tokens: Arc<Tokens>,
+}
+
+/// Where a node listens.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Addresses {
+    pub(super) public: SocketAddr,
+    pub(super) admin: Option<SocketAddr>,
+    pub(super) ops: SocketAddr,
+}
+
+impl Listeners {
+    /// Binds them.
+    pub(super) async fn bind(config: &Config) -> Result<Self, StartError> {
+        let admin = match &config.admin {
+            None => None,
+            Some(admin) => {
+                let tokens = Arc::new(Tokens::open(&admin.tokens_file)?);
+                Some(Admin { listener: bind(config.listen.admin).await?, tokens })
+            }
+        };
+        Ok(Self { public: bind(config.listen.public).await?, admin, ops: bind(config.listen.ops).await? })
+    }
+
+    /// Returns what they are bound to.
+    pub(super) fn addresses(&self) -> Result<Addresses, StartError> {
+        Ok(Addresses {
+            public: address(&self.public)?,
+            admin: self.admin.as_ref().map(|admin| address(&admin.listener)).transpose()?,
+            ops: address(&self.ops)?,
+        })
+    }
+
+    /// Serves them until the node stops.
+    pub(super) fn serve(self, acceptor: TlsAcceptor, node: &Arc<Node>) {
+        tokio::spawn(serve_ops(self.ops, Arc::clone(node)));
+        if let Some(Admin { listener, tokens }) = self.admin {
+            tokio::spawn(Arc::clone(&tokens).watch());
+            let api = Api::new(Arc::clone(node), tokens);
+            let handle = move |request, source, node: Arc<Node>| {
+                http::handle_admin(request, source, node, api.clone())
+            };
+            tokio::spawn(serve_public(listener, acceptor.clone(), Arc::clone(node), handle));
+        }
+        tokio::spawn(serve_public(self.public, acceptor, Arc::clone(node), http::handle));
+    }
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| StartError::System { what: format!("bind {address}"), source })
+}
+
+fn address(listener: &TcpListener) -> Result<SocketAddr, StartError> {
+    listener
+        .local_addr()
+        .map_err(|source| StartError::System { what: "address of a listener".to_owned(), source })
+}
