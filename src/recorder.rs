@@ -1,5 +1,6 @@
 //! Carries one session's outputs: sealed bytes to the journal at once, segments and manifest to the uploader.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,7 @@ use metrics::{Counter, Histogram, counter, histogram};
 use crate::clock;
 use crate::config::{Dtmf, Route, Tenant};
 use crate::control::audit::AuditEvent;
+use crate::control::index::RecordingIndex;
 use crate::control::recovery::OpenedNote;
 use crate::domain::audio::{AudioFormat, Speakers};
 use crate::domain::cmr::{GapReason, sha256};
@@ -88,6 +90,7 @@ pub(crate) struct Recorder {
     is_paused: bool,
     session: CallSession,
     lane: Lane,
+    index: Arc<RecordingIndex>,
     journal: Journal,
     generation: u64,
     opened: Record,
@@ -126,6 +129,11 @@ impl Recorder {
         let present = node.live.enter(entry(tenant, route, &key, begin.provider, &begin.start.call));
         let retention_days =
             begin.ticket.and_then(|ticket| ticket.retention_days).unwrap_or(tenant.retention.call_audio_days);
+        let metadata = metadata(tenant, route, begin, retention_days, wall);
+        let party_keys = node.config.index.party_keys.clone();
+        let terms = party_keys.terms(&metadata, &BTreeMap::new());
+        let index =
+            Arc::new(RecordingIndex::new(Arc::clone(&node.keys), tenant.id.clone(), party_keys, terms));
         let setup = SessionSetup {
             dek: key.dek,
             ids,
@@ -139,7 +147,7 @@ impl Recorder {
             },
             agent: begin.agent,
             speakers: begin.speakers,
-            metadata: metadata(tenant, route, begin, retention_days, wall),
+            metadata,
         };
         let mut session = CallSession::start(setup, Box::new(SystemEntropy), now, wall)?;
         session.handle_number(begin.start.sequence);
@@ -156,7 +164,11 @@ impl Recorder {
             present,
             is_paused: false,
             session,
-            lane: node.uploader.lane(UploadContext { recording: ids.recording, retention }),
+            lane: node.uploader.indexed_lane(
+                UploadContext { recording: ids.recording, retention },
+                Arc::<RecordingIndex>::clone(&index),
+            ),
+            index,
             journal: node.journal.clone(),
             generation: node.journal.generation(),
             opened: Record::Opened { recording: ids.recording, tenant_tag: ids.tenant, body },
@@ -217,6 +229,7 @@ impl Recorder {
 
     /// Notes a fact of the call, to be sealed at its end.
     pub(crate) fn note(&mut self, name: &str, text: &str) {
+        self.index.note(name, text);
         if !self.session.note(name, text) {
             tracing::debug!(recording = %self.recording, name, "no room for a note");
         }

@@ -264,7 +264,8 @@ fn spawn_recovery(node: &Arc<Node>, replay: Replay) {
     let (store, keys) = (Arc::clone(&node.store), Arc::clone(&node.keys));
     let (name, policy) = (node.config.node.as_str().to_owned(), retry_policy(&node.config));
     let settler = Settler::new(store, keys, node.audit.clone(), name, policy);
-    let settler = settler.with_notices(node.notices.clone());
+    let settler =
+        settler.with_notices(node.notices.clone()).with_party_keys(node.config.index.party_keys.clone());
     let recovering = Arc::clone(node);
     tokio::spawn(async move {
         let report = Recovery::new(replay, settler.clone()).run().await;

@@ -5,6 +5,7 @@
 mod audit;
 mod demo;
 mod dumps;
+mod find;
 mod grant;
 mod keys;
 mod lifecycle;

@@ -12,10 +12,11 @@ use serde_json::json;
 use crate::clock;
 use crate::control::audit;
 use crate::control::recordings::{Finished, StoredRecording, list};
-use crate::control::retention::receipt;
+use crate::control::retention::{OrderedBy, receipt};
 use crate::domain::audio::Codec;
 use crate::domain::cmr::{Grade, RecordingVerifier};
 use crate::domain::ids::RecordingId;
+use crate::domain::index::Term;
 use crate::domain::playback::wav::{Encoding, WavLayout};
 use crate::domain::retention::Receipt;
 use crate::domain::sign::encode_hex;
@@ -23,6 +24,7 @@ use crate::domain::time::UnixMillis;
 use crate::store::{ObjectName, Tags, layout};
 use crate::upload::newest_order;
 
+use super::find::{self, FinderArgs, ReindexArgs};
 use super::grant::{FormatArg, TrackArg};
 use super::retention::{self, DeleteArgs, OrderArgs, What};
 use super::target::{Opened, RecordingArg, TenantArg};
@@ -33,10 +35,12 @@ const WINDOW_SAMPLES: u64 = 40_000;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum RecordingsCommand {
-    /// List a tenant's recordings, oldest first
+    /// List a tenant's recordings, oldest first: all of them, or those of a call or a party
     List {
         #[command(flatten)]
         target: TenantArg,
+        #[command(flatten)]
+        finder: FinderArgs,
         /// Begin after this recording
         #[arg(long, value_name = "ID")]
         after: Option<RecordingId>,
@@ -61,6 +65,8 @@ pub(super) enum RecordingsCommand {
     Release(OrderArgs),
     /// Delete a recording before its date; the next sweep does it, and a held one is refused
     Delete(DeleteArgs),
+    /// Make recordings findable by call and number that are not yet: those from before there was an index
+    Reindex(ReindexArgs),
 }
 
 #[derive(Debug, Args)]
@@ -89,24 +95,30 @@ pub(super) struct VerifyArgs {
 
 pub(super) fn run(command: &RecordingsCommand) -> CommandResult {
     match command {
-        RecordingsCommand::List { target, after, limit, json } => {
-            runtime()?.block_on(print_list(target, *after, usize::from(*limit), *json))
+        RecordingsCommand::List { target, finder, after, limit, json } => {
+            let wanted = finder.wanted()?;
+            runtime()?.block_on(print_list(target, wanted, (*after, usize::from(*limit)), *json))
         }
         RecordingsCommand::Show { target, json } => runtime()?.block_on(show(target, *json)),
         RecordingsCommand::Hold(args) => retention::place(args, What::Hold),
         RecordingsCommand::Release(args) => retention::place(args, What::Release),
         RecordingsCommand::Delete(args) => retention::delete(args),
+        RecordingsCommand::Reindex(args) => find::reindex(args),
     }
 }
 
 async fn print_list(
     target: &TenantArg,
-    after: Option<RecordingId>,
-    limit: usize,
+    wanted: Option<(Term, OrderedBy)>,
+    (after, limit): (Option<RecordingId>, usize),
     as_json: bool,
 ) -> CommandResult {
     let opened = target.open().await?;
-    for recording in list(&*opened.store, &target.tenant, after, limit).await? {
+    let recordings = match &wanted {
+        Some((term, by)) => find::find(&opened, target, (term, by), (after, limit)).await?,
+        None => list(&*opened.store, &target.tenant, after, limit).await?,
+    };
+    for recording in recordings {
         let created = clock::rfc3339(UnixMillis(recording.created_ms()));
         let stored =
             StoredRecording::open(Arc::clone(&opened.store), &opened.keys, &target.tenant, recording).await;

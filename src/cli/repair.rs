@@ -46,7 +46,9 @@ pub(super) fn run(args: &RepairArgs) -> CommandResult {
         let Opened { config, store, keys } = opened;
         let policy = retry_policy(&config);
         let node = config.node.as_str().to_owned();
-        let settler = Settler::new(Arc::clone(&store), keys, audit, node, policy).with_notices(notices);
+        let settler = Settler::new(Arc::clone(&store), keys, audit, node, policy)
+            .with_notices(notices)
+            .with_party_keys(config.index.party_keys.clone());
         let after = args.after.map_or(config.repair.after, |secs| Duration::from_secs(u64::from(secs)));
         let mut failed = 0;
         for tenant in tenants(args, &config)? {

@@ -14,6 +14,7 @@ mod aws_kms;
 mod environment;
 mod faults;
 mod files;
+mod index;
 mod keys;
 mod listen;
 mod net;
@@ -55,6 +56,7 @@ pub(crate) use aws_kms::region_of_arn;
 pub use environment::process_environment;
 pub use faults::{Fault, Faults};
 pub use files::{Disk, Files, TenantFile};
+pub use index::Index;
 pub use keys::{KekName, KeyProviderKind, KeyServices, KeysConfig, TenantKeks};
 pub use listen::{Listen, Proxies, Tls};
 pub use net::{HttpsUrl, InvalidName, NodeName, PublicUrl, SocketUrl, WebOrigin};
@@ -120,6 +122,8 @@ pub struct Config {
     pub repair: Repair,
     /// How expired recordings are deleted.
     pub retention: Sweep,
+    /// By what recordings can be looked for.
+    pub index: Index,
     /// How the node stops.
     pub drain: Drain,
     /// What is logged, and how.
@@ -217,6 +221,7 @@ impl Config {
         let webhook = WebhookNode::check(raw.webhook, &top, references);
         let repair = Repair::check(raw.repair, &top);
         let retention = Sweep::check(raw.retention, &top);
+        let index = Index::check(raw.index, &top);
         let drain = Drain::check(raw.drain, &top);
         let log = Log::check(raw.log, &top);
         let admin = Admin::check(raw.admin, &top, references);
@@ -245,6 +250,7 @@ impl Config {
             playback,
             repair,
             retention,
+            index,
             drain,
             log,
             tenants,

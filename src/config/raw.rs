@@ -62,6 +62,7 @@ section!(
         playback: Table,
         repair: Table,
         retention: Table,
+        index: Table,
         drain: Table,
         log: Table,
         tenants: Table,
@@ -286,6 +287,7 @@ section!(
         call_ids: bool,
     } later []
 );
+section!(Index { party_keys: Vec<String> } later []);
 section!(Tickets { keys: Value, kid: String, max_ttl_secs: i64 } later []);
 section!(
     TenantPlayback {
@@ -339,6 +341,7 @@ pub(super) fn node_sections() -> Vec<(&'static str, Vec<&'static str>)> {
         ("playback", all_names::<Playback>()),
         ("repair", all_names::<Repair>()),
         ("retention", all_names::<Sweep>()),
+        ("index", all_names::<Index>()),
         ("drain", all_names::<Drain>()),
         ("log", all_names::<Log>()),
         ("tenants", all_names::<Tenants>()),

@@ -6,7 +6,8 @@
 //! 3. The envelope, all revisions and versions: from here on nobody can open the recording.
 //! 4. Everything under the recording's prefix, whatever its manifest says: segments without an owner, unfinished uploads.
 //! 5. The receipt.
-//! 6. The other entries of the expiry index, the orders, and last the entry that leads here: while any of the steps
+//! 6. The entries of the blind index.
+//! 7. The other entries of the expiry index, the orders, and last the entry that leads here: while any of the steps
 //!    before is not done, the index leads back to it.
 
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use crate::keys::{KeyError, KeyService, envelope_prefix};
 use crate::notices::Notices;
 use crate::observe::metrics;
 use crate::store::{ObjectClass, ObjectName, Store, StoreError, Tags, layout};
+use crate::upload::remove_entries;
 
 /// Objects listed at a time.
 const PAGE: usize = 1000;
@@ -242,6 +244,7 @@ impl Deletions {
         };
         let found = case.dates.iter().filter(|date| Some(*date) != last);
         let others: Vec<ObjectName> = others.iter().chain(found).map(entry).collect();
+        remove_entries(store, tag, recording).await?;
         self.remove(&others).await?;
         store.purge(&layout::orders_prefix(tag, recording)).await?;
         self.remove(&last.map(entry).into_iter().collect::<Vec<_>>()).await?;
@@ -285,6 +288,7 @@ impl Deletions {
     pub(super) async fn clean(&self, case: &Case) -> Result<(), StoreError> {
         let (tag, recording) = (case.tenant.tag(), case.recording);
         self.store.purge(&layout::recording_prefix(tag, recording)).await?;
+        remove_entries(&*self.store, tag, recording).await?;
         self.forget(case, |_| true).await
     }
 

@@ -1,9 +1,11 @@
-//! What is done about recordings beside recording and playing them: audit, recovery, listing, retention, rewrap of keys.
+//! What is done about recordings beside recording and playing them: audit, recovery, listing, the blind index, retention,
+//! rewrap of keys.
 //!
 //! Knows tenants and object names. Must not know frame layouts or sockets.
 
 pub mod audit;
 mod deletion;
+pub mod index;
 pub mod mint;
 pub mod recordings;
 pub mod recovery;

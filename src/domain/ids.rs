@@ -134,6 +134,10 @@ id_16!(
     /// One notice: what it follows from is in `domain::notice`.
     NoticeId, "notice id"
 );
+id_16!(
+    /// A call id or a telephone number that nobody can read.
+    BlindId, "blind id"
+);
 
 impl RecordingId {
     /// Makes an id from the time of its creation and ten random bytes (UUID version 7, RFC 9562).

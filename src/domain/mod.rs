@@ -8,6 +8,7 @@ pub mod address;
 pub mod audio;
 pub mod cmr;
 pub mod ids;
+pub mod index;
 pub mod live_order;
 pub mod notice;
 pub mod percent;

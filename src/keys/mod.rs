@@ -7,6 +7,7 @@ mod aws_kms;
 mod calls;
 mod envelope;
 mod error;
+mod index;
 mod keyring;
 mod local;
 mod pkcs11;

@@ -143,6 +143,16 @@ impl KeyService {
         self.unwrap_checked(tenant, ids, wrap).await.map(drop)
     }
 
+    /// Returns the newest revision of an envelope, whether it can be read or not.
+    pub(super) async fn newest_envelope_revision(
+        &self,
+        tenant: TenantTag,
+        recording: RecordingId,
+    ) -> Result<Option<u32>, StoreError> {
+        let revisions = self.envelope_revisions(tenant, recording).await?;
+        Ok(revisions.last().and_then(|newest| revision_of(&newest.name)))
+    }
+
     async fn envelope_revisions(
         &self,
         tenant: TenantTag,

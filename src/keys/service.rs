@@ -29,7 +29,7 @@ const CACHE_AGE: Duration = Duration::from_secs(300);
 /// How many opened DEKs are kept: one per concurrent listener.
 const CACHE_SIZE: usize = 1024;
 /// How long one mint may take; a call start never waits longer.
-const MINT_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const MINT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The pause after the first failure to mint ahead; it doubles up to the longest one. That is how long calls may go
 /// unrecorded after a key service has come back.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -64,12 +64,15 @@ pub struct OpenedKey {
     pub dek: Arc<Dek>,
 }
 
+/// Index keys of all tenants have the same id.
+type CacheKey = (TenantTag, RecordingId);
+
 /// Mints and opens DEKs.
 pub struct KeyService {
     pub(super) provider: Arc<dyn KeyProvider>,
     pub(super) store: Arc<dyn Store>,
     pool: Pool,
-    cache: Mutex<HashMap<RecordingId, (OpenedKey, Instant)>>,
+    cache: Mutex<HashMap<CacheKey, (OpenedKey, Instant)>>,
 }
 
 impl KeyService {
@@ -130,7 +133,12 @@ impl KeyService {
             let ids = Expected { tenant: tag, recording, key: dek.key_id(tag, recording) };
             let wrap = self.provider.wrap(tenant, &ids, &dek).await?;
             self.unwrap_checked(tenant, &ids, &wrap).await?;
-            self.put_envelope(&ids, &Envelope::new(&ids, wrap)).await?;
+            match self.put_envelope(&ids, 0, &Envelope::new(&ids, wrap)).await? {
+                PutOutcome::Created => {}
+                PutOutcome::AlreadyExists => {
+                    return Err(KeyError::BadEnvelope("exists before its recording"));
+                }
+            }
             Ok(Minted { ids, dek, minted_at: clock::monotonic(), generation })
         };
         let minted = tokio::time::timeout(MINT_TIMEOUT, minting).await.unwrap_or(Err(KeyError::TimedOut));
@@ -198,7 +206,7 @@ impl KeyService {
     /// [`StoreError`]; the envelope may be gone all the same, and calling again is safe.
     pub async fn shred(&self, tenant: TenantTag, recording: RecordingId) -> Result<(), StoreError> {
         let purged = self.store.purge(&envelope_prefix(tenant, recording)).await;
-        self.cache().remove(&recording);
+        self.forget(tenant, recording);
         purged.map(drop)
     }
 
@@ -254,20 +262,27 @@ impl KeyService {
         }
     }
 
-    async fn put_envelope(&self, ids: &Expected, envelope: &Envelope) -> Result<(), KeyError> {
+    pub(super) async fn put_envelope(
+        &self,
+        ids: &Expected,
+        revision: u32,
+        envelope: &Envelope,
+    ) -> Result<PutOutcome, KeyError> {
         let json = serde_json::to_vec(envelope).map_err(|_| KeyError::BadEnvelope("not JSON"))?;
-        let name: ObjectName = envelope_name(ids.tenant, ids.recording, 0);
+        let name: ObjectName = envelope_name(ids.tenant, ids.recording, revision);
         let tags = Tags::of(ids.tenant, ObjectClass::Envelope);
-        match self.store.put_new(&name, Bytes::from(json), &tags).await? {
-            PutOutcome::Created => Ok(()),
-            PutOutcome::AlreadyExists => Err(KeyError::BadEnvelope("exists before its recording")),
-        }
+        Ok(self.store.put_new(&name, Bytes::from(json), &tags).await?)
+    }
+
+    /// Forgets an opened key.
+    pub(super) fn forget(&self, tenant: TenantTag, recording: RecordingId) {
+        self.cache().remove(&(tenant, recording));
     }
 
     fn cached(&self, tenant: &TenantId, recording: RecordingId) -> Option<OpenedKey> {
         let cache = self.cache();
-        let (opened, opened_at) = cache.get(&recording)?;
-        let usable = opened.ids.tenant == tenant.tag() && clock::since(*opened_at) < CACHE_AGE;
+        let (opened, opened_at) = cache.get(&(tenant.tag(), recording))?;
+        let usable = clock::since(*opened_at) < CACHE_AGE;
         usable.then(|| opened.clone())
     }
 
@@ -276,10 +291,10 @@ impl KeyService {
         if cache.len() >= CACHE_SIZE {
             cache.clear();
         }
-        cache.insert(opened.ids.recording, (opened.clone(), clock::monotonic()));
+        cache.insert((opened.ids.tenant, opened.ids.recording), (opened.clone(), clock::monotonic()));
     }
 
-    fn cache(&self) -> std::sync::MutexGuard<'_, HashMap<RecordingId, (OpenedKey, Instant)>> {
+    fn cache(&self) -> std::sync::MutexGuard<'_, HashMap<CacheKey, (OpenedKey, Instant)>> {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -115,6 +115,8 @@ pub const ADMIN_REQUESTS: &str = "admin_requests_total";
 pub const AUDIT_RECORDS: &str = "audit_records_total";
 /// Counter: audit records that could not be made durable; the action did not happen.
 pub const AUDIT_FAILURES: &str = "audit_failures_total";
+/// Counter: recordings that are stored and cannot be found by call or number. Normal is 0.
+pub const INDEX_FAILURES: &str = "index_failures_total";
 /// Counter, label `reason`: recordings deleted.
 pub const RETENTION_DELETED: &str = "retention_deleted_total";
 /// Counter, label `reason`: sweeps that deleted nothing (clock, store, too_much_due), and recordings that could not be
@@ -345,6 +347,12 @@ pub const ALL: &[Metric] = &[
         Unit::Count,
         "Audit records not made durable; the action did not happen.",
     ),
+    metric(
+        INDEX_FAILURES,
+        Kind::Counter,
+        Unit::Count,
+        "Recordings stored and not found by call or number. Normal is 0.",
+    ),
     metric(RETENTION_DELETED, Kind::Counter, Unit::Count, "Recordings deleted, by reason."),
     metric(
         RETENTION_FAILURES,
@@ -465,9 +473,15 @@ fn describe_all() {
         metrics::counter!(NOTICES_LOST, "reason" => reason).absolute(0);
     }
     metrics::counter!(NOTICES_DEAD).absolute(0);
-    for name in
-        [INTEGRITY_FAILURES, RECOVERY_FAILED, REPAIR_FAILED, AUDIT_FAILURES, FRAMES_SEALED, MESSAGES_IN]
-    {
+    for name in [
+        INTEGRITY_FAILURES,
+        RECOVERY_FAILED,
+        REPAIR_FAILED,
+        AUDIT_FAILURES,
+        INDEX_FAILURES,
+        FRAMES_SEALED,
+        MESSAGES_IN,
+    ] {
         metrics::counter!(name).absolute(0);
     }
 }

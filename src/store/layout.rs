@@ -7,6 +7,8 @@
 //! r/<tenant tag>/<recording>/final-<revision>.cmr     the same after a later revision; the highest counts
 //! k/<tenant tag>/<recording>/<revision>.json          envelope; the highest revision counts
 //! e/<yyyy-mm-dd>/<tenant tag>/<recording>             expiry index
+//! x/<tenant tag>/<kind>/<blind id>/<recording>        blind index: recordings of a call or party
+//! x/<tenant tag>/of/<recording>/<kind>-<blind id>     blind index: the entries of a recording
 //! h/<tenant tag>/<recording>/<revision>.json          retention order: hold, release, earlier expiry; the highest counts
 //! d/<tenant tag>/<recording>.json                     deletion receipt
 //! n/<yyyy-mm-dd>/<tenant tag>/<ticket>                used tickets, by the date on which they expire
@@ -19,6 +21,7 @@
 //! ```
 
 use crate::domain::ids::{NoticeId, RecordingId, TenantTag, WriterId};
+use crate::domain::index::{IndexEntry, IndexKind};
 
 use super::ObjectName;
 
@@ -137,6 +140,43 @@ pub fn expiry_of(name: &ObjectName) -> Option<(&str, TenantTag, RecordingId)> {
         None => Some((date, tenant.parse().ok()?, recording.parse().ok()?)),
         Some(_) => None,
     }
+}
+
+/// The prefix of everything in a tenant's blind index.
+pub fn index_prefix(tenant: TenantTag) -> String {
+    format!("x/{tenant}/")
+}
+
+/// The prefix of a term's entries in the blind index; they are in the order of their recordings.
+pub fn index_term_prefix(tenant: TenantTag, entry: IndexEntry) -> String {
+    format!("x/{tenant}/{}/{}/", entry.kind.name(), entry.blind)
+}
+
+/// The entry of a recording under a term of the blind index.
+pub fn index_entry(tenant: TenantTag, entry: IndexEntry, recording: RecordingId) -> ObjectName {
+    name(format!("{}{recording}", index_term_prefix(tenant, entry)))
+}
+
+/// Reads the recording out of the name of an entry under a term.
+pub fn index_recording(name: &ObjectName) -> Option<RecordingId> {
+    name.as_str().rsplit_once('/')?.1.parse().ok()
+}
+
+/// The prefix of what leads from a recording to its entries in the blind index.
+pub fn index_of_prefix(tenant: TenantTag, recording: RecordingId) -> String {
+    format!("x/{tenant}/of/{recording}/")
+}
+
+/// What leads from a recording to one of its entries in the blind index, so that no key is needed to remove them.
+pub fn index_of(tenant: TenantTag, recording: RecordingId, entry: IndexEntry) -> ObjectName {
+    let prefix = index_of_prefix(tenant, recording);
+    name(format!("{prefix}{}-{}", entry.kind.name(), entry.blind))
+}
+
+/// Reads the entry out of the name of what leads to it.
+pub fn index_entry_of(name: &ObjectName) -> Option<IndexEntry> {
+    let (kind, blind) = name.as_str().rsplit_once('/')?.1.split_once('-')?;
+    Some(IndexEntry { kind: IndexKind::from_name(kind)?, blind: blind.parse().ok()? })
 }
 
 /// One object of audit records; `date` is `yyyy-mm-dd`.
@@ -268,6 +308,17 @@ mod tests {
         }
         assert_eq!(notice_of(&name(format!("o/{tenant}/waiting/{notice}"))), None);
         assert_eq!(notice_of(&name(format!("o/{tenant}/sent/{notice}/0000"))), None);
+    }
+
+    #[test]
+    fn index_entries_are_read_from_their_names() {
+        let (tenant, recording) = (TenantTag([1; 16]), RecordingId([2; 16]));
+        for kind in [IndexKind::Call, IndexKind::Party] {
+            let entry = IndexEntry { kind, blind: crate::domain::ids::BlindId([3; 16]) };
+            assert_eq!(index_entry_of(&index_of(tenant, recording, entry)), Some(entry));
+            assert_eq!(index_recording(&index_entry(tenant, entry, recording)), Some(recording));
+        }
+        assert_eq!(index_entry_of(&name(format!("{}other-0", index_of_prefix(tenant, recording)))), None);
     }
 
     #[test]

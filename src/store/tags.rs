@@ -110,6 +110,8 @@ pub enum ObjectClass {
     LiveOrder,
     /// A notice, or what became of it.
     Notice,
+    /// An entry of the blind index.
+    Index,
 }
 
 impl ObjectClass {
@@ -125,6 +127,7 @@ impl ObjectClass {
             Self::Ticket => "ticket",
             Self::LiveOrder => "live-order",
             Self::Notice => "notice",
+            Self::Index => "index",
         }
     }
 }

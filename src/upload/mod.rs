@@ -6,6 +6,7 @@ mod backlog;
 mod breaker;
 mod compact;
 mod door;
+mod index;
 mod live;
 mod objects;
 mod pace;
@@ -17,6 +18,7 @@ mod turns;
 mod uploader;
 
 pub use compact::{CompactError, WrittenFinal, clean, compact, write_final};
+pub use index::{Index, NotIndexed, entries_of, put_entries, remove_entries};
 pub use objects::{FinalObject, Listed, RecordingObjects, SegmentId, final_manifest};
 pub use put::PutError;
 pub use requests::Requests;

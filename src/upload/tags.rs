@@ -38,7 +38,16 @@ impl RetentionTags {
     /// # Panics
     /// Never: six short keys with digits, dashes and letters are valid tags.
     pub fn tags(&self, at: UnixMillis) -> Tags {
-        let mut tags = Tags::of(self.tenant, ObjectClass::CallAudio);
+        self.tags_of(ObjectClass::CallAudio, at)
+    }
+
+    /// Returns the tags of an entry of the blind index, which goes with its recording.
+    pub fn index_tags(&self, at: UnixMillis) -> Tags {
+        self.tags_of(ObjectClass::Index, at)
+    }
+
+    fn tags_of(&self, class: ObjectClass, at: UnixMillis) -> Tags {
+        let mut tags = Tags::of(self.tenant, class);
         for (key, value) in [
             ("callseal-retention-days", self.days.to_string()),
             (EXPIRES_TAG, clock::utc_date(self.expires(at))),
@@ -83,7 +92,7 @@ pub async fn newest_order(
     Err(not_understood)
 }
 
-/// Writes on every object of a recording whether it is held; does nothing where the store has no tags.
+/// Writes on every object of a recording, and on its entries in the blind index, whether it is held; does nothing where the store has no tags.
 ///
 /// # Errors
 /// [`StoreError`]; some objects may have the tag then, and calling again is safe.
@@ -96,19 +105,26 @@ pub async fn tag_hold(
     if !store.profile().tags {
         return Ok(());
     }
-    let (prefix, mut after) = (layout::recording_prefix(tenant, recording), None);
-    loop {
-        let page = store.list_after(&prefix, after.as_ref(), PAGE).await?;
-        let Some(last) = page.last() else { return Ok(()) };
-        after = Some(last.name.clone());
-        for object in page {
-            match tag_one(store, &object.name, held).await {
-                // Compacted meanwhile; its successor is listed, or tagged by whoever compacts.
-                Ok(()) | Err(StoreError::NotFound) => {}
-                Err(error) => return Err(error),
+    for prefix in [layout::recording_prefix(tenant, recording), layout::index_of_prefix(tenant, recording)] {
+        let mut after = None;
+        loop {
+            let page = store.list_after(&prefix, after.as_ref(), PAGE).await?;
+            let Some(last) = page.last() else { break };
+            after = Some(last.name.clone());
+            for object in page {
+                let entry = layout::index_entry_of(&object.name);
+                let entry = entry.map(|entry| layout::index_entry(tenant, entry, recording));
+                for name in entry.iter().chain([&object.name]) {
+                    match tag_one(store, name, held).await {
+                        // Compacted meanwhile; its successor is listed, or tagged by whoever compacts.
+                        Ok(()) | Err(StoreError::NotFound) => {}
+                        Err(error) => return Err(error),
+                    }
+                }
             }
         }
     }
+    Ok(())
 }
 
 async fn tag_one(store: &dyn Store, name: &ObjectName, held: bool) -> Result<(), StoreError> {

@@ -5,6 +5,8 @@
 //! process ends, and then the journal has them. While it waits it holds up no other lane. It ends when the store holds
 //! other bytes than it was given, or the journal does not hold a segment any more; recovery then sees to the recording.
 
+mod indexing;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -26,12 +28,14 @@ use super::backlog::{Backlog, Waiting};
 use super::breaker::LONGEST_RETRY_AFTER;
 use super::compact::{CompactError, compact};
 use super::door::Door;
+use super::index::Index;
 use super::live::LiveRecordings;
 use super::pace::Pace;
 use super::put::{PutError, random_u32, try_put, warn_of_retry};
 use super::retry::{Retry, RetryPolicy};
 use super::tags::RetentionTags;
 use super::turns::Urgency;
+use indexing::LaneIndex;
 
 /// Memory for all recordings that are being merged, in MiB: four long ones, or more short ones. Calls may end together,
 /// by hundreds.
@@ -111,11 +115,21 @@ impl Uploader {
         self
     }
 
-    /// Opens a recording's way to the store.
+    /// Opens a recording's way to the store; it is found by none of its terms.
     pub fn lane(&self, context: UploadContext) -> Lane {
+        self.open_lane(context, None)
+    }
+
+    /// Opens the way to the store of a recording that is to be found by its terms, also while its call goes on.
+    pub fn indexed_lane(&self, context: UploadContext, index: Arc<dyn Index>) -> Lane {
+        self.open_lane(context, Some(LaneIndex::new(index)))
+    }
+
+    fn open_lane(&self, context: UploadContext, index: Option<LaneIndex>) -> Lane {
         let (queue, items) = mpsc::channel(LANE_QUEUE);
         self.shared.lanes.send_modify(|lanes| *lanes += 1);
-        let task = LaneTask { context, shared: Arc::clone(&self.shared), stored_bytes: AtomicU64::new(0) };
+        let (shared, stored_bytes) = (Arc::clone(&self.shared), AtomicU64::new(0));
+        let task = LaneTask { context, shared, stored_bytes, index };
         let live = self.shared.live.enter(context.recording);
         tokio::spawn(async move {
             let _live = live;
@@ -267,6 +281,7 @@ struct LaneTask {
     shared: Arc<Shared>,
     /// Of this recording, so far.
     stored_bytes: AtomicU64,
+    index: Option<LaneIndex>,
 }
 
 impl LaneTask {
@@ -311,6 +326,7 @@ impl LaneTask {
         ::metrics::counter!(metrics::SEGMENTS_STORED).increment(1);
         ::metrics::histogram!(metrics::SEALED_TO_STORED)
             .record(clock::since(waiting.opened_at).as_secs_f64());
+        self.index_beside();
         Ok(())
     }
 
@@ -391,7 +407,7 @@ impl LaneTask {
         Ok(())
     }
 
-    /// Stores the manifest and makes the final object.
+    /// Stores the manifest, makes the recording findable, and makes the final object.
     async fn store_end(
         &self,
         name: &ObjectName,
@@ -405,6 +421,8 @@ impl LaneTask {
         let expiry_tags = Tags::of(retention.tenant, ObjectClass::Expiry);
         self.put(&expiry, Body::Bytes(&Bytes::new()), &expiry_tags).await?;
         self.put(name, Body::Bytes(&manifest), &tags).await?;
+        // Before its final object, so that it is found when it may be deleted.
+        let is_indexed = self.index_now(ended).await;
         let mut retry = Retry::new(self.shared.policy);
         while let Err(error) = self.compact(&tags).await {
             if !error.is_retryable() {
@@ -413,6 +431,9 @@ impl LaneTask {
             let wait = retry.next_wait(random_u32());
             warn_of_compaction(recording, &error, wait);
             tokio::time::sleep(wait).await;
+        }
+        if !is_indexed {
+            self.index_at_last(ended).await;
         }
         Ok(())
     }

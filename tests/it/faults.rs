@@ -4,6 +4,7 @@ mod abandoned;
 mod backlog;
 mod calls;
 mod compaction;
+mod index;
 mod lane;
 mod node;
 mod sealed;

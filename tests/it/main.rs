@@ -13,6 +13,7 @@ mod cli;
 mod faults;
 mod fuzz_seeds;
 mod handshake;
+mod index;
 mod ingest;
 mod keys;
 mod kill;

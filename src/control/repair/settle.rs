@@ -12,8 +12,10 @@ use bytes::Bytes;
 use super::look::{Look, Own, Piece, Plan, Sealed};
 use crate::clock;
 use crate::control::audit::{AuditEvent, AuditLog};
+use crate::control::index::blind;
 use crate::domain::cmr::{ManifestWriter, ReadError, SealError, sha256};
 use crate::domain::ids::{RecordingId, TenantId, WriterId};
+use crate::domain::index::PartyKeys;
 use crate::domain::notice::{self, Ended, Event, NoticeKind};
 use crate::domain::recording::{BadRecord, Life, RecordingEnd, RecordingMetadata, from_cbor};
 use crate::domain::recovery::{Rebuild, RebuildError};
@@ -22,10 +24,11 @@ use crate::domain::time::UnixMillis;
 use crate::jitter::part_of;
 use crate::keys::{KeyError, KeyService, OpenedKey, fill_random};
 use crate::notices::Notices;
+use crate::observe::metrics;
 use crate::store::{ObjectName, PutOutcome, Store, StoreError, Tags, layout};
 use crate::upload::{
     CompactError, RecordingObjects, Requests, RetentionTags, RetryPolicy, SegmentId, WrittenFinal, clean,
-    write_final,
+    put_entries, write_final,
 };
 
 /// Steps that one recording may take: three without disturbance, and each other process may spoil a few.
@@ -133,6 +136,7 @@ pub struct Settler {
     node: String,
     policy: RetryPolicy,
     notices: Notices,
+    party_keys: PartyKeys,
 }
 
 impl Settler {
@@ -144,7 +148,8 @@ impl Settler {
         node: String,
         policy: RetryPolicy,
     ) -> Self {
-        Self { store, keys, audit, node, policy, notices: Notices::off() }
+        let (notices, party_keys) = (Notices::off(), PartyKeys::default());
+        Self { store, keys, audit, node, policy, notices, party_keys }
     }
 
     /// Tells tenants how their recordings ended.
@@ -163,6 +168,12 @@ impl Settler {
     ) {
         let event = Event::of_recording(NoticeKind::Failed, recording, 0).because(why);
         self.notices.told(tenant, event).await;
+    }
+
+    /// Looks for parties under these names in the metadata of calls.
+    #[must_use]
+    pub fn with_party_keys(self, party_keys: PartyKeys) -> Self {
+        Self { party_keys, ..self }
     }
 
     /// Brings a recording to its final form.
@@ -242,6 +253,11 @@ impl Settling<'_> {
             }
             Plan::Clean => {
                 self.tell_again(&look).await?;
+                self.index_final(&look).await?;
+                settlement(Outcome::AlreadyFinal)
+            }
+            Plan::Clean => {
+                self.index_final(&look).await?;
                 self.clean(&look, None).await?;
                 settlement(Outcome::Cleaned)
             }
@@ -269,6 +285,7 @@ impl Settling<'_> {
         // Its writer may have died before the audit log had it.
         self.record(&newest.bytes, newest.revision, newest.manifest.rows.len(), end.life).await;
         let tags = self.tags(look, &metadata, UnixMillis(end.ended_ms)).await?;
+        self.index(&metadata, &end).await?;
         let written = write_final(&self.objects, &tags).await?;
         let outcome = Outcome::Finished {
             revision: written.object.revision,
@@ -278,6 +295,32 @@ impl Settling<'_> {
         self.tell(newest.revision, &end, &metadata).await;
         self.clean(look, Some(written)).await?;
         Ok(outcome)
+    }
+
+    /// Puts the entries of a recording whose final object is there: its node may have died before it did.
+    async fn index_final(&self, look: &Look) -> Result<(), SettleError> {
+        let Some((newest, _)) = look.finals.last() else { return Ok(()) };
+        self.index(&from_cbor(&newest.manifest.metadata)?, &from_cbor(&newest.manifest.end)?).await
+    }
+
+    /// Puts the entries under which the recording is found. A key that does not open for good holds nothing up.
+    async fn index(&self, metadata: &RecordingMetadata, end: &RecordingEnd) -> Result<(), SettleError> {
+        let RecordingObjects { requests, tenant, recording } = self.objects;
+        let terms = self.settler.party_keys.terms(metadata, &end.notes);
+        let blinding = blind(&self.settler.keys, self.tenant, &terms);
+        let blinded = tokio::time::timeout(self.settler.policy.try_timeout, blinding).await;
+        let entries = match blinded.unwrap_or(Err(KeyError::TimedOut)) {
+            Err(error) if !error.is_retryable() => {
+                ::metrics::counter!(metrics::INDEX_FAILURES).increment(1);
+                let error = &error as &dyn std::error::Error;
+                tracing::error!(%recording, error, "recording is not found by call or number");
+                return Ok(());
+            }
+            entries => entries?,
+        };
+        let retention = RetentionTags { tenant, days: metadata.retention_days };
+        let ended = UnixMillis(end.ended_ms);
+        put_entries(requests, retention, recording, (&entries, ended)).await.map_err(SettleError::Store)
     }
 
     /// Deletes what the newest final object replaces.

@@ -13,7 +13,8 @@ use callseal::control::retention::{OrderedBy, Orders};
 use callseal::control::sweep::{SweepError, SweepOptions, SweepReport, Sweeper};
 use callseal::domain::audio::{AudioFormat, Speakers};
 use callseal::domain::cmr::Expected;
-use callseal::domain::ids::{RecordingId, TenantId};
+use callseal::domain::ids::{BlindId, RecordingId, TenantId};
+use callseal::domain::index::{IndexEntry, IndexKind};
 use callseal::domain::provider::{Media, Payload};
 use callseal::domain::recording::{EndCause, RecordingMetadata};
 use callseal::domain::retention::Receipt;
@@ -29,7 +30,7 @@ use callseal::store::{
     ByteRange, Fetched, ObjectInfo, ObjectName, PutOutcome, Store, StoreError, StoreProfile, Tags, Upload,
     layout,
 };
-use callseal::upload::{RetentionTags, RetryPolicy, compact};
+use callseal::upload::{Requests, RetentionTags, RetryPolicy, compact, put_entries};
 use tempfile::TempDir;
 
 use crate::support::TENANT;
@@ -42,6 +43,12 @@ pub(super) const OPTIONS: SweepOptions = SweepOptions {
     max_deletions: 1000,
     max_share_percent: 10,
 };
+
+/// The call and the party that all recordings belong to.
+const ENTRIES: [IndexEntry; 2] = [
+    IndexEntry { kind: IndexKind::Call, blind: BlindId([0xca; 16]) },
+    IndexEntry { kind: IndexKind::Party, blind: BlindId([0xfa; 16]) },
+];
 
 /// The system's random bytes.
 struct Random;
@@ -259,6 +266,9 @@ impl World {
         }
         let expiry = layout::expiry(&clock::utc_date(retention.expires(ended)), ids.tenant, ids.recording);
         self.store.put_new(&expiry, Bytes::new(), &Tags::new()).await.unwrap();
+        let policy = World::policy();
+        let requests = Requests::new(&*self.store, policy);
+        put_entries(requests, retention, ids.recording, (&ENTRIES, ended)).await.unwrap();
         if let Some(manifest) = manifest {
             let name = layout::manifest(ids.tenant, ids.recording, 0);
             self.store.put_new(&name, manifest, &tags).await.unwrap();
@@ -276,12 +286,15 @@ impl World {
     pub(super) async fn compact(&self, recording: RecordingId, days: u32) {
         let tenant = self.tenant.tag();
         let tags = RetentionTags { tenant, days }.tags(self.clocks.now());
-        let policy = RetryPolicy {
+        compact(&*self.store, tenant, recording, &tags, Self::policy()).await.unwrap();
+    }
+
+    fn policy() -> RetryPolicy {
+        RetryPolicy {
             base: Duration::from_millis(1),
             max: Duration::from_millis(2),
             try_timeout: Duration::from_secs(60),
-        };
-        compact(&*self.store, tenant, recording, &tags, policy).await.unwrap();
+        }
     }
 
     async fn seal(
@@ -346,6 +359,8 @@ impl World {
         assert!(objects.contains(&format!("r/{tag}/{recording}/final.cmr")), "{when}: {objects:?}");
         assert!(objects.contains(&format!("k/{tag}/{recording}/0000.json")), "{when}: {objects:?}");
         assert!(objects.iter().any(|name| name.starts_with("e/")), "{when}: {objects:?}");
+        let entries = objects.iter().filter(|name| name.starts_with("x/")).count();
+        assert_eq!(entries, 2 * ENTRIES.len(), "{when}: {objects:?}");
         assert!(!objects.iter().any(|name| name.starts_with("d/")), "{when}: {objects:?}");
     }
 

@@ -1,0 +1,238 @@
+//! The blind index: which recordings belong to a call or a party.
+//!
+//! Entries are put by whoever stores or finishes a recording, and removed by whoever deletes it. To look for something is
+//! an access like any other: it is in the audit log before anybody learns what was found, without the number.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+
+use crate::control::audit::{AuditError, AuditEvent, AuditLog};
+use crate::control::recordings::{RecordingError, StoredRecording, list};
+use crate::control::retention::OrderedBy;
+use crate::domain::ids::{RecordingId, TenantId};
+use crate::domain::index::{IndexEntry, PartyKeys, Term, Terms};
+use crate::domain::time::UnixMillis;
+use crate::keys::{KeyError, KeyService};
+use crate::store::{ObjectName, Store, StoreError, layout};
+use crate::upload::{Index, NotIndexed, Requests, RetentionTags, RetryPolicy, put_entries, remove_entries};
+
+/// Recordings looked at between two reports of progress.
+const PAGE: usize = 100;
+
+/// Why nothing can be told or put.
+#[derive(Debug, thiserror::Error)]
+pub enum IndexError {
+    /// The index key.
+    #[error("index key")]
+    Key(#[from] KeyError),
+    /// The store.
+    #[error("store of the index")]
+    Store(#[from] StoreError),
+    /// There is no audit record, so nothing is told.
+    #[error("audit log")]
+    Audit(#[from] AuditError),
+    /// The recordings of the tenant.
+    #[error("recordings of the tenant")]
+    Recordings(#[from] RecordingError),
+}
+
+/// The terms of a recording that is being made, and what makes them blind.
+pub struct RecordingIndex {
+    keys: Arc<KeyService>,
+    tenant: TenantId,
+    party_keys: PartyKeys,
+    terms: Mutex<Terms>,
+}
+
+impl RecordingIndex {
+    /// Begins with the terms that are known at the start of a call.
+    pub fn new(keys: Arc<KeyService>, tenant: TenantId, party_keys: PartyKeys, terms: Terms) -> Self {
+        Self { keys, tenant, party_keys, terms: Mutex::new(terms) }
+    }
+
+    /// Adds what was learned of the call.
+    pub fn note(&self, name: &str, text: &str) {
+        let term = self.party_keys.term(name, text);
+        self.terms.lock().unwrap_or_else(PoisonError::into_inner).extend(term);
+    }
+}
+
+#[async_trait]
+impl Index for RecordingIndex {
+    async fn entries(&self) -> Result<Vec<IndexEntry>, NotIndexed> {
+        let terms = self.terms.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        blind(&self.keys, &self.tenant, &terms).await.map_err(|error| NotIndexed {
+            is_retryable: error.is_retryable() || matches!(error, KeyError::BadLogin(_) | KeyError::Entropy),
+            source: error.into(),
+        })
+    }
+}
+
+/// Makes terms blind.
+pub(super) async fn blind(
+    keys: &KeyService,
+    tenant: &TenantId,
+    terms: &Terms,
+) -> Result<Vec<IndexEntry>, KeyError> {
+    if terms.iter().next().is_none() {
+        return Ok(Vec::new());
+    }
+    let key = keys.index_key(tenant).await?;
+    Ok(terms.iter().map(|term| term.blind(key.dek.expose())).collect())
+}
+
+/// Looks for recordings.
+pub struct Finder {
+    store: Arc<dyn Store>,
+    keys: Arc<KeyService>,
+    audit: AuditLog,
+}
+
+impl Finder {
+    /// Looks in `store`.
+    pub fn new(store: Arc<dyn Store>, keys: Arc<KeyService>, audit: AuditLog) -> Self {
+        Self { store, keys, audit }
+    }
+
+    /// Returns the recordings of a call or a party, oldest first, up to `limit` after `after`. Calls that go on are among
+    /// them some seconds after they began.
+    ///
+    /// # Errors
+    /// [`IndexError`]; nothing is told then.
+    pub async fn find(
+        &self,
+        tenant: &TenantId,
+        term: &Term,
+        by: &OrderedBy,
+        (after, limit): (Option<RecordingId>, usize),
+    ) -> Result<Vec<RecordingId>, IndexError> {
+        let found = find(&*self.store, &self.keys, tenant, term, (after, limit)).await;
+        let kind = term.kind().name();
+        let event = AuditEvent {
+            reason: Some(by.reason.clone()),
+            result: if found.is_ok() { "allowed" } else { "failed" }.to_owned(),
+            detail: found.as_ref().ok().map(|(blind, found)| {
+                let blind = blind.map_or_else(|| "none".to_owned(), |entry| entry.blind.to_string());
+                format!("blind={blind} found={}", found.len())
+            }),
+            ..AuditEvent::by_operator(&by.actor, "find", kind.to_owned())
+        };
+        self.audit.record(tenant, event).await?;
+        found.map(|(_, found)| found)
+    }
+}
+
+/// Looks without telling the audit log: for whoever tells it what becomes of each recording. Answers the entry that the
+/// term has, if the tenant has an index.
+pub(super) async fn find(
+    store: &dyn Store,
+    keys: &KeyService,
+    tenant: &TenantId,
+    term: &Term,
+    (after, limit): (Option<RecordingId>, usize),
+) -> Result<(Option<IndexEntry>, Vec<RecordingId>), IndexError> {
+    let Some(key) = keys.known_index_key(tenant).await? else { return Ok((None, Vec::new())) };
+    let (tag, entry) = (tenant.tag(), term.blind(key.dek.expose()));
+    let after: Option<ObjectName> = after.map(|recording| layout::index_entry(tag, entry, recording));
+    let listed = store.list_after(&layout::index_term_prefix(tag, entry), after.as_ref(), limit).await?;
+    let found = listed.iter().filter_map(|object| layout::index_recording(&object.name)).collect();
+    Ok((Some(entry), found))
+}
+
+/// What a reindexing did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Reindexed {
+    /// Recordings of the tenant.
+    pub recordings: u64,
+    /// Of these, with all their entries now.
+    pub indexed: u64,
+    /// Not finished yet: whoever finishes them puts their entries.
+    pub running: u64,
+    /// Cannot be read; the log says why.
+    pub failed: u64,
+}
+
+/// Puts the entries of all recordings of a tenant anew.
+pub struct Reindex {
+    store: Arc<dyn Store>,
+    keys: Arc<KeyService>,
+    audit: AuditLog,
+    party_keys: PartyKeys,
+    policy: RetryPolicy,
+}
+
+impl Reindex {
+    /// Works in `store`.
+    pub fn new(
+        store: Arc<dyn Store>,
+        keys: Arc<KeyService>,
+        audit: AuditLog,
+        (party_keys, policy): (PartyKeys, RetryPolicy),
+    ) -> Self {
+        Self { store, keys, audit, party_keys, policy }
+    }
+
+    /// Puts missing entries, for recordings from before there was an index or before a name of parties was configured. With
+    /// `replaces_key`, another index key takes the place of the present one first, and all entries are made under it.
+    ///
+    /// # Errors
+    /// [`IndexError`]; calling again is safe.
+    pub async fn run(
+        &self,
+        tenant: &TenantId,
+        by: &OrderedBy,
+        replaces_key: bool,
+        mut progress: impl FnMut(&Reindexed),
+    ) -> Result<Reindexed, IndexError> {
+        let event = AuditEvent {
+            reason: Some(by.reason.clone()),
+            result: "begun".to_owned(),
+            detail: Some(format!("new_key={replaces_key}")),
+            ..AuditEvent::by_operator(&by.actor, "reindex", tenant.to_string())
+        };
+        self.audit.record(tenant, event).await?;
+        if replaces_key {
+            self.keys.replace_index_key(tenant).await?;
+        }
+        let (mut report, mut after) = (Reindexed::default(), None);
+        loop {
+            let page = list(&*self.store, tenant, after, PAGE).await?;
+            let Some(last) = page.last() else { return Ok(report) };
+            after = Some(*last);
+            for recording in page {
+                report.recordings += 1;
+                match self.one(tenant, recording, replaces_key).await {
+                    Ok(true) => report.indexed += 1,
+                    Ok(false) => report.running += 1,
+                    Err(IndexError::Recordings(RecordingError::NotFound)) => report.recordings -= 1,
+                    Err(error) => {
+                        report.failed += 1;
+                        let error = &error as &dyn std::error::Error;
+                        tracing::error!(%recording, error, "recording is not in the index");
+                    }
+                }
+                progress(&report);
+            }
+        }
+    }
+
+    async fn one(
+        &self,
+        tenant: &TenantId,
+        recording: RecordingId,
+        is_anew: bool,
+    ) -> Result<bool, IndexError> {
+        let stored = StoredRecording::open_finished(&self.store, &self.keys, tenant, recording).await?;
+        let Some(finished) = stored.as_ref().and_then(StoredRecording::manifest) else { return Ok(false) };
+        if is_anew {
+            remove_entries(&*self.store, tenant.tag(), recording).await?;
+        }
+        let terms = self.party_keys.terms(&finished.metadata, &finished.end.notes);
+        let entries = blind(&self.keys, tenant, &terms).await?;
+        let retention = RetentionTags { tenant: tenant.tag(), days: finished.metadata.retention_days };
+        let requests = Requests::new(&*self.store, self.policy);
+        put_entries(requests, retention, recording, (&entries, UnixMillis(finished.end.ended_ms))).await?;
+        Ok(true)
+    }
+}
