@@ -14,7 +14,9 @@ mod cipher;
 use std::hint::black_box;
 
 use callseal::domain::audio::{AudioFormat, Speakers};
-use callseal::domain::cmr::{CipherSuite, DefaultSuite, Dek, Expected, SealError, SegmentIds, SegmentWriter};
+use callseal::domain::cmr::{
+    CipherSuite, DefaultSuite, Dek, Expected, KeyBox, SealError, SegmentIds, SegmentWriter,
+};
 use callseal::domain::ids::{RecordingId, TenantId, TrackId, WriterId};
 use callseal::domain::recording::{to_cbor, track_table};
 use callseal::simulate::CHUNK_BYTES;
@@ -88,7 +90,7 @@ fn seal(c: &mut Criterion) {
         });
     });
 
-    let mut key = DefaultSuite::seal_key(&[0x42; 32]);
+    let mut key = DefaultSuite::seal_key(KeyBox::holding(&[0x42; 32]));
     let (mut audio, mut counter, mut text) = (frames(), 0u64, [0; 1 + CHUNK_BYTES]);
     group.bench_function("cipher_alone", |b| {
         b.iter(|| {

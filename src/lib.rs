@@ -35,6 +35,7 @@
 //! | [`websocket`] | what a failure means, pings, closing | whose socket it is |
 //! | [`authorities`] | who vouches for those whom we dial | who they are |
 //! | [`jitter`] | how waits are spread | what for |
+//! | [`locked`] | pages that nobody else reads | which keys lie there |
 //! | [`tickets`] | which tickets were used | what is in them |
 //! | [`admin`] | the API of operators: routes, roles, tokens | wire formats of providers, bare keys |
 //! | [`live`] | which streams are live, and what is wanted of them | sockets, sessions |
@@ -67,6 +68,7 @@ pub mod jitter;
 pub mod journal;
 pub mod keys;
 pub mod live;
+pub mod locked;
 pub mod node;
 pub mod notices;
 pub mod observe;

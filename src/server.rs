@@ -65,6 +65,11 @@ pub enum StartError {
     /// The keyring.
     #[error(transparent)]
     Keyring(#[from] KeyringError),
+    /// Keys cannot lie in locked memory, and the configuration requires that.
+    #[error(
+        "keys.require_locked_memory is set, and no memory can be locked; raise its limit (LimitMEMLOCK, ulimit -l)"
+    )]
+    NotLocked(#[source] std::io::Error),
     /// A tenant has no KEK.
     #[error("tenant {tenant} has no key in {}; make it with: callseal keys init", keyring.display())]
     NoKek {

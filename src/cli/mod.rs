@@ -27,6 +27,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Config, Faults, process_environment};
+use crate::locked;
 
 /// Exit code of a configuration that cannot be used (`EX_USAGE` of sysexits.h).
 const EXIT_CONFIG: u8 = 64;
@@ -126,6 +127,7 @@ pub fn run() -> ExitCode {
     if let Err(error) = dumps::prevent() {
         output::error(&format!("warning: keys may reach a core dump: {error}"));
     }
+    let _where_keys_lie = locked::memory();
     let outcome = match command {
         Command::Demo(args) => demo::run(&args),
         Command::Serve(args) => serve::run(&args),

@@ -143,6 +143,8 @@ pub struct KeysConfig {
     pub attempt_timeout: Duration,
     /// How many requests to one key service may run at the same time.
     pub concurrency: usize,
+    /// Whether a key that cannot lie in locked memory is refused.
+    pub require_locked_memory: bool,
     default: KekRule,
     former: Vec<KekRule>,
 }
@@ -177,6 +179,7 @@ impl KeysConfig {
             keyring_file: scope.path("keyring_file", raw.keyring_file, keyring),
             attempt_timeout: scope.millis("attempt_timeout_ms", raw.attempt_timeout_ms, &ATTEMPT_TIMEOUT_MS),
             concurrency: scope.size("concurrency", raw.concurrency, &CONCURRENCY),
+            require_locked_memory: raw.require_locked_memory.unwrap_or(false),
             default,
             former,
         }

@@ -101,6 +101,7 @@ section!(
 );
 section!(
     Keys {
+        require_locked_memory: bool,
         provider: String,
         keyring_file: String,
         kek: String,

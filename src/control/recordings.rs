@@ -63,6 +63,7 @@ impl From<KeyError> for RecordingError {
             | KeyError::TimedOut
             | KeyError::StillFailing(_)
             | KeyError::Entropy
+            | KeyError::NotLocked(_)
             | KeyError::Store(_) => Self::Unavailable(Box::new(error)),
         }
     }

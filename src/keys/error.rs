@@ -1,5 +1,6 @@
 //! Why a key is not to be had, sorted by what can be done about it.
 
+use crate::locked::NoRoom;
 use crate::store::StoreError;
 
 /// Why a key is not to be had. What a key service said is the source, made fit for a log; it never holds a key.
@@ -44,6 +45,9 @@ pub enum KeyError {
     /// The system has no random bytes.
     #[error("no random bytes")]
     Entropy,
+    /// The key would not lie in locked memory, and the configuration requires that.
+    #[error(transparent)]
+    NotLocked(#[from] NoRoom),
     /// The store does not take or give the envelope.
     #[error("store of key envelopes")]
     Store(#[from] StoreError),
@@ -64,6 +68,7 @@ impl KeyError {
             Self::TimedOut => "timed_out",
             Self::StillFailing(_) => "still_failing",
             Self::Entropy => "entropy",
+            Self::NotLocked(_) => "not_locked",
             Self::Store(_) => "store",
         }
     }
@@ -76,7 +81,11 @@ impl KeyError {
     /// Whether trying again may help, without anybody changing anything.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Throttled(_) | Self::Unavailable(_) | Self::TimedOut | Self::StillFailing(_) => true,
+            Self::Throttled(_)
+            | Self::Unavailable(_)
+            | Self::TimedOut
+            | Self::StillFailing(_)
+            | Self::NotLocked(_) => true,
             Self::Store(error) => error.is_retryable(),
             Self::NoKek
             | Self::ForeignKek

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::domain::cmr::KEY_BYTES;
+use crate::domain::cmr::{KEY_BYTES, KeyBox};
 use crate::domain::ids::TenantId;
 
 /// More than enough for ten thousand tenants.
@@ -67,7 +67,7 @@ pub struct Keyring {
 pub(super) struct Kek {
     pub(super) tenant: TenantId,
     pub(super) version: u32,
-    pub(super) key: Zeroizing<[u8; KEY_BYTES]>,
+    pub(super) key: KeyBox,
     created: String,
 }
 
@@ -189,8 +189,7 @@ impl Keyring {
         created: &str,
         random: &mut impl FnMut(&mut [u8]) -> io::Result<()>,
     ) -> io::Result<()> {
-        let mut key = Zeroizing::new([0; KEY_BYTES]);
-        random(&mut *key)?;
+        let key = KeyBox::filled_by(|key| random(key))?;
         self.keks.push(Kek { tenant: tenant.clone(), version, key, created: created.to_owned() });
         Ok(())
     }
@@ -217,11 +216,7 @@ impl Keyring {
         }
         let keks = raw.keks.into_iter().map(|raw| {
             let bytes = Zeroizing::new(base64_simd::STANDARD.decode_to_vec(raw.key.as_bytes()).ok()?);
-            let mut key = Zeroizing::new([0; KEY_BYTES]);
-            if bytes.len() != KEY_BYTES {
-                return None;
-            }
-            key.copy_from_slice(&bytes);
+            let key = KeyBox::holding(bytes.first_chunk().filter(|_| bytes.len() == KEY_BYTES)?);
             Some(Kek { tenant: raw.tenant.parse().ok()?, version: raw.version, key, created: raw.created })
         });
         Some(Self { keks: keks.collect::<Option<_>>()? })

@@ -26,7 +26,7 @@ use tokio::sync::{Semaphore, oneshot};
 use zeroize::Zeroizing;
 
 use crate::config::{Pkcs11 as Options, Secret};
-use crate::domain::cmr::{Dek, Expected, KEY_BYTES, WrapContext};
+use crate::domain::cmr::{Dek, Expected, KEY_BYTES, KeyBox, WrapContext};
 
 use super::envelope::UNVERSIONED;
 use super::{KekService, KeyError, Said, Wrapped, fill_random};
@@ -88,7 +88,7 @@ impl Token {
 impl KekService for Token {
     async fn wrap(&self, kek: &str, ids: &Expected, dek: &Dek) -> Result<Wrapped, KeyError> {
         let (label, context) = (kek.to_owned(), context(kek, ids));
-        let dek = Zeroizing::new(*dek.expose());
+        let dek = KeyBox::holding(dek.expose());
         self.run(move |session| {
             let key = find(session, &label)?;
             let blob = encrypt(session, key, &context, &dek)?;

@@ -17,6 +17,7 @@ use crate::clock;
 use crate::domain::cmr::{Dek, Expected};
 use crate::domain::ids::{RecordingId, TenantId, TenantTag};
 use crate::jitter::jittered;
+use crate::locked;
 use crate::observe::metrics as names;
 use crate::store::{ObjectClass, ObjectName, PutOutcome, Store, StoreError, Tags};
 
@@ -125,6 +126,7 @@ impl KeyService {
     pub async fn mint(&self, tenant: &TenantId) -> Result<Minted, KeyError> {
         let generation = self.pool.generation();
         let minting = async {
+            locked::memory().admit()?;
             let mut random = [0; 10];
             fill_random(&mut random)?;
             let recording = RecordingId::new(clock::wall().0, &random);
@@ -170,6 +172,7 @@ impl KeyService {
         tenant: &TenantId,
         recording: RecordingId,
     ) -> Result<(Expected, Dek), KeyError> {
+        locked::memory().admit()?;
         let newest = self.newest_envelope(tenant.tag(), recording).await?.ok_or(KeyError::NoEnvelope)?;
         let wrap = self.provider.choose(tenant, &newest.envelope.wraps)?;
         let dek = self.unwrap_checked(tenant, &newest.ids, wrap).await?;

@@ -99,6 +99,10 @@ pub const KEY_REQUESTS: &str = "key_requests_total";
 pub const KEY_SECONDS: &str = "key_request_seconds";
 /// Gauge: keys minted ahead of calls.
 pub const KEYS_WAITING: &str = "keys_waiting";
+/// Gauge: keys in locked memory.
+pub const KEYS_LOCKED: &str = "keys_locked";
+/// Counter: keys that lay in ordinary memory, because no locked memory was to be had. Normal is 0.
+pub const KEYS_UNLOCKED: &str = "keys_unlocked_total";
 /// Counter, label `result`: playback requests by outcome.
 pub const PLAYS: &str = "playback_requests_total";
 /// Counter: audio bytes played.
@@ -332,6 +336,8 @@ pub const ALL: &[Metric] = &[
         "Duration of those requests with their repetitions, by provider and operation.",
     ),
     metric(KEYS_WAITING, Kind::Gauge, Unit::Count, "Keys minted ahead of calls."),
+    metric(KEYS_LOCKED, Kind::Gauge, Unit::Count, "Keys in locked memory."),
+    metric(KEYS_UNLOCKED, Kind::Counter, Unit::Count, "Keys in memory that is not locked. Normal is 0."),
     metric(PLAYS, Kind::Counter, Unit::Count, "Playback requests, by result."),
     metric(PLAYED_BYTES, Kind::Counter, Unit::Bytes, "Audio bytes played."),
     metric(
@@ -484,6 +490,7 @@ fn describe_all() {
     ] {
         metrics::counter!(name).absolute(0);
     }
+    metrics::counter!(KEYS_UNLOCKED).absolute(0);
 }
 
 /// Reads memory and open files of this process and sets their gauges. Nothing happens where `/proc` is missing.

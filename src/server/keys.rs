@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::config::{Config, KeyProviderKind, Tenant, TenantKeks};
 use crate::domain::ids::TenantId;
 use crate::keys::{KeyService, Keyring, Providers};
+use crate::locked::{self, Report};
 use crate::store::Store;
 
 use super::StartError;
@@ -20,6 +21,7 @@ pub fn open_keys(config: &Config, store: &Arc<dyn Store>) -> Result<Arc<KeyServi
 
 /// Opens the key services that tenants have KEKs in. To be called within a runtime.
 pub(super) fn open(config: &Config) -> Result<Providers, StartError> {
+    lock_memory(config)?;
     let mut providers = Providers::new(load_keyring(config)?, keks_of(&config.tenants));
     let failed = |what: &str| {
         let what = what.to_owned();
@@ -39,6 +41,26 @@ pub(super) fn open(config: &Config) -> Result<Providers, StartError> {
         providers = providers.with_pkcs11(token, &config.keys).map_err(failed("use pkcs11.module"))?;
     }
     Ok(providers)
+}
+
+/// Locks the memory that keys will lie in, before there is any.
+fn lock_memory(config: &Config) -> Result<(), StartError> {
+    let memory = locked::memory();
+    if config.keys.require_locked_memory {
+        memory.require().map_err(StartError::NotLocked)?;
+    }
+    match memory.prepare() {
+        Ok(Report { kind, keys }) => tracing::info!(by = kind.name(), keys, "keys lie in locked memory"),
+        Err(error) => {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(
+                error,
+                "no memory can be locked: keys lie in ordinary memory, which may reach swap; raise the limit (LimitMEMLOCK, \
+                 ulimit -l)"
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Takes the KEKs of other tenants, and another keyring. A kind of key service that the node has not begun with needs a

@@ -2,8 +2,13 @@
 //!
 //! Both must produce the same bytes; a test seals with one and opens with the other.
 
+use aes_gcm::aead::consts::U12;
 use aes_gcm::aead::{AeadInOut, KeyInit};
-use aes_gcm::{Aes256Gcm, Nonce, Tag};
+use aes_gcm::aes::Aes256Enc;
+use aes_gcm::{AesGcm, Nonce, Tag};
+use zeroize::zeroize_stack;
+
+use super::key_box::KeyBox;
 
 /// A seal that could not be made or a tag that does not match. Says nothing more on purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -18,10 +23,10 @@ pub trait CipherSuite {
     type OpenKey: Send + Sync;
 
     /// Prepares a key for sealing.
-    fn seal_key(key: &[u8; 32]) -> Self::SealKey;
+    fn seal_key(key: KeyBox) -> Self::SealKey;
 
     /// Prepares a key for opening.
-    fn open_key(key: &[u8; 32]) -> Self::OpenKey;
+    fn open_key(key: KeyBox) -> Self::OpenKey;
 
     /// Encrypts `text` in place and returns its tag.
     ///
@@ -55,41 +60,78 @@ pub type DefaultSuite = RustCrypto;
 pub type DefaultSuite = AwsLc;
 
 /// The pure Rust back end, crate `aes-gcm`.
+///
+/// What the cipher makes of a key, its round keys and the powers of its hash key, is made anew for every frame and is gone from
+/// the stack when the frame is done: the key in its box is the only one that stays.
 pub enum RustCrypto {}
 
-impl CipherSuite for RustCrypto {
-    type SealKey = Aes256Gcm;
-    type OpenKey = Aes256Gcm;
+/// AES-256-GCM with the round keys of one direction, the only one that GCM needs.
+type Gcm = AesGcm<Aes256Enc, U12>;
 
-    fn seal_key(key: &[u8; 32]) -> Aes256Gcm {
-        Aes256Gcm::new(key.into())
+/// How far below their caller the functions of the cipher reach on the stack, at most: far less as released than without
+/// optimisation, where each of many small functions has a frame of its own.
+const CIPHER_STACK: usize = if cfg!(debug_assertions) { 64 * 1024 } else { 4096 };
+
+impl CipherSuite for RustCrypto {
+    type SealKey = KeyBox;
+    type OpenKey = KeyBox;
+
+    fn seal_key(key: KeyBox) -> KeyBox {
+        key
     }
 
-    fn open_key(key: &[u8; 32]) -> Aes256Gcm {
-        Aes256Gcm::new(key.into())
+    fn open_key(key: KeyBox) -> KeyBox {
+        key
     }
 
     fn seal(
-        key: &mut Aes256Gcm,
+        key: &mut KeyBox,
         nonce: &[u8; 12],
         aad: &[u8],
         text: &mut [u8],
     ) -> Result<[u8; 16], CipherFailed> {
-        let tag =
-            key.encrypt_inout_detached(&Nonce::from(*nonce), aad, text.into()).map_err(|_| CipherFailed)?;
-        Ok(tag.into())
+        let tag = seal_with_traces(key, nonce, aad, text);
+        zeroize_stack::<CIPHER_STACK>();
+        tag
     }
 
     fn open(
-        key: &Aes256Gcm,
+        key: &KeyBox,
         nonce: &[u8; 12],
         aad: &[u8],
         text: &mut [u8],
         tag: &[u8; 16],
     ) -> Result<(), CipherFailed> {
-        key.decrypt_inout_detached(&Nonce::from(*nonce), aad, text.into(), &Tag::from(*tag))
-            .map_err(|_| CipherFailed)
+        let opened = open_with_traces(key, nonce, aad, text, tag);
+        zeroize_stack::<CIPHER_STACK>();
+        opened
     }
+}
+
+/// Leaves parts of expanded keys on the stack below its caller.
+#[inline(never)]
+fn seal_with_traces(
+    key: &[u8; 32],
+    nonce: &[u8; 12],
+    aad: &[u8],
+    text: &mut [u8],
+) -> Result<[u8; 16], CipherFailed> {
+    let tag = Gcm::new(key.into()).encrypt_inout_detached(&Nonce::from(*nonce), aad, text.into());
+    tag.map(Into::into).map_err(|_| CipherFailed)
+}
+
+/// Leaves parts of expanded keys on the stack below its caller.
+#[inline(never)]
+fn open_with_traces(
+    key: &[u8; 32],
+    nonce: &[u8; 12],
+    aad: &[u8],
+    text: &mut [u8],
+    tag: &[u8; 16],
+) -> Result<(), CipherFailed> {
+    let gcm = Gcm::new(key.into());
+    gcm.decrypt_inout_detached(&Nonce::from(*nonce), aad, text.into(), &Tag::from(*tag))
+        .map_err(|_| CipherFailed)
 }
 
 #[cfg(feature = "seal-aws-lc")]
@@ -101,22 +143,23 @@ mod aws_lc {
         AES_256_GCM, Aad, LessSafeKey, Nonce, TlsProtocolId, TlsRecordSealingKey, UnboundKey,
     };
 
-    use super::{CipherFailed, CipherSuite};
+    use super::{CipherFailed, CipherSuite, KeyBox};
 
-    /// The aws-lc back end. Its sealing key refuses any nonce that does not count upwards.
+    /// The aws-lc back end. Its sealing key refuses any nonce that does not count upwards, and so has to stay: expanded, in the
+    /// memory of aws-lc, which wipes it when it is dropped.
     pub enum AwsLc {}
 
     impl CipherSuite for AwsLc {
         type SealKey = TlsRecordSealingKey;
         type OpenKey = LessSafeKey;
 
-        fn seal_key(key: &[u8; 32]) -> TlsRecordSealingKey {
-            TlsRecordSealingKey::new(&AES_256_GCM, TlsProtocolId::TLS13, key)
+        fn seal_key(key: KeyBox) -> TlsRecordSealingKey {
+            TlsRecordSealingKey::new(&AES_256_GCM, TlsProtocolId::TLS13, &*key)
                 .expect("AES-256-GCM takes exactly the 32 bytes of the array type")
         }
 
-        fn open_key(key: &[u8; 32]) -> LessSafeKey {
-            let unbound = UnboundKey::new(&AES_256_GCM, key)
+        fn open_key(key: KeyBox) -> LessSafeKey {
+            let unbound = UnboundKey::new(&AES_256_GCM, &*key)
                 .expect("AES-256-GCM takes exactly the 32 bytes of the array type");
             LessSafeKey::new(unbound)
         }
@@ -168,7 +211,7 @@ mod tests {
                 let nonce: [u8; 12] = test.nonce[..].try_into().unwrap();
                 let tag: [u8; 16] = test.tag[..].try_into().unwrap();
                 let mut text = test.ct.to_vec();
-                let opened = S::open(&S::open_key(&key), &nonce, &test.aad, &mut text, &tag);
+                let opened = S::open(&S::open_key(KeyBox::holding(&key)), &nonce, &test.aad, &mut text, &tag);
                 if test.result.must_fail() {
                     assert!(opened.is_err(), "case {}", test.tc_id);
                     continue;
@@ -176,7 +219,8 @@ mod tests {
                 assert!(opened.is_ok(), "case {}", test.tc_id);
                 assert_eq!(text, test.pt[..], "case {}", test.tc_id);
                 let mut sealed = test.pt.to_vec();
-                let made = S::seal(&mut S::seal_key(&key), &nonce, &test.aad, &mut sealed).unwrap();
+                let made =
+                    S::seal(&mut S::seal_key(KeyBox::holding(&key)), &nonce, &test.aad, &mut sealed).unwrap();
                 assert_eq!((sealed, made), (test.ct.to_vec(), tag), "case {}", test.tc_id);
             }
         }
@@ -199,10 +243,11 @@ mod tests {
     fn aws_lc_refuses_a_repeated_nonce_and_agrees_with_rust_crypto() {
         let key = [7; 32];
         let (aad, text) = ([1; 16], [0x55; 161]);
-        let mut sealer = AwsLc::seal_key(&key);
+        let mut sealer = AwsLc::seal_key(KeyBox::holding(&key));
         let mut first = text;
         let tag = AwsLc::seal(&mut sealer, &[0; 12], &aad, &mut first).unwrap();
-        RustCrypto::open(&RustCrypto::open_key(&key), &[0; 12], &aad, &mut first, &tag).unwrap();
+        RustCrypto::open(&RustCrypto::open_key(KeyBox::holding(&key)), &[0; 12], &aad, &mut first, &tag)
+            .unwrap();
         assert_eq!(first, text);
         assert!(AwsLc::seal(&mut sealer, &[0; 12], &aad, &mut first).is_err());
     }

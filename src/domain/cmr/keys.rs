@@ -4,9 +4,11 @@ use std::fmt;
 
 use hkdf::Hkdf;
 use sha2::{Digest, Sha256};
-use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+use zeroize::{Zeroize, Zeroizing, zeroize_stack};
 
 use crate::domain::ids::{KeyId, RecordingId, TenantTag};
+
+use super::key_box::KeyBox;
 
 /// Bytes of a DEK, a KEK and every key derived from them.
 pub const KEY_BYTES: usize = 32;
@@ -16,9 +18,8 @@ pub type Salt = [u8; 32];
 
 /// The data key of one recording: 32 random bytes that are never stored unwrapped.
 ///
-/// Lives in one heap box that is wiped when dropped. Not `Clone`; `Debug` prints the type name only.
-#[derive(Zeroize, ZeroizeOnDrop)]
-pub struct Dek(Box<[u8; KEY_BYTES]>);
+/// Lives in one [`KeyBox`] that is wiped when dropped. Not `Clone`; `Debug` prints the type name only.
+pub struct Dek(KeyBox);
 
 impl Dek {
     /// Makes a key whose bytes `fill` writes in place, so that no copy of them stays on the stack.
@@ -26,9 +27,7 @@ impl Dek {
     /// # Errors
     /// Whatever `fill` answers; no key exists then.
     pub fn filled_by<E>(fill: impl FnOnce(&mut [u8; KEY_BYTES]) -> Result<(), E>) -> Result<Self, E> {
-        let mut dek = Self(Box::new([0; KEY_BYTES]));
-        fill(&mut dek.0)?;
-        Ok(dek)
+        KeyBox::filled_by(fill).map(Self)
     }
 
     /// Returns the id that names this key in headers and envelopes without telling anything about it.
@@ -66,11 +65,13 @@ impl fmt::Debug for Dek {
     }
 }
 
+/// How far below their caller the functions that derive keys reach on the stack, at most; see the cipher's.
+const DERIVATION_STACK: usize = if cfg!(debug_assertions) { 64 * 1024 } else { 8192 };
+
 /// What one object is sealed with: key, base nonce, and the commitment that its header shows.
-#[derive(Zeroize, ZeroizeOnDrop)]
 pub(super) struct ObjectKeys {
-    pub(super) key: [u8; 32],
-    pub(super) base_nonce: [u8; 12],
+    pub(super) key: KeyBox,
+    pub(super) base_nonce: Zeroizing<[u8; 12]>,
     pub(super) commitment: [u8; 32],
 }
 
@@ -81,9 +82,10 @@ pub(super) fn derive_object_keys(secret: &[u8], salt: &Salt, label: &[u8], conte
     info.extend_from_slice(&Sha256::digest(context));
     let mut okm = [0; 76];
     expand(secret, salt, &info, &mut okm);
-    let mut keys = ObjectKeys { key: [0; 32], base_nonce: [0; 12], commitment: [0; 32] };
     let (key, rest) = okm.split_at(32);
     let (base_nonce, commitment) = rest.split_at(12);
+    let mut keys =
+        ObjectKeys { key: KeyBox::default(), base_nonce: Zeroizing::new([0; 12]), commitment: [0; 32] };
     keys.key.copy_from_slice(key);
     keys.base_nonce.copy_from_slice(base_nonce);
     keys.commitment.copy_from_slice(commitment);
@@ -91,8 +93,15 @@ pub(super) fn derive_object_keys(secret: &[u8], salt: &Salt, label: &[u8], conte
     keys
 }
 
-/// HKDF-SHA-256 (RFC 5869): extract with `salt`, expand with `info` into `okm`.
+/// HKDF-SHA-256 (RFC 5869): extract with `salt`, expand with `info` into `okm`. Leaves nothing of them on the stack.
 fn expand(secret: &[u8], salt: &[u8], info: &[u8], okm: &mut [u8]) {
+    expand_with_traces(secret, salt, info, okm);
+    zeroize_stack::<DERIVATION_STACK>();
+}
+
+/// Leaves copies of the secret on the stack below its caller.
+#[inline(never)]
+fn expand_with_traces(secret: &[u8], salt: &[u8], info: &[u8], okm: &mut [u8]) {
     Hkdf::<Sha256>::new(Some(salt), secret)
         .expand(info, okm)
         .expect("at most 76 bytes are asked for, far below the 8,160 that SHA-256 allows");

@@ -1,6 +1,7 @@
 //! Opens one object frame by frame (`docs/FORMAT.md` section 13.1).
 
 use subtle::ConstantTimeEq;
+use zeroize::Zeroizing;
 
 use super::cipher::{CipherSuite, DefaultSuite};
 use super::error::ReadError;
@@ -34,7 +35,8 @@ pub struct ObjectReader<'a> {
     header_bytes: usize,
     position: usize,
     key: <DefaultSuite as CipherSuite>::OpenKey,
-    keys: ObjectKeys,
+    base_nonce: Zeroizing<[u8; 12]>,
+    commitment: [u8; 32],
     next_frame: u32,
     positions: Positions,
     trailer: Option<TrailerTotals>,
@@ -62,8 +64,9 @@ impl<'a> ObjectReader<'a> {
     ) -> Result<Self, ReadError> {
         let parsed = parse(object)?;
         check_context(&parsed.header.ids, expected)?;
-        let keys = dek.object_keys(&parsed.header.salt, parsed.committed);
-        if !bool::from(keys.commitment.ct_eq(&parsed.commitment)) {
+        let ObjectKeys { key, base_nonce, commitment } =
+            dek.object_keys(&parsed.header.salt, parsed.committed);
+        if !bool::from(commitment.ct_eq(&parsed.commitment)) {
             return Err(ReadError::WrongKeyOrTamperedHeader);
         }
         if parsed.header.kind != kind {
@@ -74,8 +77,9 @@ impl<'a> ObjectReader<'a> {
             object,
             header_bytes: parsed.header_bytes,
             position: parsed.header_bytes,
-            key: DefaultSuite::open_key(&keys.key),
-            keys,
+            key: DefaultSuite::open_key(key),
+            base_nonce,
+            commitment,
             header: parsed.header,
             next_frame: 0,
             positions: Positions::default(),
@@ -97,8 +101,8 @@ impl<'a> ObjectReader<'a> {
             .ok_or(ReadError::MalformedFrame(number, "shorter than its tag"))?;
         scratch.clear();
         scratch.extend_from_slice(text);
-        let nonce = frame_nonce(&self.keys.base_nonce, number, last);
-        let aad = frame_aad(&self.keys.commitment, prefix);
+        let nonce = frame_nonce(&self.base_nonce, number, last);
+        let aad = frame_aad(&self.commitment, prefix);
         DefaultSuite::open(&self.key, &nonce, &aad, scratch, tag).map_err(|_| {
             self.end = Some(EndOfObject::TornTail);
             ReadError::FrameAuth(number)
@@ -176,7 +180,7 @@ impl<'a> ObjectReader<'a> {
 
     /// Returns the commitment; its first half is what the next segment's `prev` must hold.
     pub fn commitment(&self) -> &[u8; 32] {
-        &self.keys.commitment
+        &self.commitment
     }
 
     /// Takes a segment's checked trailer; `None` before its end, and if it has none.

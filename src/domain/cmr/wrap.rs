@@ -10,7 +10,7 @@ use crate::domain::ids::{KeyId, RecordingId, TenantTag};
 
 use super::cipher::{CipherSuite, DefaultSuite};
 use super::error::{ReadError, SealError};
-use super::keys::{KEY_BYTES, Salt, derive_object_keys};
+use super::keys::{KEY_BYTES, ObjectKeys, Salt, derive_object_keys};
 
 const VERSION: u8 = 1;
 const TAG_BYTES: usize = 16;
@@ -70,18 +70,13 @@ impl SealedBox {
         context: &[u8],
         text: &[u8],
     ) -> Result<Vec<u8>, SealError> {
-        let keys = derive_object_keys(key, salt, self.label, context);
+        let ObjectKeys { key, base_nonce, commitment } = derive_object_keys(key, salt, self.label, context);
         let mut sealed = Zeroizing::new(text.to_vec());
-        let tag = DefaultSuite::seal(
-            &mut DefaultSuite::seal_key(&keys.key),
-            &keys.base_nonce,
-            context,
-            &mut sealed,
-        )?;
+        let tag = DefaultSuite::seal(&mut DefaultSuite::seal_key(key), &base_nonce, context, &mut sealed)?;
         let mut out = Vec::with_capacity(FIXED_BYTES + sealed.len() + TAG_BYTES);
         out.push(VERSION);
         out.extend_from_slice(salt);
-        out.extend_from_slice(&keys.commitment);
+        out.extend_from_slice(&commitment);
         out.extend_from_slice(&sealed);
         out.extend_from_slice(&tag);
         Ok(out)
@@ -101,12 +96,13 @@ impl SealedBox {
         let (salt, rest) = rest.split_first_chunk::<32>().ok_or(ReadError::WrongWrap)?;
         let (commitment, rest) = rest.split_first_chunk::<32>().ok_or(ReadError::WrongWrap)?;
         let (text, tag) = rest.split_last_chunk::<TAG_BYTES>().ok_or(ReadError::WrongWrap)?;
-        let keys = derive_object_keys(key, salt, self.label, context);
-        if version != VERSION || !bool::from(keys.commitment.ct_eq(commitment)) {
+        let ObjectKeys { key, base_nonce, commitment: expected } =
+            derive_object_keys(key, salt, self.label, context);
+        if version != VERSION || !bool::from(expected.ct_eq(commitment)) {
             return Err(ReadError::WrongWrap);
         }
         let mut text = Zeroizing::new(text.to_vec());
-        DefaultSuite::open(&DefaultSuite::open_key(&keys.key), &keys.base_nonce, context, &mut text, tag)
+        DefaultSuite::open(&DefaultSuite::open_key(key), &base_nonce, context, &mut text, tag)
             .map_err(|_| ReadError::WrongWrap)?;
         Ok(text)
     }

@@ -1,5 +1,7 @@
 //! Seals frames one after the other into one object. Shared by segments and manifests.
 
+use zeroize::Zeroizing;
+
 use super::cipher::{CipherSuite, DefaultSuite};
 use super::error::SealError;
 use super::frame::MAX_INNER_BYTES;
@@ -16,7 +18,8 @@ const MAX_SEALED_BYTES: usize = PREFIX_BYTES + MAX_INNER_BYTES + TAG_BYTES;
 pub(super) struct ObjectWriter {
     sealed: Vec<u8>,
     key: <DefaultSuite as CipherSuite>::SealKey,
-    keys: ObjectKeys,
+    base_nonce: Zeroizing<[u8; 12]>,
+    commitment: [u8; 32],
     next_frame: u32,
     poisoned: bool,
 }
@@ -24,11 +27,12 @@ pub(super) struct ObjectWriter {
 impl ObjectWriter {
     /// Starts an object from its header without commitment.
     pub(super) fn new(dek: &Dek, salt: &[u8; 32], committed: Vec<u8>, capacity: usize) -> Self {
-        let keys = dek.object_keys(salt, &committed);
+        let ObjectKeys { key, base_nonce, commitment } = dek.object_keys(salt, &committed);
         let mut sealed = committed;
         sealed.reserve(capacity.saturating_sub(sealed.len()));
-        sealed.extend_from_slice(&keys.commitment);
-        Self { sealed, key: DefaultSuite::seal_key(&keys.key), keys, next_frame: 0, poisoned: false }
+        sealed.extend_from_slice(&commitment);
+        let key = DefaultSuite::seal_key(key);
+        Self { sealed, key, base_nonce, commitment, next_frame: 0, poisoned: false }
     }
 
     /// Seals one frame: `head`, then whatever `fill` appends.
@@ -65,8 +69,8 @@ impl ObjectWriter {
         let inner_bytes = self.sealed.len() - frame_start - PREFIX_BYTES;
         let length = u16::try_from(inner_bytes + TAG_BYTES).map_err(|_| SealError::FrameSize(inner_bytes))?;
         let prefix = (if last { length | LAST_FRAME } else { length }).to_be_bytes();
-        let nonce = frame_nonce(&self.keys.base_nonce, self.next_frame, last);
-        let aad = frame_aad(&self.keys.commitment, prefix);
+        let nonce = frame_nonce(&self.base_nonce, self.next_frame, last);
+        let aad = frame_aad(&self.commitment, prefix);
         self.next_frame += 1;
         self.poisoned = true;
         let frame =
@@ -98,7 +102,7 @@ impl ObjectWriter {
     }
 
     pub(super) fn commitment(&self) -> &[u8; 32] {
-        &self.keys.commitment
+        &self.commitment
     }
 
     pub(super) fn frames(&self) -> u32 {
