@@ -18,6 +18,8 @@ mod ingest;
 mod keys;
 mod kill;
 mod load;
+#[cfg(target_os = "linux")]
+mod memory;
 mod metrics;
 mod playback;
 mod reader;

@@ -6,6 +6,8 @@
 
 #![allow(dead_code, reason = "no set of tests needs every helper")]
 
+#[cfg(target_os = "linux")]
+pub(crate) mod memory;
 pub(crate) mod server;
 pub(crate) mod socket;
 pub(crate) mod stalls;
@@ -278,6 +280,17 @@ impl Home {
         Server::start(self, variables)
     }
 
+    /// Starts a server under another program that starts it with its own arguments; `None` when that program cannot.
+    pub(crate) fn serve_under(&self, starter: &[&str]) -> Option<Server> {
+        let works = Command::new(starter[0]).args(&starter[1..]).arg("true").output();
+        works.is_ok_and(|done| done.status.success()).then(|| Server::start_under(self, starter))
+    }
+
+    /// Runs a command under another program.
+    pub(crate) fn run_under(&self, starter: &[&str], args: &[&str]) -> Ran {
+        Self::ran(self.command_under(starter, args).output().unwrap())
+    }
+
     /// Runs a command of the program with `--config` at its end.
     pub(crate) fn run(&self, args: &[&str]) -> Ran {
         Self::ran(self.command(args).output().unwrap())
@@ -318,8 +331,13 @@ impl Home {
     }
 
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_callseal"));
-        command.args(args).arg("--config").arg(self.config()).current_dir(self.path());
+        self.command_under(&[], args)
+    }
+
+    fn command_under(&self, starter: &[&str], args: &[&str]) -> Command {
+        let mut words = starter.iter().copied().chain([env!("CARGO_BIN_EXE_callseal")]);
+        let mut command = Command::new(words.next().unwrap());
+        command.args(words).args(args).arg("--config").arg(self.config()).current_dir(self.path());
         command
     }
 

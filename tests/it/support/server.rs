@@ -61,7 +61,15 @@ pub(crate) struct Server {
 impl Server {
     /// Starts a server and waits until it takes calls.
     pub(super) fn start(home: &Home, variables: &[(&str, &str)]) -> Self {
-        let mut child = serve_command(home).envs(variables.iter().copied()).spawn().unwrap();
+        Self::wait_for(home, serve_command(home, &[]).envs(variables.iter().copied()).spawn().unwrap())
+    }
+
+    /// As [`Server::start`], under another program.
+    pub(super) fn start_under(home: &Home, starter: &[&str]) -> Self {
+        Self::wait_for(home, serve_command(home, starter).spawn().unwrap())
+    }
+
+    fn wait_for(home: &Home, mut child: Child) -> Self {
         let lines = Arc::new(Mutex::new(Vec::new()));
         let (stderr, collected) = (child.stderr.take().unwrap(), Arc::clone(&lines));
         let reader = std::thread::spawn(move || {
@@ -242,8 +250,8 @@ impl Server {
     }
 }
 
-fn serve_command(home: &Home) -> Command {
-    let mut command = home.command(&["serve"]);
+fn serve_command(home: &Home, starter: &[&str]) -> Command {
+    let mut command = home.command_under(starter, &["serve"]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     command
 }

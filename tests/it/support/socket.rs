@@ -136,8 +136,13 @@ pub(crate) fn greeting(number: u8) -> [String; 2] {
 
 /// Writes the caller's audio number `chunk` (from 1) of a stream: 20 ms of one byte's value.
 pub(crate) fn media(stream: &str, chunk: u32, value: u8) -> String {
+    media_of(stream, chunk, &[value; 160])
+}
+
+/// The same of any audio.
+pub(crate) fn media_of(stream: &str, chunk: u32, audio: &[u8]) -> String {
     let (sequence, timestamp) = ((chunk + 1).to_string(), (82 + chunk * 20).to_string());
-    let payload = callseal::domain::sign::encode_base64(&[value; 160]);
+    let payload = callseal::domain::sign::encode_base64(audio);
     json!({
         "event": "media",
         "sequenceNumber": sequence,
