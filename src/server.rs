@@ -214,7 +214,7 @@ pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running,
     let running = Running {
         addresses: listeners.addresses()?,
         certificate: Arc::clone(&certificate),
-        providers,
+        providers: Arc::clone(&providers),
         node: Arc::clone(&node),
     };
     tokio::spawn(courier.run());
@@ -224,6 +224,7 @@ pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running,
         // Calls are taken meanwhile, and their recordings wait for the store.
         tokio::spawn(claims::check_until_known(Arc::clone(&node)));
     }
+    tokio::spawn(keys::watch_ages(Arc::clone(&node), providers));
     tokio::spawn(vapi::work(waiting, Arc::clone(&node)));
     listeners.serve(acceptor, &node);
     Ok(running)

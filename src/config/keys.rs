@@ -23,6 +23,9 @@ use super::vault::{KEY_RULE, Vault, is_transit_key};
 const ATTEMPT_TIMEOUT_MS: Bounds = Bounds::new(1_500, 100..=30_000);
 /// At 20 ms each, 800 calls a second: far more than calls begin, and no flood for the service.
 const CONCURRENCY: Bounds = Bounds::new(16, 1..=256);
+/// A year, as most policies have it; 0 is never.
+const ROTATE_AFTER_DAYS: Bounds = Bounds::new(365, 0..=3650);
+const DAY: Duration = Duration::from_secs(24 * 3600);
 /// Former KEKs of one tenant: one for each move between key services, which nobody makes often.
 const MAX_FORMER: usize = 16;
 
@@ -86,6 +89,8 @@ pub struct TenantKeks {
     pub current: KekName,
     /// Those that older envelopes may be under.
     pub former: Vec<KekName>,
+    /// How old the newest version of the current one may get; `None` for any age.
+    pub rotate_after: Option<Duration>,
 }
 
 impl TenantKeks {
@@ -145,6 +150,10 @@ pub struct KeysConfig {
     pub concurrency: usize,
     /// Whether a key that cannot lie in locked memory is refused.
     pub require_locked_memory: bool,
+    /// Whether a node makes new versions of KEKs in its keyring when they are too old.
+    pub rotate_by_itself: bool,
+    /// As [`TenantKeks::rotate_after`], for tenants that say nothing of it.
+    rotate_after: Option<Duration>,
     default: KekRule,
     former: Vec<KekRule>,
 }
@@ -179,6 +188,8 @@ impl KeysConfig {
             keyring_file: scope.path("keyring_file", raw.keyring_file, keyring),
             attempt_timeout: scope.millis("attempt_timeout_ms", raw.attempt_timeout_ms, &ATTEMPT_TIMEOUT_MS),
             concurrency: scope.size("concurrency", raw.concurrency, &CONCURRENCY),
+            rotate_by_itself: scope.word("rotate", raw.rotate.as_deref(), &ROTATE),
+            rotate_after: check_rotate_after(raw.rotate_after_days, &scope, None),
             require_locked_memory: raw.require_locked_memory.unwrap_or(false),
             default,
             former,
@@ -188,7 +199,7 @@ impl KeysConfig {
     /// Returns the KEKs of a tenant that has none of its own.
     fn keks_of(&self, tenant: &str) -> TenantKeks {
         let former = self.former.iter().map(|rule| rule.of(tenant)).collect();
-        TenantKeks { current: self.default.of(tenant), former }
+        TenantKeks { current: self.default.of(tenant), former, rotate_after: self.rotate_after }
     }
 }
 
@@ -203,6 +214,7 @@ impl TenantKeks {
     ) -> Self {
         let id = id.map_or("", TenantId::as_str);
         let (scope, raw): (_, raw::TenantKeys) = top.section("keys", table);
+        let rotate_after = check_rotate_after(raw.rotate_after_days, &scope, Some(node.rotate_after));
         let own = check_former(raw.former_keks, &scope, Names::OfTenant);
         let own = own.iter().map(|rule| rule.of(id));
         let Some(provider) = raw.provider else {
@@ -210,11 +222,30 @@ impl TenantKeks {
                 scope.fault("kek", "is given; allowed: only with keys.provider in the same file");
             }
             let given = node.keks_of(id);
-            return Self { former: given.former.into_iter().chain(own).collect(), ..given };
+            return Self { former: given.former.into_iter().chain(own).collect(), rotate_after, ..given };
         };
         let provider = scope.word("provider", Some(provider.as_str()), &providers());
         let current = check_rule(provider, raw.kek, &scope, Names::OfTenant).of(id);
-        Self { current, former: own.collect() }
+        Self { current, former: own.collect(), rotate_after }
+    }
+}
+
+/// Who makes new versions of KEKs in the keyring.
+const ROTATE: Words<bool> =
+    Words { default: false, allowed: &[("manual", false), ("auto", true)], later: &[] };
+
+/// Reads after how many days a KEK is to be rotated; `given` is what holds where nothing is said.
+fn check_rotate_after(
+    days: Option<i64>,
+    scope: &Scope<'_>,
+    given: Option<Option<Duration>>,
+) -> Option<Duration> {
+    if let (None, Some(given)) = (days, given) {
+        return given;
+    }
+    match scope.count("rotate_after_days", days, &ROTATE_AFTER_DAYS) {
+        0 => None,
+        days => Some(DAY * days),
     }
 }
 

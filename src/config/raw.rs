@@ -108,6 +108,8 @@ section!(
         former_keks: Vec<Table>,
         attempt_timeout_ms: i64,
         concurrency: i64,
+        rotate: String,
+        rotate_after_days: i64,
     } later []
 );
 section!(
@@ -137,7 +139,7 @@ section!(
 section!(Pkcs11 { module: String, token_label: String, pin: Value } later []);
 section!(
     /// A tenant's table of the same name.
-    TenantKeys { provider: String, kek: String, former_keks: Vec<Table> } later []
+    TenantKeys { provider: String, kek: String, former_keks: Vec<Table>, rotate_after_days: i64 } later []
 );
 section!(FormerKek { provider: String, kek: String } later []);
 section!(

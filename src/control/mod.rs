@@ -7,6 +7,7 @@ pub mod audit;
 mod deletion;
 pub mod index;
 pub mod mint;
+pub mod key_age;
 pub mod recordings;
 pub mod recovery;
 pub mod repair;

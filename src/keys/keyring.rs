@@ -68,7 +68,7 @@ pub(super) struct Kek {
     pub(super) tenant: TenantId,
     pub(super) version: u32,
     pub(super) key: KeyBox,
-    created: String,
+    pub(super) created: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -145,15 +145,45 @@ impl Keyring {
         path: &Path,
         tenant: &TenantId,
         created: &str,
-        mut random: impl FnMut(&mut [u8]) -> io::Result<()>,
+        random: impl FnMut(&mut [u8]) -> io::Result<()>,
     ) -> Result<u32, KeyringError> {
         let _only_one = lock(path)?;
-        let mut ring = Self::load(path)?;
-        let newest = ring.newest(tenant).ok_or_else(|| KeyringError::NoKek(tenant.clone()))?.version;
+        Self::load(path)?.rotated(path, tenant, created, random)
+    }
+
+    /// Writes this ring with a new version of a tenant's KEK. The file is locked.
+    fn rotated(
+        mut self,
+        path: &Path,
+        tenant: &TenantId,
+        created: &str,
+        mut random: impl FnMut(&mut [u8]) -> io::Result<()>,
+    ) -> Result<u32, KeyringError> {
+        let newest = self.newest(tenant).ok_or_else(|| KeyringError::NoKek(tenant.clone()))?.version;
         let version = newest.checked_add(1).ok_or_else(|| KeyringError::Malformed(path.to_owned()))?;
-        ring.add(tenant, version, created, &mut random).map_err(io_error(path))?;
-        ring.write(path).map_err(io_error(path))?;
+        self.add(tenant, version, created, &mut random).map_err(io_error(path))?;
+        self.write(path).map_err(io_error(path))?;
         Ok(version)
+    }
+
+    /// As [`Keyring::rotate`], unless another version than `from` is the newest by now: whoever was first has done it.
+    /// Answers the version that was made.
+    ///
+    /// # Errors
+    /// As [`Keyring::rotate`].
+    pub fn rotate_from(
+        path: &Path,
+        tenant: &TenantId,
+        from: u32,
+        created: &str,
+        random: impl FnMut(&mut [u8]) -> io::Result<()>,
+    ) -> Result<Option<u32>, KeyringError> {
+        let _only_one = lock(path)?;
+        let ring = Self::load(path)?;
+        match ring.newest(tenant) {
+            Some(newest) if newest.version != from => Ok(None),
+            _ => ring.rotated(path, tenant, created, random).map(Some),
+        }
     }
 
     /// Takes an older version of a tenant's KEK out of a keyring file, for good.
@@ -202,6 +232,11 @@ impl Keyring {
     /// Returns one version of a tenant's KEK.
     pub(super) fn version(&self, tenant: &TenantId, version: u32) -> Option<&Kek> {
         self.keks.iter().find(|kek| kek.tenant == *tenant && kek.version == version)
+    }
+
+    /// Returns the version that new DEKs of a tenant are wrapped under.
+    pub fn newest_version(&self, tenant: &TenantId) -> Option<u32> {
+        self.newest(tenant).map(|kek| kek.version)
     }
 
     /// Whether a tenant has a KEK.

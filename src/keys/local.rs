@@ -10,6 +10,7 @@ use crate::clock;
 use crate::config::KekName;
 use crate::domain::cmr::{Dek, Expected, SealedBox, WrapContext};
 use crate::domain::ids::TenantId;
+use crate::domain::time::UnixMillis;
 
 use super::envelope::{UsedKek, Wrap};
 use super::keyring::Keyring;
@@ -86,6 +87,12 @@ impl KeyProvider for LocalKeys {
         let version = ring.newest(tenant).ok_or(KeyError::NoKek)?.version.to_string();
         let KekName { provider, kek } = KekName::local(tenant);
         Ok(UsedKek { provider: provider.name().to_owned(), kek, version })
+    }
+
+    async fn newest_made(&self, tenant: &TenantId) -> Result<Option<UnixMillis>, KeyError> {
+        let ring = self.ring.load();
+        let newest = ring.newest(tenant).ok_or(KeyError::NoKek)?;
+        Ok(clock::parse_rfc3339(&newest.created))
     }
 }
 

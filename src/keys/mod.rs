@@ -21,6 +21,7 @@ use async_trait::async_trait;
 
 use crate::domain::cmr::{Dek, Expected};
 use crate::domain::ids::TenantId;
+use crate::domain::time::UnixMillis;
 
 pub use envelope::{
     Envelope, UNVERSIONED, UsedKek, Wrap, envelope_name, envelope_prefix, envelope_recording,
@@ -59,6 +60,12 @@ pub trait KeyProvider: Send + Sync {
     /// # Errors
     /// [`KeyError`].
     async fn newest(&self, tenant: &TenantId) -> Result<UsedKek, KeyError>;
+
+    /// Returns when the newest version of the tenant's present KEK was made; `None` where its service does not tell.
+    ///
+    /// # Errors
+    /// [`KeyError`].
+    async fn newest_made(&self, tenant: &TenantId) -> Result<Option<UnixMillis>, KeyError>;
 
     /// Moves a DEK under the newest version of the tenant's present KEK.
     ///
@@ -105,6 +112,11 @@ pub(crate) trait KekService: Send + Sync {
 
     /// Returns the version that a new wrap under this KEK would have.
     async fn newest_version(&self, kek: &str) -> Result<String, KeyError>;
+
+    /// Returns when that version was made; `None` where the service does not tell.
+    async fn newest_made(&self, _kek: &str) -> Result<Option<UnixMillis>, KeyError> {
+        Ok(None)
+    }
 }
 
 /// Makes a DEK of the bytes that a key service unwrapped.

@@ -18,6 +18,7 @@ use crate::config::{
 };
 use crate::domain::cmr::{Dek, Expected};
 use crate::domain::ids::TenantId;
+use crate::domain::time::UnixMillis;
 
 use super::aws_kms::AwsKms;
 use super::calls::{Calls, counted, not_configured};
@@ -101,6 +102,13 @@ impl Providers {
         let moved = old.iter().filter(is_moved).map(|(tenant, _)| tenant.clone()).collect();
         self.keks.store(Arc::new(new));
         moved
+    }
+
+    /// Takes another keyring; what runs goes on with the old one.
+    pub fn replace_ring(&self, ring: Keyring) {
+        if let Some(local) = &self.local {
+            local.replace(ring);
+        }
     }
 
     /// Whether this node, as it was started, has this kind of key service.
@@ -205,6 +213,16 @@ impl KeyProvider for Providers {
         let asking = calls.make(|| service.newest_version(&kek.kek));
         let version = counted(kek.provider.name(), "version", asking).await?;
         Ok(UsedKek { provider: kek.provider.name().to_owned(), kek: kek.kek, version })
+    }
+
+    async fn newest_made(&self, tenant: &TenantId) -> Result<Option<UnixMillis>, KeyError> {
+        let kek = self.keks(tenant)?.current;
+        if kek.provider == KeyProviderKind::Local {
+            return self.local()?.newest_made(tenant).await;
+        }
+        let Service { calls, service, .. } = self.service(kek.provider)?;
+        let asking = calls.make(|| service.newest_made(&kek.kek));
+        counted(kek.provider.name(), "version", asking).await
     }
 
     async fn rewrap(&self, tenant: &TenantId, ids: &Expected, wrap: &Wrap) -> Result<Wrap, KeyError> {

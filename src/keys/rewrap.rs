@@ -113,6 +113,14 @@ impl KeyService {
         self.provider.newest(tenant).await
     }
 
+    /// Returns when that KEK, in the version that is used now, was made; `None` where its service does not tell.
+    ///
+    /// # Errors
+    /// [`KeyError`].
+    pub async fn newest_kek_made(&self, tenant: &TenantId) -> Result<Option<UnixMillis>, KeyError> {
+        self.provider.newest_made(tenant).await
+    }
+
     /// Reads the newest revision of an envelope; `None` where there is none.
     pub(super) async fn newest_envelope(
         &self,

@@ -103,6 +103,12 @@ pub const KEYS_WAITING: &str = "keys_waiting";
 pub const KEYS_LOCKED: &str = "keys_locked";
 /// Counter: keys that lay in ordinary memory, because no locked memory was to be had. Normal is 0.
 pub const KEYS_UNLOCKED: &str = "keys_unlocked_total";
+/// Gauge: seconds since the oldest of the tenants' present KEKs was made or rotated, as far as their services tell.
+pub const KEK_AGE: &str = "kek_oldest_age_seconds";
+/// Gauge: tenants whose KEK should have been rotated.
+pub const KEKS_DUE: &str = "keks_due";
+/// Gauge: tenants whose key service does not tell the age of their KEK.
+pub const KEKS_OF_UNKNOWN_AGE: &str = "keks_of_unknown_age";
 /// Counter, label `result`: playback requests by outcome.
 pub const PLAYS: &str = "playback_requests_total";
 /// Counter: audio bytes played.
@@ -338,6 +344,9 @@ pub const ALL: &[Metric] = &[
     metric(KEYS_WAITING, Kind::Gauge, Unit::Count, "Keys minted ahead of calls."),
     metric(KEYS_LOCKED, Kind::Gauge, Unit::Count, "Keys in locked memory."),
     metric(KEYS_UNLOCKED, Kind::Counter, Unit::Count, "Keys in memory that is not locked. Normal is 0."),
+    metric(KEK_AGE, Kind::Gauge, Unit::Seconds, "Age of the oldest of the tenants' KEKs, where it is known."),
+    metric(KEKS_DUE, Kind::Gauge, Unit::Count, "Tenants whose KEK should have been rotated."),
+    metric(KEKS_OF_UNKNOWN_AGE, Kind::Gauge, Unit::Count, "Tenants whose KEK has no known age."),
     metric(PLAYS, Kind::Counter, Unit::Count, "Playback requests, by result."),
     metric(PLAYED_BYTES, Kind::Counter, Unit::Bytes, "Audio bytes played."),
     metric(

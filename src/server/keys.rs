@@ -1,14 +1,27 @@
 //! Opens keyring and key services at start, and takes what has changed at SIGHUP.
 
-use std::sync::Arc;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use crate::clock;
 use crate::config::{Config, KeyProviderKind, Tenant, TenantKeks};
+use crate::control::key_age::KeyAges;
 use crate::domain::ids::TenantId;
-use crate::keys::{KeyService, Keyring, Providers};
+use crate::jitter::jittered;
+use crate::keys::{KeyService, Keyring, KeyringError, Providers};
 use crate::locked::{self, Report};
+use crate::node::Node;
 use crate::store::Store;
 
 use super::StartError;
+
+/// How often the age of KEKs is looked at.
+const AGE_INTERVAL: Duration = Duration::from_secs(3600);
+/// How often a keyring that nodes change by themselves is looked at: one `stat`. So long a node may not open what another one has
+/// sealed under a version that it has just made.
+const RING_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Opens the keys that the configuration names. To be called within a runtime.
 ///
@@ -75,9 +88,57 @@ pub(super) fn replace(
     if let Some(kind) = KeyProviderKind::ALL.into_iter().find(is_new) {
         return Err(StartError::NewProvider(kind));
     }
-    let moved = providers.replace(load_keyring(config)?, keks_of(&config.tenants));
+    let moved = {
+        let _only_one = RING.lock().unwrap_or_else(PoisonError::into_inner);
+        providers.replace(load_keyring(config)?, keks_of(&config.tenants))
+    };
     let keys = Arc::clone(keys);
     tokio::spawn(async move { keys.erase_pools_of(&moved).await });
+    Ok(())
+}
+
+/// Held while a keyring is read and put in place, so that an older one never comes after a newer one.
+static RING: Mutex<()> = Mutex::new(());
+
+/// Looks at the age of KEKs for as long as the node runs. Where it makes new versions by itself, it takes the keyring whenever
+/// that has changed: another node may have made one in the same file.
+pub(super) async fn watch_ages(node: Arc<Node>, providers: Arc<Providers>) {
+    let config = &node.config.keys;
+    let rotates_in = config.rotate_by_itself.then(|| config.keyring_file.clone());
+    let (keys, audit) = (Arc::clone(&node.keys), node.audit.clone());
+    let mut ages = KeyAges::new(keys, audit, node.config.node.as_str().to_owned(), rotates_in.clone());
+    // Read once more at the beginning: it may have changed while the node started.
+    let (mut next_look, mut taken) = (clock::monotonic(), None);
+    loop {
+        if clock::monotonic() >= next_look {
+            ages.look(&node.tenants.load_full()).await;
+            next_look = clock::monotonic() + jittered(AGE_INTERVAL);
+        }
+        let now = changed_at(&config.keyring_file);
+        if rotates_in.is_some() && now != taken {
+            match take_keyring(&providers, &config.keyring_file) {
+                Ok(()) => tracing::info!("keyring was read again"),
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::error!(error, "keyring cannot be used; the old one stays");
+                }
+            }
+            taken = now;
+        }
+        let wait = next_look.saturating_duration_since(clock::monotonic());
+        tokio::time::sleep(if rotates_in.is_some() { wait.min(RING_INTERVAL) } else { wait }).await;
+    }
+}
+
+/// When a file was changed last, to the nanosecond, and which file it is: each change of a keyring makes a new one.
+fn changed_at(file: &Path) -> Option<(u64, i64, i64)> {
+    let metadata = std::fs::metadata(file).ok()?;
+    Some((metadata.ino(), metadata.mtime(), metadata.mtime_nsec()))
+}
+
+fn take_keyring(providers: &Providers, file: &Path) -> Result<(), KeyringError> {
+    let _only_one = RING.lock().unwrap_or_else(PoisonError::into_inner);
+    providers.replace_ring(Keyring::load(file)?);
     Ok(())
 }
 

@@ -1,5 +1,8 @@
 //! Rotation of key-encryption keys: commands under a running node, and rewraps that are interrupted anywhere.
 
+mod running;
+mod schedule;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -17,7 +20,7 @@ use callseal::store::folder::Folder;
 use callseal::store::{Store, Tags, layout};
 use tempfile::TempDir;
 
-use crate::support::{Server, Setup, TENANT, eventually, files_below};
+use crate::support::{Home, Server, Setup, TENANT, eventually, files_below};
 
 async fn record(server: &Server, number: u8) -> String {
     let plan = server.plan("acme-dental/reception", number, Track::whole(&DEMO_CALLER[..8_000]));
@@ -81,7 +84,9 @@ async fn keys_are_rotated_moved_and_retired_under_a_running_node() {
 
 /// A store with envelopes under an old version.
 struct World {
-    dir: TempDir,
+    /// Removed when it is dropped; the home of a server has its own.
+    _dir: Option<TempDir>,
+    ring: PathBuf,
     store: Arc<dyn Store>,
     faults: Faults,
     tenant: TenantId,
@@ -96,17 +101,26 @@ impl World {
         let ring = dir.path().join("keyring.json");
         let made = "2026-01-01T00:00:00Z";
         Keyring::init(&ring, std::slice::from_ref(&tenant), made, system_random).unwrap();
-        let mut world = Self { store: Arc::new(store), faults, tenant, recordings: Vec::new(), dir };
+        let mut world =
+            Self { _dir: Some(dir), ring, store: Arc::new(store), faults, tenant, recordings: Vec::new() };
         for _ in 0..3 {
             let minted = world.keys().mint(&world.tenant).await.unwrap();
             world.recordings.push(minted.ids.recording);
         }
-        Keyring::rotate(&ring, &world.tenant, made, system_random).unwrap();
+        Keyring::rotate(&world.ring, &world.tenant, made, system_random).unwrap();
         world
     }
 
+    /// The store and the keyring of a home.
+    async fn of(home: &Home) -> Self {
+        let store = Faulty::new(Folder::open(home.data().join("store")).await.unwrap());
+        let (faults, ring) = (store.faults(), home.data().join("keyring.json"));
+        let tenant = TENANT.parse().unwrap();
+        Self { _dir: None, ring, store: Arc::new(store), faults, tenant, recordings: Vec::new() }
+    }
+
     fn keys(&self) -> Arc<KeyService> {
-        let ring = Keyring::load(&self.dir.path().join("keyring.json")).unwrap();
+        let ring = Keyring::load(&self.ring).unwrap();
         Arc::new(KeyService::new(Arc::new(LocalKeys::new(ring)), Arc::clone(&self.store)))
     }
 

@@ -24,6 +24,7 @@ use super::super::{CommandResult, ConfigArg, output, runtime, serve};
 
 /// A node that has not read the keyring since an older version was the newest would lock its recordings out.
 const RETIRE_AFTER_HOURS: u32 = 24;
+const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// Which tenants, and who says so.
 #[derive(Debug, Clone, Args)]
@@ -141,6 +142,16 @@ impl Rotation {
         let ring = Keyring::load(self.keyring_file())?;
         let versions = ring.versions(tenant).into_iter();
         Ok(versions.map(|(version, created)| (version, created.to_owned())).collect())
+    }
+
+    /// A service that cannot be asked does not tell; the count of data keys says what is wrong.
+    async fn age(&self, tenant: &TenantId) -> KekAge {
+        let made = self.keys.newest_kek_made(tenant).await.ok().flatten();
+        let longest = self.config.tenant(tenant).and_then(|tenant| tenant.keks.rotate_after);
+        KekAge {
+            days: made.and_then(days_since),
+            longest_days: longest.map(|longest| longest.as_secs() / DAY.as_secs()),
+        }
     }
 
     async fn record(&self, tenant: &TenantId, by: &By, action: &str, version: u32) -> anyhow::Result<()> {
@@ -275,13 +286,19 @@ pub(crate) fn status(args: &StatusArgs) -> CommandResult {
             let bar = spinner();
             let status = opened.rewrap(1).status(tenant, |read| bar.set_position(read)).await?;
             bar.finish_and_clear();
-            print_status(args, tenant, &opened.local_versions(tenant)?, &status);
+            let age = opened.age(tenant).await;
+            print_status(args, tenant, &opened.local_versions(tenant)?, (&status, age));
         }
         Ok(())
     })
 }
 
-fn print_status(args: &StatusArgs, tenant: &TenantId, versions: &[(u32, String)], status: &Status) {
+fn print_status(
+    args: &StatusArgs,
+    tenant: &TenantId,
+    versions: &[(u32, String)],
+    (status, age): (&Status, KekAge),
+) {
     let rows = versions.iter().map(|(version, created)| {
         (*version, created, age_in_days(created), status.under(&local_kek(tenant, *version)))
     });
@@ -299,7 +316,8 @@ fn print_status(args: &StatusArgs, tenant: &TenantId, versions: &[(u32, String)]
             })
             .collect();
         let line = json!({"tenant": tenant.as_str(), "versions": versions, "services": services,
-            "unreadable": status.unreadable});
+            "unreadable": status.unreadable, "age_days": age.days, "rotate_after_days": age.longest_days,
+            "due": age.is_due()});
         output::line(&line.to_string());
         return;
     }
@@ -315,6 +333,28 @@ fn print_status(args: &StatusArgs, tenant: &TenantId, versions: &[(u32, String)]
     }
     if status.unreadable > 0 {
         output::line(&format!("{tenant}: {} envelopes cannot be read", status.unreadable));
+    }
+    if let KekAge { days: Some(days), longest_days: Some(longest) } = age
+        && age.is_due()
+    {
+        output::line(&format!(
+            "{tenant}: the key is {days} days old and should have been rotated after {longest}"
+        ));
+    }
+}
+
+/// How old the newest version of a tenant's KEK is, and may get.
+#[derive(Clone, Copy)]
+struct KekAge {
+    /// `None` where its service does not tell.
+    days: Option<u64>,
+    /// `None` for any age.
+    longest_days: Option<u64>,
+}
+
+impl KekAge {
+    fn is_due(self) -> bool {
+        self.days.zip(self.longest_days).is_some_and(|(days, longest)| days >= longest)
     }
 }
 
@@ -347,8 +387,11 @@ fn days_ago(days: u32) -> UnixMillis {
 
 /// Returns how many whole days ago an RFC 3339 time was; `None` for another text or the future.
 fn age_in_days(created: &str) -> Option<u64> {
-    let UnixMillis(created) = clock::parse_rfc3339(created)?;
-    clock::wall().0.checked_sub(created).map(|millis| millis / (24 * 3600 * 1000))
+    days_since(clock::parse_rfc3339(created)?)
+}
+
+fn days_since(UnixMillis(made): UnixMillis) -> Option<u64> {
+    clock::wall().0.checked_sub(made).map(|millis| Duration::from_millis(millis).as_secs() / DAY.as_secs())
 }
 
 pub(crate) fn retire(args: &RetireArgs) -> CommandResult {

@@ -4,10 +4,13 @@ use super::*;
 
 const ARN: &str = "arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab";
 
-fn keks(node: &str, tenant: &str) -> Vec<(&'static str, String)> {
+fn with_keys(node: &str, tenant: &str) -> Config {
     let tenant = format!("id = \"acme\"\n[keys]\n{tenant}\n");
-    let config =
-        check(&format!("{NODE}[keys]\n{node}\n"), &[], &Shelf::with(&[("t.toml", &tenant)])).unwrap();
+    check(&format!("{NODE}[keys]\n{node}\n"), &[], &Shelf::with(&[("t.toml", &tenant)])).unwrap()
+}
+
+fn keks(node: &str, tenant: &str) -> Vec<(&'static str, String)> {
+    let config = with_keys(node, tenant);
     config.tenants[0].keks.all().map(|kek| (kek.provider.name(), kek.kek.clone())).collect()
 }
 
@@ -133,4 +136,29 @@ fn a_key_in_a_token_needs_a_token_and_a_label() {
     assert_eq!(names(&of(&token.replace("\"kek\"", "\"\""))), ["pkcs11.token_label"]);
     let tenant = format!("id = \"acme\"\n[keys]\n{}", kek("x"));
     assert_eq!(names(&faults_of(NODE, &[], &Shelf::with(&[("t.toml", &tenant)]))), ["pkcs11"]);
+}
+
+#[test]
+fn a_key_gets_as_old_as_its_tenant_or_its_node_says() {
+    let after = |node: &str, tenant: &str| {
+        let config = with_keys(node, tenant);
+        (
+            config.tenants[0].keks.rotate_after.map(|after| after.as_secs() / 86_400),
+            config.keys.rotate_by_itself,
+        )
+    };
+    assert_eq!(after("", ""), (Some(365), false));
+    assert_eq!(after("rotate_after_days = 90\nrotate = \"auto\"", ""), (Some(90), true));
+    assert_eq!(after("rotate_after_days = 90", "rotate_after_days = 30"), (Some(30), false));
+    assert_eq!(after("rotate_after_days = 90", "rotate_after_days = 0"), (None, false));
+    assert_eq!(after("rotate_after_days = 0", "provider = \"local\""), (None, false));
+    for (bad, option) in
+        [("rotate_after_days = 3651", "keys.rotate_after_days"), ("rotate = \"yearly\"", "keys.rotate")]
+    {
+        assert_eq!(names(&faults_of(&format!("{NODE}[keys]\n{bad}\n"), &[], &Shelf::default())), [option]);
+    }
+    assert_eq!(
+        names(&tenant_faults("id = \"a\"\n[keys]\nrotate_after_days = -1\n")),
+        ["keys.rotate_after_days"]
+    );
 }

@@ -9,7 +9,7 @@
 mod http;
 mod login;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -22,6 +22,7 @@ use zeroize::Zeroizing;
 
 use crate::config::Vault as Options;
 use crate::domain::cmr::{Dek, Expected, WrapContext};
+use crate::domain::time::UnixMillis;
 
 use super::{KekService, KeyError, Said, Wrapped};
 
@@ -90,6 +91,16 @@ impl VaultTransit {
 struct TransitKey {
     derived: bool,
     latest_version: u32,
+    /// When each version was made, in Unix seconds, by its number.
+    #[serde(default)]
+    keys: HashMap<String, serde_json::Value>,
+}
+
+impl TransitKey {
+    fn newest_made(&self) -> Option<UnixMillis> {
+        let seconds = self.keys.get(&self.latest_version.to_string())?.as_u64()?;
+        Some(UnixMillis(seconds.checked_mul(1000)?))
+    }
 }
 
 #[derive(Deserialize)]
@@ -145,6 +156,10 @@ impl KekService for VaultTransit {
 
     async fn newest_version(&self, kek: &str) -> Result<String, KeyError> {
         Ok(self.look_at(kek).await?.latest_version.to_string())
+    }
+
+    async fn newest_made(&self, kek: &str) -> Result<Option<UnixMillis>, KeyError> {
+        Ok(self.look_at(kek).await?.newest_made())
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use callseal::clock;
+use callseal::domain::time::UnixMillis;
 use callseal::keys::KeyError;
 
 use super::http::Way;
@@ -74,12 +76,16 @@ async fn a_key_that_is_not_derived_is_refused_before_it_is_used() {
 
 #[tokio::test]
 async fn a_new_version_is_moved_to_inside_vault() {
+    // Vault tells whole seconds.
+    let began = UnixMillis(clock::wall().0 / 1000 * 1000);
     let (vault, world) = world(BY_TOKEN).await;
     let recording = world.mint(ACME).await.unwrap();
     let key = world.open(ACME, recording).await.unwrap();
     vault.change(|state| state.keys.get_mut("callseal-acme").unwrap().versions = 2);
     let newer = world.mint(ACME).await.unwrap();
     assert_eq!(world.envelope(ACME, newer).await.wraps[0].kek_version, "2");
+    let made = world.keys().newest_kek_made(&tenant(ACME)).await.unwrap();
+    assert!(made.is_some_and(|made| made >= began), "Vault tells when it was made: {made:?}");
     let report = world.rewrap(ACME, None).await;
     assert_eq!((report.moved, report.failed), (1, 0), "{report:?}");
     assert!(vault.asked().contains(&"POST /v1/transit/rewrap/callseal-acme".to_owned()));

@@ -201,6 +201,7 @@ impl State {
         let context = if key.derived { context } else { "" };
         match operation {
             "keys" => done(&json!({"name": name, "derived": key.derived, "latest_version": key.versions,
+                "keys": made_now(key.versions),
                 "min_decryption_version": key.min_decryption_version, "type": "aes256-gcm96", "supports_derivation": true})),
             "encrypt" => {
                 let ciphertext = self.wrap(name, key.versions, context, body["plaintext"].as_str().unwrap());
@@ -246,4 +247,13 @@ impl State {
         let last = self.wrapped.last().unwrap();
         Ok(if self.mood == Mood::MixUpPlaintexts { last.3.clone() } else { found.3.clone() })
     }
+}
+
+/// When each version was made, as Vault tells it.
+fn made_now(versions: u32) -> Value {
+    let seconds = callseal::clock::wall().0 / 1000;
+    (1..=versions)
+        .map(|version| (version.to_string(), Value::from(seconds)))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
 }

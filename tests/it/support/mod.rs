@@ -286,6 +286,39 @@ impl Home {
         works.is_ok_and(|done| done.status.success()).then(|| Server::start_under(self, starter))
     }
 
+    /// Starts a command and does not wait for its end; what it prints is not kept.
+    pub(crate) fn spawn(&self, args: &[&str]) -> std::process::Child {
+        let mut command = self.command(args);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    }
+
+    /// Writes the configuration of another node on the same store and keyring, with data of its own.
+    pub(crate) fn sibling(&self, node: &str) -> Self {
+        let home = Self {
+            dir: TempDir::new().unwrap(),
+            public_url: self.public_url.clone(),
+            tenants: self.tenants.clone(),
+        };
+        for name in ["tenants", "secrets"] {
+            fs::create_dir(home.path().join(name)).unwrap();
+        }
+        for tenant in &self.tenants {
+            tenant.write(home.path());
+        }
+        let (own, its) = (self.data().display().to_string(), home.data().display().to_string());
+        let config = fs::read_to_string(self.config()).unwrap();
+        let config = config.replace("node = \"test\"", &format!("node = {node:?}")).replace(&own, &its);
+        let (store, ring) = (format!("{own}/store"), format!("{own}/keyring.json"));
+        let keys = format!("[keys]\nkeyring_file = {ring:?}");
+        let config = if config.contains("[keys]") {
+            config.replace("[keys]", &keys)
+        } else {
+            format!("{config}{keys}\n")
+        };
+        fs::write(home.config(), format!("{config}[store]\npath = {store:?}\n")).unwrap();
+        home
+    }
+
     /// Runs a command under another program.
     pub(crate) fn run_under(&self, starter: &[&str], args: &[&str]) -> Ran {
         Self::ran(self.command_under(starter, args).output().unwrap())
