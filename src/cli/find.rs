@@ -88,7 +88,7 @@ impl FinderArgs {
         let needed = "is missing; whoever looks for a call or a party says who they are and why";
         let actor = self.actor.clone().with_context(|| format!("--actor {needed}"))?;
         let reason = self.reason.clone().with_context(|| format!("--reason {needed}"))?;
-        Ok(Some((term, OrderedBy { actor, reason })))
+        Ok(Some((term, OrderedBy::operator(&actor, &reason))))
     }
 }
 
@@ -137,7 +137,7 @@ pub(super) fn reindex(args: &ReindexArgs) -> CommandResult {
         let audit = opened.audit_log();
         let options = (opened.config.index.party_keys.clone(), retry_policy(&opened.config));
         let reindex = Reindex::new(opened.store, opened.keys, audit, options);
-        let by = OrderedBy { actor: actor.clone(), reason: reason.clone() };
+        let by = OrderedBy::operator(actor, reason);
         let report = reindex.run(&target.tenant, &by, *new_key, |_| ()).await?;
         let Reindexed { recordings, indexed, running, failed } = report;
         output::line(&if *as_json {

@@ -6,8 +6,8 @@
 pub mod audit;
 mod deletion;
 pub mod index;
-pub mod mint;
 pub mod key_age;
+pub mod mint;
 pub mod recordings;
 pub mod recovery;
 pub mod repair;

@@ -94,8 +94,8 @@ async fn a_recording_is_found_by_call_and_number_until_it_is_deleted() {
     let both = [first.clone(), second.clone()];
     assert_found(&home, &first_call, &both, "stored");
     assert_found(&home, &second_call, &both, "stored");
-    assert_eq!(found(&home, TENANT, &["--party", OWN, "--limit", "1"]), [first.clone()]);
-    assert_eq!(found(&home, TENANT, &["--party", OWN, "--after", &first]), [second.clone()]);
+    assert_eq!(found(&home, TENANT, &["--party", OWN, "--limit", "1"]), std::slice::from_ref(&first));
+    assert_eq!(found(&home, TENANT, &["--party", OWN, "--after", &first]), std::slice::from_ref(&second));
     for nobody in [&["--party", "+493090182001"][..], &["--call", "CA0"], &["--call", CALLER]] {
         assert_eq!(found(&home, TENANT, nobody), [""; 0], "{nobody:?}");
     }

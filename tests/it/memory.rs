@@ -165,7 +165,7 @@ async fn wait_for_pool(server: &Server) {
 
 /// Waits until no audio is left; answers after how many milliseconds.
 async fn wait_for_no_audio(server: &Server, when: &str) -> u128 {
-    let began = std::time::Instant::now();
+    let began = callseal::clock::monotonic();
     let needles = audio_needles();
     loop {
         let found = scan(server.pid(), &needles).unwrap();

@@ -249,14 +249,11 @@ impl Settling<'_> {
             Plan::Nothing => settlement(Outcome::Nothing),
             Plan::Done => {
                 self.tell_again(&look).await?;
-                settlement(Outcome::AlreadyFinal)
-            }
-            Plan::Clean => {
-                self.tell_again(&look).await?;
                 self.index_final(&look).await?;
                 settlement(Outcome::AlreadyFinal)
             }
             Plan::Clean => {
+                self.tell_again(&look).await?;
                 self.index_final(&look).await?;
                 self.clean(&look, None).await?;
                 settlement(Outcome::Cleaned)
