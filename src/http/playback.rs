@@ -93,7 +93,12 @@ async fn serve<B>(request: &Request<B>, peer: Peer, id: &str, node: &Arc<Node>) 
     };
     let result = found.as_ref().map_or_else(|refused| refused.code, |_| "allowed");
     let event = audit_event(grant.as_ref().ok(), &recording, peer, id, result);
-    let recorded = tenant.is_some() && node.audit.record(&tenant_id, event).await.is_ok();
+    let recorded = match (&tenant, &grant) {
+        (None, _) => false,
+        (Some(_), Ok(_)) => node.audit.record(&tenant_id, event).await.is_ok(),
+        // Anybody can be refused as often as they like, so that must not fill the bucket.
+        (Some(_), Err(_)) => node.audit.record_refusal(&tenant_id, event).await.is_ok(),
+    };
     // A refusal is recorded when it can be; there is nothing to hold back if it cannot.
     let (grant, Found { opened, encoding, layout }) = (grant?, found?);
     if !recorded {
@@ -276,6 +281,7 @@ fn audit_event(
         result: result.to_owned(),
         request: id.to_owned(),
         detail: None,
+        key: grant.map(|grant| grant.kid.clone()),
     }
 }
 

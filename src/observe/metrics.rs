@@ -127,6 +127,14 @@ pub const AUDIT_RECORDS: &str = "audit_records_total";
 pub const AUDIT_FAILURES: &str = "audit_failures_total";
 /// Counter: recordings that are stored and cannot be found by call or number. Normal is 0.
 pub const INDEX_FAILURES: &str = "index_failures_total";
+/// Counter: audit objects that the file beside the store did not take. Normal is 0.
+pub const AUDIT_FILE_FAILURES: &str = "audit_file_failures_total";
+/// Counter: audit checkpoints that could not be made durable. Normal is 0.
+pub const AUDIT_CHECKPOINT_FAILURES: &str = "audit_checkpoint_failures_total";
+/// Counter: refusals of strangers that are told in sums instead of one by one.
+pub const AUDIT_REFUSALS_COUNTED: &str = "audit_refusals_counted_total";
+/// Counter: purges of old audit records that failed; the next one goes on. Normal is 0.
+pub const AUDIT_PURGE_FAILURES: &str = "audit_purge_failures_total";
 /// Counter, label `reason`: recordings deleted.
 pub const RETENTION_DELETED: &str = "retention_deleted_total";
 /// Counter, label `reason`: sweeps that deleted nothing (clock, store, too_much_due), and recordings that could not be
@@ -367,6 +375,30 @@ pub const ALL: &[Metric] = &[
         Kind::Counter,
         Unit::Count,
         "Recordings stored and not found by call or number. Normal is 0.",
+    ),
+    metric(
+        AUDIT_FILE_FAILURES,
+        Kind::Counter,
+        Unit::Count,
+        "Audit objects that the file beside the store did not take. Normal is 0.",
+    ),
+    metric(
+        AUDIT_CHECKPOINT_FAILURES,
+        Kind::Counter,
+        Unit::Count,
+        "Audit checkpoints not made durable. Normal is 0.",
+    ),
+    metric(
+        AUDIT_REFUSALS_COUNTED,
+        Kind::Counter,
+        Unit::Count,
+        "Refusals of strangers told in sums instead of one by one.",
+    ),
+    metric(
+        AUDIT_PURGE_FAILURES,
+        Kind::Counter,
+        Unit::Count,
+        "Purges of old audit records that failed. Normal is 0.",
     ),
     metric(RETENTION_DELETED, Kind::Counter, Unit::Count, "Recordings deleted, by reason."),
     metric(

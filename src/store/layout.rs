@@ -14,10 +14,10 @@
 //! n/<yyyy-mm-dd>/<tenant tag>/<ticket>                used tickets, by the date on which they expire
 //! n/<yyyy-mm-dd>/<tenant tag>/vapi-<blind id>         calls of Vapi that a node hears, by the date of their beginning
 //! i/<tenant tag>/<recording>/<Unix ms>-<order>        orders about live recordings, for the node that has the call
-//! a/<tenant tag>/<yyyy>/<mm>/<dd>/<chain>-<seq>.car   audit records
 //! o/<tenant tag>/waiting/<notice>/<attempt>           notices that are to be delivered: 0000, and its attempts from 0001
 //! o/<tenant tag>/sent/<notice>                        notices that were delivered, for a week
 //! o/<tenant tag>/dead/<notice>                        notices that could not be delivered, for a month
+//! a/<tenant tag>/<yyyy>/<mm>/<dd>/<time>-<chain>-<seq>.car   audit records; listed, they are in the order of time
 //! ```
 
 use crate::domain::ids::{NoticeId, RecordingId, TenantTag, WriterId};
@@ -179,10 +179,19 @@ pub fn index_entry_of(name: &ObjectName) -> Option<IndexEntry> {
     Some(IndexEntry { kind: IndexKind::from_name(kind)?, blind: blind.parse().ok()? })
 }
 
-/// One object of audit records; `date` is `yyyy-mm-dd`.
-pub fn audit(tenant: TenantTag, date: &str, chain: RecordingId, seq: u32) -> ObjectName {
-    let path = date.replace('-', "/");
-    name(format!("a/{tenant}/{path}/{chain}-{seq:08}.car"))
+/// One object of audit records; `moment` is `yyyy/mm/dd/hhmmssmmm`.
+pub fn audit(tenant: TenantTag, moment: &str, chain: RecordingId, seq: u32) -> ObjectName {
+    name(format!("a/{tenant}/{moment}-{chain}-{seq:08}.car"))
+}
+
+/// What comes before all audit objects of a tenant that were written at `moment` or later.
+pub fn audit_from(tenant: TenantTag, moment: &str) -> ObjectName {
+    name(format!("a/{tenant}/{moment}"))
+}
+
+/// The prefix of a tenant's audit objects of one day; `date` is `yyyy-mm-dd`.
+pub fn audit_day(tenant: TenantTag, date: &str) -> String {
+    format!("a/{tenant}/{}/", date.replace('-', "/"))
 }
 
 /// The prefix of all audit objects of a tenant.

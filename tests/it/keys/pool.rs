@@ -105,6 +105,7 @@ async fn no_tenant_waits_for_the_key_service_of_another() {
         result: "allowed".to_owned(),
         request: String::new(),
         detail: None,
+        key: None,
     };
     kms.http.set_way(Way::Silent);
     let (acme, other) = (tenant(ACME), tenant(OTHER));
