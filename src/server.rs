@@ -1,5 +1,6 @@
 //! Puts a node together, runs it and stops it: the order of start and stop.
 
+mod audit;
 mod keys;
 mod listeners;
 mod notices;
@@ -20,7 +21,7 @@ use crate::authorities::AuthoritiesError;
 use crate::calls::Calls;
 use crate::claims::{self, Claims};
 use crate::config::{Config, KeyProviderKind, StoreKind, Tls, process_environment};
-use crate::control::audit::AuditLog;
+use crate::control::audit::{AuditFile, AuditLog, AuditOptions};
 use crate::control::recovery::Recovery;
 use crate::control::repair::{Repair, Schedule, Settler};
 use crate::control::sweep::{SweepOptions, SweepReport, Sweeper};
@@ -41,6 +42,7 @@ use crate::store::{Store, StoreError};
 use crate::tickets::Tickets;
 use crate::upload::{RetryPolicy, Uploader};
 
+pub use audit::purge_audit;
 pub use keys::open_keys;
 pub use notices::open_poster;
 
@@ -54,6 +56,8 @@ const UPLOAD_TIMEOUT: Duration = Duration::from_secs(30);
 const NOTICES_TIMEOUT: Duration = Duration::from_secs(5);
 /// The journal's last sync.
 const JOURNAL_TIMEOUT: Duration = Duration::from_secs(5);
+/// The last records of audit chains.
+const AUDIT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The first sweep after a start comes no later than this: long after the node has taken its first calls.
 const FIRST_SWEEP: Duration = Duration::from_secs(300);
 /// How often unused keys are looked at.
@@ -99,6 +103,9 @@ pub enum StartError {
     /// The tokens of the admin API.
     #[error("API tokens")]
     Tokens(#[from] TokensError),
+    /// The file that audit records are copied to.
+    #[error("audit.file")]
+    Audit(#[source] std::io::Error),
     /// How agents are dialled.
     #[error("relay")]
     Relay(#[from] AuthoritiesError),
@@ -187,7 +194,8 @@ pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running,
     let (notices, courier) = notices::open(&config, &keys, &store)?;
     let (inbox, waiting) = vapi::Inbox::new();
     let listeners = Listeners::bind(&config).await?;
-    let audit = AuditLog::start(config.node.as_str().to_owned(), Arc::clone(&keys), Arc::clone(&store));
+    let (options, name) = (audit_options(&config)?, config.node.as_str().to_owned());
+    let audit = AuditLog::start_with(options, name, Arc::clone(&keys), Arc::clone(&store));
     let tenants = config.tenants.iter().cloned().map(Arc::new).collect();
     let node = Arc::new(Node {
         tickets: Tickets::new(Arc::clone(&store)),
@@ -228,6 +236,21 @@ pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running,
     tokio::spawn(vapi::work(waiting, Arc::clone(&node)));
     listeners.serve(acceptor, &node);
     Ok(running)
+}
+
+/// Returns how the configuration wants the audit log to be written.
+///
+/// # Errors
+/// [`StartError::Audit`].
+pub fn audit_options(config: &Config) -> Result<AuditOptions, StartError> {
+    let audit = &config.audit;
+    let open = |path: &PathBuf| AuditFile::open(path, audit.file_timeout).map_err(StartError::Audit);
+    Ok(AuditOptions {
+        file: audit.file.as_ref().map(open).transpose()?,
+        timeout: audit.timeout,
+        refusals_per_minute: audit.refusals_per_min,
+        ..AuditOptions::default()
+    })
 }
 
 /// Holds a bucket against what the configuration claims of it.
@@ -311,6 +334,7 @@ fn spawn_tasks(node: &Arc<Node>, certificate: Arc<Certificate>) {
     });
     tokio::spawn(certificate.watch());
     tokio::spawn(orders::obey(node.live.clone(), Arc::clone(&node.store)));
+    tokio::spawn(audit::keep(Arc::clone(node)));
     if node.config.retention.sweep {
         tokio::spawn(sweep_on(Arc::clone(node)));
     }
@@ -448,6 +472,9 @@ impl Running {
         let left = self.node.notices.flushed(NOTICES_TIMEOUT).await;
         if left > 0 {
             tracing::error!(notices = left, "notices are lost: the outbox did not take them");
+        }
+        if !self.node.audit.end(AUDIT_TIMEOUT).await {
+            tracing::warn!("audit chains have no end in the store; verification will call them silent");
         }
         self.node.keys.erase_pool().await;
         let journal = self.node.journal.clone();

@@ -73,7 +73,7 @@ pub(super) async fn create(
 ) -> Result<(StatusCode, Json<MadeTicket>), ApiError> {
     let tenant = caller.tenant()?;
     let made = mint::ticket(&shared.node.config, tenant, order(new)?)?;
-    let event = caller.complete(mint::ticket_event("", &made.ticket));
+    let event = caller.complete(mint::ticket_event("", &made.ticket, tenant));
     shared.node.audit.record(&tenant.id, event).await?;
     let expires = clock::rfc3339(UnixMillis(made.ticket.exp * 1000));
     Ok((StatusCode::CREATED, Json(MadeTicket { ticket: made.text, url: made.url, expires })))

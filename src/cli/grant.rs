@@ -8,7 +8,7 @@ use crate::domain::address::IpRange;
 use crate::domain::playback::grant::TrackSelection;
 use crate::domain::playback::wav::Encoding;
 
-use super::target::RecordingArg;
+use super::target::{RecordingArg, end_audit};
 use super::ticket::named;
 use super::{CommandResult, output, runtime};
 
@@ -85,13 +85,14 @@ pub(super) fn run(args: &GrantArgs) -> CommandResult {
         let tenant = opened.config.tenant(&tenant_arg.tenant).context("tenant")?;
         opened.keys.open(&tenant.id, *recording).await.context("recording")?;
         let (grant, url) = mint::grant(&opened.config, tenant, *recording, order(args)).map_err(named)?;
-        opened
-            .audit_log()
-            .record(&tenant.id, mint::grant_event(&grant.sub, &grant))
-            .await
-            .context("no audit record, no link")?;
-        output::line(&url);
-        Ok(())
+        let audit = opened.audit_log()?;
+        let event = mint::grant_event(&grant.sub, &grant);
+        let recorded = audit.record(&tenant.id, event).await.context("no audit record, no link");
+        if recorded.is_ok() {
+            output::line(&url);
+        }
+        end_audit(&audit).await;
+        Ok(recorded?)
     })
 }
 

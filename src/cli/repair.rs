@@ -14,7 +14,7 @@ use crate::domain::time::UnixMillis;
 use crate::server::retry_policy;
 use crate::store::Store;
 
-use super::target::Opened;
+use super::target::{Opened, end_audit};
 use super::{CommandResult, ConfigArg, output, runtime};
 
 #[derive(Debug, Args)]
@@ -42,11 +42,11 @@ pub(super) struct RepairArgs {
 pub(super) fn run(args: &RepairArgs) -> CommandResult {
     runtime()?.block_on(async {
         let opened = Opened::of(args.config.load()?).await?;
-        let (audit, notices) = (opened.audit_log(), opened.notices());
+        let (audit, notices) = (opened.audit_log()?, opened.notices());
         let Opened { config, store, keys } = opened;
         let policy = retry_policy(&config);
         let node = config.node.as_str().to_owned();
-        let settler = Settler::new(Arc::clone(&store), keys, audit, node, policy)
+        let settler = Settler::new(Arc::clone(&store), keys, audit.clone(), node, policy)
             .with_notices(notices)
             .with_party_keys(config.index.party_keys.clone());
         let after = args.after.map_or(config.repair.after, |secs| Duration::from_secs(u64::from(secs)));
@@ -67,6 +67,7 @@ pub(super) fn run(args: &RepairArgs) -> CommandResult {
                 print(args, &tenant, found, now, &done);
             }
         }
+        end_audit(&audit).await;
         match failed {
             0 => Ok(()),
             _ => Err(anyhow!("{failed} recordings could not be finished; they stay as they are").into()),

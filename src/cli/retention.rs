@@ -11,7 +11,7 @@ use crate::control::retention::{OrderedBy, Orders};
 use crate::domain::retention::Change;
 use crate::domain::time::UnixMillis;
 
-use super::target::RecordingArg;
+use super::target::{RecordingArg, end_audit};
 use super::{CommandResult, output, runtime};
 
 /// An order about one recording.
@@ -66,8 +66,9 @@ pub(super) fn place(args: &OrderArgs, what: What) -> CommandResult {
     runtime()?.block_on(async {
         let opened = tenant_arg.open().await?;
         let by = OrderedBy::operator(&args.actor, &args.reason);
-        let (audit, notices) = (opened.audit_log(), opened.notices());
-        let orders = Orders::new(Arc::clone(&opened.store), opened.keys, audit).with_notices(notices);
+        let (audit, notices) = (opened.audit_log()?, opened.notices());
+        let orders =
+            Orders::new(Arc::clone(&opened.store), opened.keys, audit.clone()).with_notices(notices);
         let placed = match what {
             _ if args.dry_run => {
                 let change = match what {
@@ -81,6 +82,7 @@ pub(super) fn place(args: &OrderArgs, what: What) -> CommandResult {
             What::Release => orders.release(tenant, *recording, &by).await,
             What::Delete => orders.delete(tenant, *recording, &by).await,
         };
+        end_audit(&audit).await;
         let placed = placed.with_context(|| format!("recording {recording}"))?;
         let expires = placed.order.expires_ms.map(|at| clock::rfc3339(UnixMillis(at)));
         output::line(&if args.json {

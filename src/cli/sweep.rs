@@ -1,14 +1,17 @@
 //! `callseal sweep`.
 
-use anyhow::bail;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
 use clap::Args;
 use serde_json::json;
 
+use crate::control::audit::AuditLog;
 use crate::control::sweep::{SweepOptions, SweepReport, Sweeper};
 use crate::domain::ids::TenantId;
-use crate::server::sweep_options;
+use crate::server::{purge_audit, sweep_options};
 
-use super::target::Opened;
+use super::target::{Opened, end_audit};
 use super::{CommandResult, ConfigArg, output, runtime, serve};
 
 #[derive(Debug, Args)]
@@ -34,34 +37,50 @@ pub(super) fn run(args: &SweepArgs) -> CommandResult {
     serve::install_logs(&config)?;
     runtime()?.block_on(async {
         let opened = Opened::of(config).await?;
-        let (audit, notices) = (opened.audit_log(), opened.notices());
-        let Opened { config, store, keys } = opened;
-        let options = sweep_options(&config);
-        let max_share_percent = args.allow_share.unwrap_or(options.max_share_percent);
-        let sweeper = Sweeper::new(store, keys, audit, SweepOptions { max_share_percent, ..options })
-            .with_notices(notices);
-        let tenants: Vec<TenantId> = config.tenants.iter().map(|tenant| tenant.id.clone()).collect();
-        let survey = sweeper.survey(&tenants).await?;
-        let due = survey.report().due;
-        if let Some(too_much) = survey.too_much_due() {
-            print(args, survey.report());
-            return Err(too_much.into());
-        }
-        if args.dry_run {
-            print(args, survey.report());
-            return Ok(());
-        }
-        let question = format!("{due} recordings will be destroyed for good.");
-        if due > 0 && !args.yes && !output::confirm(&question)? {
-            return Ok(());
-        }
-        let report = sweeper.run(&tenants).await?;
-        print(args, report);
-        if report.failed > 0 || report.overdue > 0 {
-            bail_of(report)?;
-        }
-        Ok(())
+        let audit = opened.audit_log()?;
+        let done = sweep(args, opened, &audit).await;
+        end_audit(&audit).await;
+        done
     })
+}
+
+async fn sweep(args: &SweepArgs, opened: Opened, audit: &AuditLog) -> CommandResult {
+    let notices = opened.notices();
+    let Opened { config, store, keys } = opened;
+    let options = sweep_options(&config);
+    let max_share_percent = args.allow_share.unwrap_or(options.max_share_percent);
+    let sweeper = Sweeper::new(
+        Arc::clone(&store),
+        Arc::clone(&keys),
+        audit.clone(),
+        SweepOptions { max_share_percent, ..options },
+    )
+    .with_notices(notices);
+    let tenants: Vec<TenantId> = config.tenants.iter().map(|tenant| tenant.id.clone()).collect();
+    let survey = sweeper.survey(&tenants).await?;
+    let due = survey.report().due;
+    if let Some(too_much) = survey.too_much_due() {
+        print(args, survey.report());
+        return Err(too_much.into());
+    }
+    if args.dry_run {
+        print(args, survey.report());
+        return Ok(());
+    }
+    let question = format!("{due} recordings will be destroyed for good.");
+    if due > 0 && !args.yes && !output::confirm(&question)? {
+        return Ok(());
+    }
+    let report = sweeper.run(&tenants).await?;
+    print(args, report);
+    let now = store.now().await.context("the store's clock")?;
+    for tenant in &config.tenants {
+        purge_audit(&keys, &*store, audit, tenant, now).await.context("old audit records")?;
+    }
+    if report.failed > 0 || report.overdue > 0 {
+        bail_of(report)?;
+    }
+    Ok(())
 }
 
 fn bail_of(report: SweepReport) -> anyhow::Result<()> {

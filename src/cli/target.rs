@@ -1,6 +1,7 @@
 //! What most commands begin with: a configuration, its store and keys, and one tenant.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
@@ -10,10 +11,13 @@ use crate::control::audit::AuditLog;
 use crate::domain::ids::{RecordingId, TenantId};
 use crate::keys::KeyService;
 use crate::notices::Notices;
-use crate::server::{open_keys, open_store};
+use crate::server::{audit_options, open_keys, open_store};
 use crate::store::Store;
 
-use super::{ConfigArg, Failure};
+use super::{ConfigArg, Failure, output};
+
+/// A command that has done its work waits no longer for the end of its audit chain.
+const END_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// One tenant of a node.
 #[derive(Debug, Clone, Args)]
@@ -65,8 +69,19 @@ impl Opened {
         Notices::start(keys, store, self.config.node.as_str(), &self.config.tenants).0
     }
 
-    /// Starts the audit log; to be called once.
-    pub(super) fn audit_log(&self) -> AuditLog {
-        AuditLog::start(self.config.node.as_str().to_owned(), Arc::clone(&self.keys), Arc::clone(&self.store))
+    /// Starts the audit log; to be called once, and [`end_audit`] when the command has done its work or failed.
+    pub(super) fn audit_log(&self) -> anyhow::Result<AuditLog> {
+        let options = audit_options(&self.config)?;
+        let node = self.config.node.as_str().to_owned();
+        Ok(AuditLog::start_with(options, node, Arc::clone(&self.keys), Arc::clone(&self.store)))
+    }
+}
+
+/// Ends the audit chains of a command, so that they do not look as if somebody had cut them off.
+pub(super) async fn end_audit(audit: &AuditLog) {
+    if !audit.end(END_TIMEOUT).await {
+        output::error(
+            "warning: the audit chain of this command has no end; audit verify will call it silent",
+        );
     }
 }

@@ -18,7 +18,7 @@ use crate::domain::provider::vapi_webhook::SecretUrl;
 use crate::domain::ticket::{MAX_LINE_BYTES, RETENTION_DAYS};
 use crate::domain::time::UnixMillis;
 
-use super::target::TenantArg;
+use super::target::{TenantArg, end_audit};
 use super::{CommandResult, output, runtime};
 
 #[derive(Debug, Args)]
@@ -81,15 +81,19 @@ pub(super) fn run(args: &TicketArgs) -> CommandResult {
         let opened = args.target.open().await?;
         let tenant = opened.config.tenant(&args.target.tenant).context("tenant")?;
         let made = mint::ticket(&opened.config, tenant, order(args)?).map_err(named)?;
-        let event = mint::ticket_event(&args.actor, &made.ticket);
-        opened.audit_log().record(&tenant.id, event).await.context("no audit record, no ticket")?;
-        output::line(&if args.json {
-            let expires = clock::rfc3339(UnixMillis(made.ticket.exp * 1000));
-            json!({"ticket": made.text, "url": made.url, "expires": expires}).to_string()
-        } else {
-            made.url
-        });
-        Ok(())
+        let audit = opened.audit_log()?;
+        let event = mint::ticket_event(&args.actor, &made.ticket, tenant);
+        let recorded = audit.record(&tenant.id, event).await.context("no audit record, no ticket");
+        if recorded.is_ok() {
+            output::line(&if args.json {
+                let expires = clock::rfc3339(UnixMillis(made.ticket.exp * 1000));
+                json!({"ticket": made.text, "url": made.url, "expires": expires}).to_string()
+            } else {
+                made.url
+            });
+        }
+        end_audit(&audit).await;
+        Ok(recorded?)
     })
 }
 

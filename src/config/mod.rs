@@ -10,6 +10,7 @@
 //! [`Config`].
 
 mod admin;
+mod audit;
 mod aws_kms;
 mod environment;
 mod faults;
@@ -51,6 +52,7 @@ use scope::Scope;
 use secret::References;
 
 pub use admin::Admin;
+pub use audit::Audit;
 pub use aws_kms::AwsKms;
 pub(crate) use aws_kms::region_of_arn;
 pub use environment::process_environment;
@@ -118,6 +120,8 @@ pub struct Config {
     pub upload: Upload,
     /// The times of grants.
     pub playback: Playback,
+    /// How the audit log is written.
+    pub audit: Audit,
     /// When recordings of other nodes are finished by this one.
     pub repair: Repair,
     /// How expired recordings are deleted.
@@ -219,6 +223,7 @@ impl Config {
         let relay = Relay::check(raw.relay, &top, references);
         let vapi = VapiNode::check(raw.vapi, &top, references, tls.as_ref());
         let webhook = WebhookNode::check(raw.webhook, &top, references);
+        let audit = Audit::check(raw.audit, &top);
         let repair = Repair::check(raw.repair, &top);
         let retention = Sweep::check(raw.retention, &top);
         let index = Index::check(raw.index, &top);
@@ -248,6 +253,7 @@ impl Config {
             webhook,
             upload,
             playback,
+            audit,
             repair,
             retention,
             index,

@@ -60,6 +60,7 @@ section!(
         webhook: Table,
         upload: Table,
         playback: Table,
+        audit: Table,
         repair: Table,
         retention: Table,
         index: Table,
@@ -196,6 +197,7 @@ section!(
         cut_after_exp_secs: i64,
     } later []
 );
+section!(Audit { timeout_ms: i64, file: String, file_timeout_ms: i64, refusals_per_min: i64 } later []);
 section!(Repair { enabled: bool, after_secs: i64, interval_secs: i64 } later []);
 section!(
     /// How the node sweeps; a tenant's table of the same name says how long things are kept.
@@ -342,6 +344,7 @@ pub(super) fn node_sections() -> Vec<(&'static str, Vec<&'static str>)> {
         ("webhook", all_names::<WebhookNode>()),
         ("upload", all_names::<Upload>()),
         ("playback", all_names::<Playback>()),
+        ("audit", all_names::<Audit>()),
         ("repair", all_names::<Repair>()),
         ("retention", all_names::<Sweep>()),
         ("index", all_names::<Index>()),

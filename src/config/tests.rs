@@ -164,6 +164,7 @@ fn the_commented_files_have_every_option() {
     assert_has_options::<raw::WebhookNode>(&node, "webhook");
     assert_has_options::<raw::Upload>(&node, "upload");
     assert_has_options::<raw::Playback>(&node, "playback");
+    assert_has_options::<raw::Audit>(&node, "audit");
     assert_has_options::<raw::Sweep>(&node, "retention");
     assert_has_options::<raw::Drain>(&node, "drain");
     assert_has_options::<raw::Log>(&node, "log");

@@ -167,8 +167,9 @@ fn line(
 }
 
 /// Says that a ticket was made, by its id: the ticket itself is a secret.
-pub fn ticket_event(actor: &str, ticket: &Ticket) -> AuditEvent {
+pub fn ticket_event(actor: &str, ticket: &Ticket, tenant: &Tenant) -> AuditEvent {
     AuditEvent {
+        key: tenant.tickets.kid.clone(),
         detail: Some(format!("exp={} route={}", ticket.exp, ticket.route)),
         ..AuditEvent::by_operator(actor, "mint-ticket", ticket.id.clone())
     }
@@ -241,6 +242,7 @@ pub fn link(config: &Config, tenant: &Tenant, grant: &Grant) -> Option<String> {
 /// Says that a grant was made.
 pub fn grant_event(actor: &str, grant: &Grant) -> AuditEvent {
     AuditEvent {
+        key: Some(grant.kid.clone()),
         reason: grant.reason.clone(),
         detail: Some(format!("exp={} track={} sub={}", grant.exp, grant.track.as_str(), grant.sub)),
         ..AuditEvent::by_operator(actor, "mint-grant", grant.recording.to_string())

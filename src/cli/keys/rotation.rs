@@ -19,7 +19,7 @@ use crate::domain::time::UnixMillis;
 use crate::keys::{KeyService, Keyring, UsedKek, system_random};
 use crate::store::Store;
 
-use super::super::target::Opened;
+use super::super::target::{Opened, end_audit};
 use super::super::{CommandResult, ConfigArg, output, runtime, serve};
 
 /// A node that has not read the keyring since an older version was the newest would lock its recordings out.
@@ -120,7 +120,7 @@ struct Rotation {
 impl Rotation {
     async fn of(config: Config) -> anyhow::Result<Self> {
         let opened = Opened::of(config).await?;
-        let audit = opened.audit_log();
+        let audit = opened.audit_log()?;
         let Opened { config, store, keys } = opened;
         Ok(Self { config, store, keys, audit })
     }
@@ -187,27 +187,33 @@ pub(crate) fn rotate(args: &RotateArgs) -> CommandResult {
     let tenants = args.target.tenants(&config)?;
     runtime()?.block_on(async {
         let opened = Rotation::of(config).await?;
-        for tenant in &tenants {
-            if let Some(advice) = rotated_elsewhere(&opened.config, tenant) {
-                if args.target.tenant.is_some() {
-                    return Err(anyhow!("{tenant}: {advice}").into());
-                }
-                output::line(&format!("{tenant}: {advice}"));
-                continue;
-            }
-            let newest = opened.local_versions(tenant)?.last().map_or(0, |(version, _)| *version);
-            if args.dry_run {
-                output::line(&format!("{tenant}: version {} would be made", newest + 1));
-                continue;
-            }
-            // Before it has any effect, and named by the version that it is about to become.
-            opened.record(tenant, &args.by, "keys-rotate", newest + 1).await?;
-            let now = clock::rfc3339(clock::wall());
-            let version = Keyring::rotate(opened.keyring_file(), tenant, &now, system_random)?;
-            output::line(&format!("{tenant}: version {version} is made; running nodes take it with SIGHUP"));
-        }
-        Ok(())
+        let done = rotate_all(args, &opened, &tenants).await;
+        end_audit(&opened.audit).await;
+        done
     })
+}
+
+async fn rotate_all(args: &RotateArgs, opened: &Rotation, tenants: &[TenantId]) -> CommandResult {
+    for tenant in tenants {
+        if let Some(advice) = rotated_elsewhere(&opened.config, tenant) {
+            if args.target.tenant.is_some() {
+                return Err(anyhow!("{tenant}: {advice}").into());
+            }
+            output::line(&format!("{tenant}: {advice}"));
+            continue;
+        }
+        let newest = opened.local_versions(tenant)?.last().map_or(0, |(version, _)| *version);
+        if args.dry_run {
+            output::line(&format!("{tenant}: version {} would be made", newest + 1));
+            continue;
+        }
+        // Before it has any effect, and named by the version that it is about to become.
+        opened.record(tenant, &args.by, "keys-rotate", newest + 1).await?;
+        let now = clock::rfc3339(clock::wall());
+        let version = Keyring::rotate(opened.keyring_file(), tenant, &now, system_random)?;
+        output::line(&format!("{tenant}: version {version} is made; running nodes take it with SIGHUP"));
+    }
+    Ok(())
 }
 
 pub(crate) fn rewrap(args: &RewrapArgs) -> CommandResult {
@@ -216,29 +222,35 @@ pub(crate) fn rewrap(args: &RewrapArgs) -> CommandResult {
     let tenants = args.target.tenants(&config)?;
     runtime()?.block_on(async {
         let opened = Rotation::of(config).await?;
-        let moment = args.older_than_days.map(days_ago);
-        let rewrap = opened.rewrap(args.per_sec).older_than(moment);
-        let mut failed = 0;
-        for tenant in &tenants {
-            let bar = spinner();
-            if args.dry_run {
-                let status = rewrap.status(tenant, |read| bar.set_position(read)).await?;
-                bar.finish_and_clear();
-                let newest = opened.keys.newest_kek(tenant).await?;
-                print_would(args, tenant, &status, &newest);
-                continue;
-            }
-            let show = |report: &RewrapReport| bar.set_position(report.envelopes);
-            let report = rewrap.run(tenant, &args.by.order(), show).await?;
-            bar.finish_and_clear();
-            failed += report.failed;
-            print_report(args, tenant, report);
-        }
-        match failed {
-            0 => Ok(()),
-            _ => Err(anyhow!("{failed} data keys could not be moved; they stay as they are").into()),
-        }
+        let done = rewrap_all(args, &opened, &tenants).await;
+        end_audit(&opened.audit).await;
+        done
     })
+}
+
+async fn rewrap_all(args: &RewrapArgs, opened: &Rotation, tenants: &[TenantId]) -> CommandResult {
+    let moment = args.older_than_days.map(days_ago);
+    let rewrap = opened.rewrap(args.per_sec).older_than(moment);
+    let mut failed = 0;
+    for tenant in tenants {
+        let bar = spinner();
+        if args.dry_run {
+            let status = rewrap.status(tenant, |read| bar.set_position(read)).await?;
+            bar.finish_and_clear();
+            let newest = opened.keys.newest_kek(tenant).await?;
+            print_would(args, tenant, &status, &newest);
+            continue;
+        }
+        let show = |report: &RewrapReport| bar.set_position(report.envelopes);
+        let report = rewrap.run(tenant, &args.by.order(), show).await?;
+        bar.finish_and_clear();
+        failed += report.failed;
+        print_report(args, tenant, report);
+    }
+    match failed {
+        0 => Ok(()),
+        _ => Err(anyhow!("{failed} data keys could not be moved; they stay as they are").into()),
+    }
 }
 
 fn spinner() -> ProgressBar {
@@ -396,26 +408,31 @@ fn days_since(UnixMillis(made): UnixMillis) -> Option<u64> {
 
 pub(crate) fn retire(args: &RetireArgs) -> CommandResult {
     let config = args.config.load()?;
-    let (tenant, version) = (&args.tenant, args.version);
+    let tenant = &args.tenant;
     config.tenant(tenant).with_context(|| format!("there is no tenant {tenant}"))?;
     runtime()?.block_on(async {
         let opened = Rotation::of(config).await?;
-        check_retirable(args, &opened).await?;
-        if args.dry_run {
-            output::line(&format!("{tenant}: version {version} would be destroyed; nothing needs it"));
-            return Ok(());
-        }
-        let question = format!("Version {version} of the key of {tenant} will be destroyed for good.");
-        if !args.yes && !output::confirm(&question)? {
-            return Ok(());
-        }
-        opened.record(tenant, &args.by, "keys-retire", version).await?;
-        Keyring::retire(opened.keyring_file(), tenant, version)?;
-        output::line(&format!(
-            "{tenant}: version {version} is destroyed; running nodes forget it with SIGHUP"
-        ));
-        Ok(())
+        let done = retire_one(args, &opened).await;
+        end_audit(&opened.audit).await;
+        done
     })
+}
+
+async fn retire_one(args: &RetireArgs, opened: &Rotation) -> CommandResult {
+    let (tenant, version) = (&args.tenant, args.version);
+    check_retirable(args, opened).await?;
+    if args.dry_run {
+        output::line(&format!("{tenant}: version {version} would be destroyed; nothing needs it"));
+        return Ok(());
+    }
+    let question = format!("Version {version} of the key of {tenant} will be destroyed for good.");
+    if !args.yes && !output::confirm(&question)? {
+        return Ok(());
+    }
+    opened.record(tenant, &args.by, "keys-retire", version).await?;
+    Keyring::retire(opened.keyring_file(), tenant, version)?;
+    output::line(&format!("{tenant}: version {version} is destroyed; running nodes forget it with SIGHUP"));
+    Ok(())
 }
 
 /// Nothing in the store is under the version, and nothing will be.
