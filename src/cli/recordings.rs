@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
+use futures_util::TryStreamExt;
 use serde_json::json;
 
 use crate::clock;
-use crate::control::audit;
+use crate::control::audit::{AuditError, AuditReader, Filter, Found};
 use crate::control::recordings::{Finished, StoredRecording, list};
 use crate::control::retention::{OrderedBy, receipt};
 use crate::domain::audio::Codec;
@@ -281,13 +282,26 @@ pub(super) fn verify(args: &VerifyArgs) -> CommandResult {
 async fn grade(opened: &Opened, args: &VerifyArgs, stored: &StoredRecording) -> Result<Grade, Failure> {
     let Some(finished) = stored.manifest() else { return Ok(Grade::Authentic) };
     let root = format!("root={} ", encode_hex(&finished.root));
-    let records = audit::read(&args.target.tenant.tenant, &opened.keys, &*opened.store).await?;
-    let named = records.iter().any(|record| {
-        record.event.action == "record"
-            && record.event.subject == args.target.recording.to_string()
-            && record.event.detail.as_ref().is_some_and(|detail| detail.starts_with(&root))
-    });
-    Ok(if named { Grade::Evidence } else { Grade::Authentic })
+    let filter = Filter {
+        action: Some("record".to_owned()),
+        subject: Some(args.target.recording.to_string()),
+        ..Filter::default()
+    };
+    let reader = AuditReader::new(&opened.keys, &*opened.store);
+    let mut found = std::pin::pin!(reader.find(&args.target.tenant.tenant, &filter, None));
+    while let Some(found) = found.try_next().await? {
+        match found {
+            Found::Record(record, _)
+                if record.event.detail.as_ref().is_some_and(|d| d.starts_with(&root)) =>
+            {
+                return Ok(Grade::Evidence);
+            }
+            Found::Record(..) => {}
+            // What is wrong with the log must not be taken for its silence.
+            Found::Damage(finding) => return Err(AuditError::from(finding).into()),
+        }
+    }
+    Ok(Grade::Authentic)
 }
 
 /// Checks every row, and that they follow each other. Answers how many frames there are.
