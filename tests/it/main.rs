@@ -9,6 +9,7 @@
 
 mod admin;
 mod architecture;
+mod audit;
 mod cli;
 mod faults;
 mod fuzz_seeds;
