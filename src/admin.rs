@@ -6,6 +6,7 @@
 //!
 //! Knows nodes and their tenants. Must not know wire formats of providers or bare keys.
 
+mod audit;
 mod error;
 mod guard;
 mod input;
@@ -92,6 +93,7 @@ fn operations() -> OpenApiRouter<Shared> {
         .routes(routes!(live::pause))
         .routes(routes!(live::resume))
         .routes(routes!(live::consent))
+        .routes(routes!(audit::query))
         .routes(routes!(recordings::list))
         .routes(routes!(recordings::show, recordings::delete))
         .routes(routes!(recordings::grant))

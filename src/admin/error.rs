@@ -7,6 +7,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::control::audit::AuditError;
+use crate::control::index::IndexError;
 use crate::control::mint::MintRefused;
 use crate::control::recordings::RecordingError;
 use crate::control::retention::RetentionError;
@@ -200,6 +201,13 @@ impl From<StoreError> for ApiError {
         }
         tracing::warn!(error = &error as &dyn std::error::Error, "store fails for the admin API");
         Self::Unavailable("the store")
+    }
+}
+
+impl From<IndexError> for ApiError {
+    fn from(error: IndexError) -> Self {
+        tracing::warn!(error = &error as &dyn std::error::Error, "the index cannot be asked");
+        Self::Unavailable("the index")
     }
 }
 

@@ -77,6 +77,7 @@ impl Caller {
             source: Some(self.meta.source.to_string()),
             reason: event.reason.clone().or_else(|| self.reason.clone()),
             request: self.meta.id.clone(),
+            key: event.key.clone().or_else(|| Some(self.principal.key.clone())),
             ..event
         }
     }
@@ -189,6 +190,7 @@ async fn refused(
             source: Some(meta.source.to_string()),
             result: "forbidden".to_owned(),
             request: meta.id.clone(),
+            key: Some(principal.key.clone()),
             ..AuditEvent::by_operator(&principal.actor, wanted.id, tenant.id.to_string())
         };
         if let Err(error) = shared.node.audit.record(&tenant.id, event).await {

@@ -10,10 +10,12 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::clock;
+use crate::control::index::Finder;
 use crate::control::mint::{self, GrantOrder};
 use crate::control::recordings::{self, RecordingError, StoredRecording};
 use crate::control::retention::{OrderedBy, Orders, Placed, receipt};
 use crate::domain::ids::RecordingId;
+use crate::domain::index::Term;
 use crate::domain::playback::grant::TrackSelection;
 use crate::domain::playback::wav::Encoding;
 use crate::domain::sign::{decode_base64url, encode_base64url, encode_hex};
@@ -48,6 +50,10 @@ pub(super) struct ListQuery {
     /// Begun before this time (RFC 3339).
     #[param(format = DateTime)]
     to: Option<String>,
+    /// Of this call: the provider's id of it.
+    call: Option<String>,
+    /// Of calls with this party: a telephone number in international form, with its `+` as `%2B`, or a SIP address.
+    party: Option<String>,
     /// Whether state and length are read as well, which costs a few requests to the store for each recording.
     #[serde(default)]
     details: bool,
@@ -99,8 +105,18 @@ pub(super) async fn list(
     let cursor = query.cursor.as_deref().map(read_cursor).transpose()?;
     // The last id that could have been made before that time.
     let before = from.map(|from| RecordingId::new(from.0.saturating_sub(1), &[0xff; 10]));
-    node.audit.record(&tenant.id, caller.event("list-recordings", tenant.id.to_string())).await?;
-    let mut found = recordings::list(&*node.store, &tenant.id, cursor.max(before), limit + 1).await?;
+    let place = (cursor.max(before), limit + 1);
+    let mut found = match term(&query)? {
+        Some(term) => {
+            let (store, keys) = (Arc::clone(&node.store), Arc::clone(&node.keys));
+            let finder = Finder::new(store, keys, node.audit.clone());
+            finder.find(&tenant.id, &term, &ordered_by(&caller), place).await?
+        }
+        None => {
+            node.audit.record(&tenant.id, caller.event("list-recordings", tenant.id.to_string())).await?;
+            recordings::list(&*node.store, &tenant.id, place.0, place.1).await?
+        }
+    };
     found.retain(|recording| to.is_none_or(|to| recording.created_ms() < to.0));
     let has_more = found.len() > limit;
     found.truncate(limit);
@@ -135,7 +151,19 @@ pub(super) async fn list(
     Ok(Json(RecordingPage { recordings, next }))
 }
 
-fn time(field: &'static str, text: &str) -> Result<UnixMillis, ApiError> {
+/// Returns what is looked for. Errors do not show it: it is personal.
+fn term(query: &ListQuery) -> Result<Option<Term>, ApiError> {
+    match (&query.call, &query.party) {
+        (None, None) => Ok(None),
+        (Some(call), None) => Term::call(call).map(Some).map_err(|why| ApiError::invalid("call", why.to_string())),
+        (None, Some(party)) => {
+            Term::party(party).map(Some).map_err(|why| ApiError::invalid("party", why.to_string()))
+        }
+        (Some(_), Some(_)) => Err(ApiError::invalid("party", "allowed: call or party, not both")),
+    }
+}
+
+pub(super) fn time(field: &'static str, text: &str) -> Result<UnixMillis, ApiError> {
     let parsed = clock::parse_rfc3339(text);
     parsed.ok_or_else(|| ApiError::invalid(field, "allowed: a time such as 2026-11-26T12:00:00Z"))
 }

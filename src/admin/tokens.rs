@@ -187,7 +187,8 @@ impl TokenList {
             return Err(TokenRefusal::Expired);
         }
         let actor = format!("token:{}:{}", token.id, token.name);
-        Ok(Principal { actor, roles: token.roles.clone(), reach: token.reach.clone() })
+        let key = token.id.clone();
+        Ok(Principal { actor, key, roles: token.roles.clone(), reach: token.reach.clone() })
     }
 
     /// Makes a token and adds it; answers its text, which nobody can find out again.

@@ -16,7 +16,7 @@ use crate::domain::ids::RecordingId;
 use crate::domain::index::Term;
 use crate::server::retry_policy;
 
-use super::target::{Opened, TenantArg};
+use super::target::{Opened, TenantArg, end_audit};
 use super::{CommandResult, output, runtime, serve};
 
 /// More than the longest term; what is longer is none.
@@ -99,8 +99,11 @@ pub(super) async fn find(
     (term, by): (&Term, &OrderedBy),
     (after, limit): (Option<RecordingId>, usize),
 ) -> anyhow::Result<Vec<RecordingId>> {
-    let finder = Finder::new(Arc::clone(&opened.store), Arc::clone(&opened.keys), opened.audit_log());
-    Ok(finder.find(&target.tenant, term, by, (after, limit)).await?)
+    let audit = opened.audit_log()?;
+    let finder = Finder::new(Arc::clone(&opened.store), Arc::clone(&opened.keys), audit.clone());
+    let found = finder.find(&target.tenant, term, by, (after, limit)).await;
+    end_audit(&audit).await;
+    Ok(found?)
 }
 
 /// Puts index entries anew.
@@ -134,12 +137,13 @@ pub(super) fn reindex(args: &ReindexArgs) -> CommandResult {
     serve::install_logs(&target.config.load()?)?;
     runtime()?.block_on(async {
         let opened = target.open().await?;
-        let audit = opened.audit_log();
+        let audit = opened.audit_log()?;
         let options = (opened.config.index.party_keys.clone(), retry_policy(&opened.config));
-        let reindex = Reindex::new(opened.store, opened.keys, audit, options);
+        let reindex = Reindex::new(opened.store, opened.keys, audit.clone(), options);
         let by = OrderedBy::operator(actor, reason);
-        let report = reindex.run(&target.tenant, &by, *new_key, |_| ()).await?;
-        let Reindexed { recordings, indexed, running, failed } = report;
+        let report = reindex.run(&target.tenant, &by, *new_key, |_| ()).await;
+        end_audit(&audit).await;
+        let Reindexed { recordings, indexed, running, failed } = report?;
         output::line(&if *as_json {
             json!({"recordings": recordings, "indexed": indexed, "running": running, "failed": failed})
                 .to_string()

@@ -110,6 +110,9 @@ impl Finder {
         let found = find(&*self.store, &self.keys, tenant, term, (after, limit)).await;
         let kind = term.kind().name();
         let event = AuditEvent {
+            role: by.role.to_owned(),
+            source: by.source.clone(),
+            request: by.request.clone(),
             reason: Some(by.reason.clone()),
             result: if found.is_ok() { "allowed" } else { "failed" }.to_owned(),
             detail: found.as_ref().ok().map(|(blind, found)| {

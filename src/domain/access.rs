@@ -103,6 +103,8 @@ impl fmt::Display for Reach {
 pub struct Principal {
     /// What the audit log calls it: of its token, or of its issuer.
     pub actor: String,
+    /// The id of its token, which tells tokens of one name apart.
+    pub key: String,
     /// What it may be.
     pub roles: Vec<Role>,
     /// On whom.
@@ -132,7 +134,7 @@ pub struct Operation {
 }
 
 /// Every operation.
-pub const OPERATIONS: [Operation; 13] = {
+pub const OPERATIONS: [Operation; 14] = {
     use Role::{Admin, Auditor, Ingest, Operator, Player};
     const fn free(
         id: &'static str,
@@ -203,6 +205,7 @@ pub const OPERATIONS: [Operation; 13] = {
             "/v1/tenants/{tenant}/recordings/{recording}/resume",
             &[Ingest, Operator, Admin],
         ),
+        free("query_audit", "GET", "/v1/tenants/{tenant}/audit", &[Auditor, Admin]),
         free(
             "consent_to_recording",
             "POST",
@@ -242,6 +245,7 @@ mod tests {
     fn a_principal_acts_in_the_least_of_its_roles_that_suffices() {
         let principal = |roles: &[Role]| Principal {
             actor: "x".to_owned(),
+            key: "y".to_owned(),
             roles: roles.to_vec(),
             reach: Reach::AllTenants,
         };
