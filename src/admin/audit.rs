@@ -94,7 +94,8 @@ fn filter(query: AuditQuery) -> Result<Filter, ApiError> {
         text.map(|text| time(field, &text)).transpose()
     };
     let source = query.source.map(|text| {
-        text.parse().map_err(|_| ApiError::invalid("source", "allowed: an address or range such as 192.0.2.0/24"))
+        text.parse()
+            .map_err(|_| ApiError::invalid("source", "allowed: an address or range such as 192.0.2.0/24"))
     });
     Ok(Filter {
         span: Span { from: moment("from", query.from)?, until: moment("to", query.to)? },

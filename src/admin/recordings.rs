@@ -155,7 +155,9 @@ pub(super) async fn list(
 fn term(query: &ListQuery) -> Result<Option<Term>, ApiError> {
     match (&query.call, &query.party) {
         (None, None) => Ok(None),
-        (Some(call), None) => Term::call(call).map(Some).map_err(|why| ApiError::invalid("call", why.to_string())),
+        (Some(call), None) => {
+            Term::call(call).map(Some).map_err(|why| ApiError::invalid("call", why.to_string()))
+        }
         (None, Some(party)) => {
             Term::party(party).map(Some).map_err(|why| ApiError::invalid("party", why.to_string()))
         }

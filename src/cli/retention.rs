@@ -67,8 +67,7 @@ pub(super) fn place(args: &OrderArgs, what: What) -> CommandResult {
         let opened = tenant_arg.open().await?;
         let by = OrderedBy::operator(&args.actor, &args.reason);
         let (audit, notices) = (opened.audit_log()?, opened.notices());
-        let orders =
-            Orders::new(Arc::clone(&opened.store), opened.keys, audit.clone()).with_notices(notices);
+        let orders = Orders::new(Arc::clone(&opened.store), opened.keys, audit.clone()).with_notices(notices);
         let placed = match what {
             _ if args.dry_run => {
                 let change = match what {

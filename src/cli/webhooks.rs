@@ -7,13 +7,13 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 
 use crate::config::Webhook;
-use crate::control::audit::AuditEvent;
+use crate::control::audit::{AuditEvent, AuditLog};
 use crate::domain::ids::NoticeId;
 use crate::notices::manage::{Desk, Shown, try_out};
 use crate::server::open_poster;
 use crate::store::layout::NoticePlace;
 
-use super::target::{Opened, TenantArg};
+use super::target::{Opened, TenantArg, end_audit};
 use super::{CommandResult, output, runtime};
 
 #[derive(Debug, Subcommand)]
@@ -161,7 +161,10 @@ async fn test(args: &TestArgs) -> CommandResult {
     let poster = open_poster(&opened.config)?;
     let host = webhook.url.authority();
     let event = AuditEvent::by_operator(&args.actor, "webhook-test", host.to_owned());
-    opened.audit_log().record(tenant, event).await?;
+    let audit = opened.audit_log()?;
+    let recorded = audit.record(tenant, event).await;
+    end_audit(&audit).await;
+    recorded?;
     let trial = try_out(&poster, tenant, webhook).await.with_context(|| format!("{host} has no notice"))?;
     output::line(&if args.json {
         serde_json::to_string(&trial)?
@@ -173,8 +176,15 @@ async fn test(args: &TestArgs) -> CommandResult {
 
 async fn redeliver(args: &RedeliverArgs) -> CommandResult {
     let opened = args.tenant.open().await?;
-    let (tenant, desk, audit) = (&args.tenant.tenant, desk(&opened, &args.tenant), opened.audit_log());
     webhook(&opened, &args.tenant)?;
+    let audit = opened.audit_log()?;
+    let done = redeliver_all(args, &opened, &audit).await;
+    end_audit(&audit).await;
+    done
+}
+
+async fn redeliver_all(args: &RedeliverArgs, opened: &Opened, audit: &AuditLog) -> CommandResult {
+    let (tenant, desk) = (&args.tenant.tenant, desk(opened, &args.tenant));
     let notices = if args.all_dead { desk.dead().await? } else { args.id.clone() };
     let (mut sent, mut failed) = (0, 0);
     for notice in notices {

@@ -144,7 +144,6 @@ async fn a_notice_that_nobody_takes_is_dead_and_can_be_sent_again() {
     let sent = world.wait_for(NoticePlace::Sent, 1).await.remove(0);
     assert_eq!((sent.id, sent.body), (dead.id, dead.body));
     world.wait_for(NoticePlace::Dead, 0).await;
-    // It is among those that were sent before it waits no more.
     world.wait_for(NoticePlace::Waiting, 0).await;
     // What was delivered can be sent again as well.
     let before = receiver.got().len();
