@@ -8,6 +8,7 @@
 
 mod audit;
 mod error;
+mod grants;
 mod guard;
 mod input;
 mod live;
@@ -96,7 +97,7 @@ fn operations() -> OpenApiRouter<Shared> {
         .routes(routes!(audit::query))
         .routes(routes!(recordings::list))
         .routes(routes!(recordings::show, recordings::delete))
-        .routes(routes!(recordings::grant))
+        .routes(routes!(grants::create))
         .routes(routes!(recordings::hold))
         .routes(routes!(recordings::release))
 }

@@ -4,6 +4,7 @@ mod audit;
 mod keys;
 mod listeners;
 mod notices;
+mod sweep;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -24,12 +25,10 @@ use crate::config::{Config, KeyProviderKind, StoreKind, Tls, process_environment
 use crate::control::audit::{AuditFile, AuditLog, AuditOptions};
 use crate::control::recovery::Recovery;
 use crate::control::repair::{Repair, Schedule, Settler};
-use crate::control::sweep::{SweepOptions, SweepReport, Sweeper};
 use crate::domain::ids::TenantId;
 use crate::drain::{Drain, Phase};
 use crate::ingest::tls::{Certificate, SelfSigned, TlsError, server_config};
 use crate::ingest::{HangUps, StreamLimits, vapi};
-use crate::jitter::jittered;
 use crate::journal::{Journal, JournalConfig, OpenError, Replay};
 use crate::keys::{KeyProvider, KeyService, KeyringError, Providers};
 use crate::live::{Live, orders};
@@ -45,6 +44,7 @@ use crate::upload::{RetryPolicy, Uploader};
 pub use audit::purge_audit;
 pub use keys::open_keys;
 pub use notices::open_poster;
+pub use sweep::sweep_options;
 
 use listeners::{Addresses, Listeners};
 
@@ -58,8 +58,6 @@ const NOTICES_TIMEOUT: Duration = Duration::from_secs(5);
 const JOURNAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// The last records of audit chains.
 const AUDIT_TIMEOUT: Duration = Duration::from_secs(10);
-/// The first sweep after a start comes no later than this: long after the node has taken its first calls.
-const FIRST_SWEEP: Duration = Duration::from_secs(300);
 /// How often unused keys are looked at.
 const KEY_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -336,39 +334,7 @@ fn spawn_tasks(node: &Arc<Node>, certificate: Arc<Certificate>) {
     tokio::spawn(orders::obey(node.live.clone(), Arc::clone(&node.store)));
     tokio::spawn(audit::keep(Arc::clone(node)));
     if node.config.retention.sweep {
-        tokio::spawn(sweep_on(Arc::clone(node)));
-    }
-}
-
-/// Deletes what is due, again and again, until the node drains.
-async fn sweep_on(node: Arc<Node>) {
-    let (store, keys) = (Arc::clone(&node.store), Arc::clone(&node.keys));
-    let sweeper = Sweeper::new(store, keys, node.audit.clone(), sweep_options(&node.config))
-        .with_notices(node.notices.clone());
-    let interval = node.config.retention.interval;
-    let mut wait = jittered(interval.min(FIRST_SWEEP));
-    loop {
-        tokio::select! {
-            () = tokio::time::sleep(wait) => {}
-            () = node.drain.reached(Phase::Draining) => return,
-        }
-        let tenants: Vec<TenantId> = node.tenants.load().iter().map(|tenant| tenant.id.clone()).collect();
-        // What stops it is logged and counted by the sweeper.
-        if let Ok(SweepReport { due, deleted, held, failed, overdue, .. }) = sweeper.run(&tenants).await {
-            tracing::debug!(due, deleted, held, failed, overdue, "expired recordings were swept");
-        }
-        wait = jittered(interval);
-    }
-}
-
-/// Returns how the configuration wants expired recordings to be deleted.
-pub fn sweep_options(config: &Config) -> SweepOptions {
-    let retention = &config.retention;
-    SweepOptions {
-        interval: retention.interval,
-        grace: retention.grace,
-        max_deletions: retention.max_deletions,
-        max_share_percent: retention.max_share_percent,
+        tokio::spawn(sweep::sweep_on(Arc::clone(node)));
     }
 }
 

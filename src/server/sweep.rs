@@ -1,0 +1,46 @@
+//! Sweeps by the node itself, at intervals of its configuration.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::config::Config;
+use crate::control::sweep::{SweepOptions, SweepReport, Sweeper};
+use crate::domain::ids::TenantId;
+use crate::drain::Phase;
+use crate::jitter::jittered;
+use crate::node::Node;
+
+/// The first sweep after a start comes no later than this: long after the node has taken its first calls.
+const FIRST_SWEEP: Duration = Duration::from_secs(300);
+
+/// Deletes what is due, again and again, until the node drains.
+pub(super) async fn sweep_on(node: Arc<Node>) {
+    let (store, keys) = (Arc::clone(&node.store), Arc::clone(&node.keys));
+    let sweeper = Sweeper::new(store, keys, node.audit.clone(), sweep_options(&node.config))
+        .with_notices(node.notices.clone());
+    let interval = node.config.retention.interval;
+    let mut wait = jittered(interval.min(FIRST_SWEEP));
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = node.drain.reached(Phase::Draining) => return,
+        }
+        let tenants: Vec<TenantId> = node.tenants.load().iter().map(|tenant| tenant.id.clone()).collect();
+        // What stops it is logged and counted by the sweeper.
+        if let Ok(SweepReport { due, deleted, held, failed, overdue, .. }) = sweeper.run(&tenants).await {
+            tracing::debug!(due, deleted, held, failed, overdue, "expired recordings were swept");
+        }
+        wait = jittered(interval);
+    }
+}
+
+/// Returns how the configuration wants expired recordings to be deleted.
+pub fn sweep_options(config: &Config) -> SweepOptions {
+    let retention = &config.retention;
+    SweepOptions {
+        interval: retention.interval,
+        grace: retention.grace,
+        max_deletions: retention.max_deletions,
+        max_share_percent: retention.max_share_percent,
+    }
+}
