@@ -5,6 +5,9 @@ use std::time::Duration;
 use callseal::simulate::LagHistogram;
 use serde_json::{Value, json};
 
+/// A generator that is later than this, one message's time, says how busy the machine is and nothing about what it measures.
+const MAX_LAG: Duration = Duration::from_millis(20);
+
 /// What was measured.
 pub(crate) struct Report {
     calls: u16,
@@ -112,6 +115,11 @@ impl Report {
         broken
     }
 
+    /// Returns the parts whose figures say nothing.
+    fn overloaded(&self) -> Vec<&'static str> {
+        self.rows.iter().filter(|row| row.lag.percentile(99) > MAX_LAG).map(|row| row.name).collect()
+    }
+
     pub(crate) fn all_went_well(&self) -> bool {
         self.failed == 0 && self.broken_bounds().is_empty()
     }
@@ -131,6 +139,12 @@ impl Report {
         );
         for row in &self.rows {
             self.print_row(row);
+        }
+        for name in self.overloaded() {
+            print_line(&format!(
+                "OVERLOADED: {name}: the generator was late by more than {} ms; these figures say nothing",
+                MAX_LAG.as_millis()
+            ));
         }
         for broken in self.broken_bounds() {
             print_line(&format!("BROKEN: {broken}"));
@@ -188,7 +202,7 @@ impl Report {
         });
         json!({
             "calls": self.calls, "secs": self.secs, "failed": self.failed, "rows": rows.collect::<Vec<_>>(),
-            "broken_bounds": self.broken_bounds(),
+            "broken_bounds": self.broken_bounds(), "overloaded": self.overloaded(),
         })
     }
 }
@@ -236,6 +250,15 @@ mod tests {
         let mut failed = report(Bounds::default());
         failed.failed = 1;
         assert!(!failed.all_went_well());
+    }
+
+    #[test]
+    fn a_generator_that_is_late_is_told() {
+        let mut report = report(Bounds::default());
+        assert_eq!(report.overloaded(), Vec::<&str>::new());
+        report.rows.push(row("late", Kind::Other, 25_000));
+        assert_eq!(report.overloaded(), ["late"]);
+        assert_eq!(report.json()["overloaded"][0], "late");
     }
 
     #[test]
