@@ -1,6 +1,6 @@
 //! The API of operators and their programs: JSON over HTTPS, on a listener of its own.
 //!
-//! Every request passes [`guard`] before a handler sees it: who asks, what they may do, on which tenant, and why. What is not
+//! Every request passes `guard` before a handler sees it: who asks, what they may do, on which tenant, and why. What is not
 //! in the table of `domain::access` nobody may do. Handlers turn JSON into calls of `control` and back; what happens is in the
 //! audit log before its effect can be seen.
 //!

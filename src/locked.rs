@@ -1,8 +1,8 @@
 //! Locked memory for keys: pages that reach neither swap nor core dumps and, where the kernel has `memfd_secret`, that nobody
 //! but this process can read, root's debugger included.
 //!
-//! Knows pages and places of 32 bytes. Must not know which keys lie there. Grows by [`CHUNK_BYTES`] as keys come, up to
-//! [`MAX_CHUNKS`] or the limit of the system (`RLIMIT_MEMLOCK`), and keeps what it has for as long as the process lives. When
+//! Knows pages and places of 32 bytes. Must not know which keys lie there. Grows by 64 KiB as keys come, up to
+//! 4 MiB or the limit of the system (`RLIMIT_MEMLOCK`), and keeps what it has for as long as the process lives. When
 //! no place is left, keys lie on the heap, which is counted and logged, or refused: see [`LockedMemory::require`].
 
 use std::io;
