@@ -79,6 +79,9 @@ enum Scenario {
     Faults(Box<faults::Faults>),
     /// How much later messages arrive through callseal than through a plain TCP relay, in both directions.
     RelayLatency(latency::Latency),
+    /// What `relay-latency` compares with; it starts this by itself.
+    #[command(hide = true)]
+    PlainRelay(latency::PlainRelay),
     #[command(external_subcommand)]
     Other(Vec<String>),
 }
@@ -143,6 +146,7 @@ fn run(cli: Cli) -> anyhow::Result<bool> {
         Scenario::Steady(steady) => steady,
         Scenario::Faults(options) => return run_faults(&options),
         Scenario::RelayLatency(options) => return run_latency(&options),
+        Scenario::PlainRelay(options) => return latency::run_plain(&options).map(|()| true),
         Scenario::Other(words) => return refuse_scenario(&words),
     };
     let json = steady.json;

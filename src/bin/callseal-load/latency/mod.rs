@@ -3,8 +3,11 @@
 //!
 //! Caller and agent are both in this process, so that one clock measures: from just before a message is written on one side
 //! to just after it was read on the other. Both directions carry Twilio's messages, one every 20 ms. The plain relay copies
-//! bytes between two TCP sockets on a thread of its own and cannot know what they say: caller and agent have one TLS session
+//! bytes between two TCP sockets in a process of its own and cannot know what they say: caller and agent have one TLS session
 //! through it. Through callseal they have two, and websockets that it takes apart, and it records beside that.
+//!
+//! With `--wrap` both relays can be put on a core of their own. Where they share the cores with callers and agents, the
+//! highest percentiles say who was given a core first.
 
 mod calls;
 mod plain;
@@ -24,6 +27,7 @@ use crate::node::{Home, Launch, Server, TENANT, Target};
 use crate::process::{Process, check_open_files};
 
 use calls::Calls;
+pub(crate) use plain::{PlainRelay, run as run_plain};
 pub(crate) use report::Report;
 use report::{Bounds, Kind, Row};
 
@@ -33,8 +37,8 @@ const SETTLE: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How late a slow store answers.
 const SLOW: Duration = Duration::from_secs(2);
-/// Sockets of one call in this process: caller and agent, and both sides of the plain relay.
-const SOCKETS: u32 = 4;
+/// Sockets of one call in this process: caller and agent.
+const SOCKETS: u32 = 2;
 
 #[derive(Args)]
 pub(crate) struct Latency {
@@ -48,6 +52,9 @@ pub(crate) struct Latency {
     /// is slow, hangs, is dead and is back. A folder without it, which has none of that
     #[arg(long, value_name = "FILE")]
     store: Option<PathBuf>,
+    /// Words before the command lines of both relays, such as "taskset -c 0"; they must become the relay
+    #[arg(long, value_name = "WORDS")]
+    wrap: Option<String>,
     /// Calls at the same time
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u16).range(1..=2_000))]
     calls: u16,
@@ -87,6 +94,8 @@ static RECORDED: [Part; 5] = [
 ];
 static CUT: [Part; 1] = [part("callseal, segments of 1 s", Kind::Other, Weather::Fair)];
 
+static SEGMENTS_OF_1_S: [&str; 2] = ["env", "CALLSEAL_SEGMENTS__MAX_AGE_MS=1000"];
+
 /// What all parts need.
 struct Bench<'a> {
     options: &'a Latency,
@@ -106,35 +115,32 @@ pub(crate) async fn run(options: &Latency) -> anyhow::Result<Report> {
     let certificate = agent.certificate_pem().to_owned();
     let bounds = Bounds { added_p99_us: options.max_added_p99_us, fault_percent: options.max_fault_percent };
     let report = Report::new(options.calls, options.secs, bounds);
+    let wrap: Vec<String> =
+        options.wrap.iter().flat_map(|words| words.split_whitespace()).map(str::to_owned).collect();
+    let wrap_often: Vec<_> = wrap.iter().cloned().chain(SEGMENTS_OF_1_S.map(str::to_owned)).collect();
     // Two servers, and neither finds what the other has stored.
     let [store, store_of_other] =
         ["default/", "cut/"].map(|part| store.clone().map(|store| below(store, part)));
     let launch = Launch {
         dir: &options.dir.join("default"),
         callseal: &options.callseal,
-        wrap: &[],
+        wrap: &wrap,
         store: store.as_ref(),
         agent: Some((agent.address().port(), &certificate)),
     };
-    let often = Launch {
-        dir: &options.dir.join("cut"),
-        wrap: &["env".to_owned(), "CALLSEAL_SEGMENTS__MAX_AGE_MS=1000".to_owned()],
-        store: store_of_other.as_ref(),
-        ..launch
-    };
+    let often =
+        Launch { dir: &options.dir.join("cut"), wrap: &wrap_often, store: store_of_other.as_ref(), ..launch };
     let mut bench = Bench { options, agent, chaos, report };
     let server = bench.start(&launch).await?;
-    let plain = bench.plain(&server).await?;
-    bench.measure(&plain, None, &PLAIN).await?;
-    bench.measure(&route(&server, "unrecorded")?, Some(&server), &UNRECORDED).await?;
+    bench.measure_plain(&wrap, &server).await?;
+    bench.measure(&route(&server, "unrecorded")?, server.process(), &UNRECORDED).await?;
     let parts = if bench.chaos.is_some() { RECORDED.len() } else { 1 };
     let parts = RECORDED.get(..parts).unwrap_or_default();
-    bench.measure(&route(&server, "agent")?, Some(&server), parts).await?;
+    bench.measure(&route(&server, "agent")?, server.process(), parts).await?;
     server.stop()?;
     let server = bench.start(&often).await?;
-    bench.measure(&route(&server, "agent")?, Some(&server), &CUT).await?;
-    let plain = bench.plain(&server).await?;
-    bench.measure(&plain, None, &PLAIN).await?;
+    bench.measure(&route(&server, "agent")?, server.process(), &CUT).await?;
+    bench.measure_plain(&wrap, &server).await?;
     server.stop()?;
     Ok(bench.report)
 }
@@ -160,34 +166,28 @@ impl Bench<'_> {
         Ok(server)
     }
 
-    /// Starts a plain relay to the agent. Calls are signed as for the server, which nobody looks at.
-    async fn plain(&self, server: &Server) -> anyhow::Result<Target> {
+    /// Measures a plain relay to the agent. Calls are signed as for the server, which nobody looks at.
+    async fn measure_plain(&mut self, wrap: &[String], server: &Server) -> anyhow::Result<()> {
         let agent = self.agent.address();
-        Ok(Target {
-            endpoint: Endpoint::new(
-                plain::relay(agent).await?,
-                &format!("wss://localhost:{}", agent.port()),
-            )?,
+        let relay = plain::Running::start(wrap, agent)?;
+        let target = Target {
+            endpoint: Endpoint::new(relay.address(), &format!("wss://localhost:{}", agent.port()))?,
             path: "/agent".to_owned(),
             tls: TlsClient::new(self.agent.certificate_pem().as_bytes())?,
             ..server.target()?
-        })
+        };
+        self.measure(&target, relay.process(), &PLAIN).await
     }
 
     /// Places all calls, and measures them in each part's weather.
-    async fn measure(
-        &mut self,
-        target: &Target,
-        server: Option<&Server>,
-        parts: &[Part],
-    ) -> anyhow::Result<()> {
+    async fn measure(&mut self, target: &Target, relay: Process, parts: &[Part]) -> anyhow::Result<()> {
         let calls = Calls::start(self.options.calls, target, &mut self.agent).await?;
         for part in parts {
             eprintln!("measuring: {}", part.name);
             if let Some(chaos) = &self.chaos {
                 chaos.set(part.weather);
             }
-            let row = row(part, &calls, server, Duration::from_secs(self.options.secs)).await?;
+            let row = row(part, &calls, relay, Duration::from_secs(self.options.secs)).await?;
             self.report.rows.push(row);
         }
         if let Some(chaos) = &self.chaos {
@@ -198,11 +198,10 @@ impl Bench<'_> {
     }
 }
 
-async fn row(part: &Part, calls: &Calls, server: Option<&Server>, secs: Duration) -> anyhow::Result<Row> {
-    let (server, own) = (server.map(Server::process), Process::new(std::process::id()));
+async fn row(part: &Part, calls: &Calls, relay: Process, secs: Duration) -> anyhow::Result<Row> {
+    let own = Process::new(std::process::id());
     tokio::time::sleep(SETTLE).await;
-    let cpu = |process: Option<Process>| process.map(Process::cpu).transpose();
-    let (server_before, own_before, began) = (cpu(server)?, own.cpu()?, clock::monotonic());
+    let (relay_before, own_before, began) = (relay.cpu()?, own.cpu()?, clock::monotonic());
     calls.take();
     tokio::time::sleep(secs).await;
     let measured = calls.take();
@@ -212,7 +211,7 @@ async fn row(part: &Part, calls: &Calls, server: Option<&Server>, secs: Duration
     Ok(Row {
         name: part.name,
         kind: part.kind,
-        server_cores: server_before.zip(cpu(server)?).map(|(before, after)| cores(before, after)),
+        relay_cores: cores(relay_before, relay.cpu()?),
         own_cores: cores(own_before, own.cpu()?),
         delays: measured.delays,
         lag: measured.lag,

@@ -46,9 +46,9 @@ pub(super) struct Row {
     pub(super) delays: [LagHistogram; 2],
     /// How much later than due messages were sent.
     pub(super) lag: LagHistogram,
-    /// CPU seconds in a second.
-    pub(super) server_cores: Option<f64>,
-    /// The same of this process, with callers, agents and the plain relay.
+    /// CPU seconds of the relay in a second.
+    pub(super) relay_cores: f64,
+    /// The same of this process, with callers and agents.
     pub(super) own_cores: f64,
 }
 
@@ -135,7 +135,7 @@ impl Report {
             self.calls, self.secs, self.failed
         ));
         print_line(
-            "through                      direction  messages     p50     p99   p99.9      max   lag p99  cores: server  own",
+            "through                      direction  messages     p50     p99   p99.9      max   lag p99  cores: relay  own",
         );
         for row in &self.rows {
             self.print_row(row);
@@ -163,13 +163,13 @@ impl Report {
         }
         let (both, [p50, p99, p999]) = (all([row]), percentiles(&all([row])));
         print_line(&format!(
-            "{:<28} {:<10} {:>8} {p50:>7} {p99:>7} {p999:>7} {:>8} {:>9} {:>14} {:>4.2}",
+            "{:<28} {:<10} {:>8} {p50:>7} {p99:>7} {p999:>7} {:>8} {:>9} {:>13.2} {:>4.2}",
             row.name,
             "both",
             both.count(),
             micros(both.max()),
             micros(row.lag.percentile(99)),
-            row.server_cores.map_or_else(|| "-".to_owned(), |cores| format!("{cores:.2}")),
+            row.relay_cores,
             row.own_cores
         ));
         if row.kind != Kind::Plain {
@@ -196,7 +196,7 @@ impl Report {
                 "both_us": delays(&all([row])),
                 "added_us": added,
                 "generator_lag_us": delays(&row.lag),
-                "server_cores": row.server_cores,
+                "relay_cores": row.relay_cores,
                 "generator_cores": row.own_cores,
             })
         });
@@ -208,7 +208,7 @@ impl Report {
 }
 
 #[expect(clippy::print_stdout, reason = "the result belongs on standard output")]
-fn print_line(text: &str) {
+pub(super) fn print_line(text: &str) {
     println!("{text}");
 }
 
@@ -220,7 +220,7 @@ mod tests {
         let mut delays = LagHistogram::default();
         delays.record(Duration::from_micros(micros));
         let lag = delays.clone();
-        Row { name, kind, delays: [delays.clone(), delays], lag, server_cores: None, own_cores: 0.5 }
+        Row { name, kind, delays: [delays.clone(), delays], lag, relay_cores: 0.5, own_cores: 0.5 }
     }
 
     fn report(bounds: Bounds) -> Report {
