@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use callseal::clock;
 use callseal::keys::envelope_name;
 use callseal::simulate::speech::DEMO_CALLER;
-use callseal::simulate::{AgentServer, Track, TwilioCall};
+use callseal::simulate::{AgentServer, Direction, Track, TwilioCall};
 use callseal::store::folder::Folder;
 use callseal::store::{Store, Tags};
 use tempfile::TempDir;
@@ -14,7 +15,7 @@ use super::aws_kms::ARN;
 use super::http::Way;
 use super::kms::{FakeKms, Mood};
 use super::world::tenant;
-use crate::support::{Home, Server, Setup, TENANT, TenantSetup, eventually, write_private};
+use crate::support::{Home, Server, Setup, TENANT, TenantSetup, eventually, files_below, write_private};
 
 pub(super) const SECOND_TENANT: &str = "beta-plumbing";
 
@@ -158,6 +159,47 @@ async fn calls_go_on_while_the_key_service_is_away() {
     let last = node.record(TENANT, 13).await;
     for recording in [first, last] {
         assert_eq!(node.home.open_ulaw(TENANT, &recording, "caller"), DEMO_CALLER[..8_000]);
+    }
+}
+
+/// How long a call waits to be answered, and until the first of its frames is sealed and in the journal.
+async fn time_start(node: &Node, number: u8) -> [Duration; 2] {
+    let track = Track::whole(&DEMO_CALLER[..800]);
+    let plan = node.server.plan(&format!("{TENANT}/reception"), number, track.clone());
+    let (tls, before, began) =
+        (node.server.tls(), node.server.metric("seal_frames_total"), clock::monotonic());
+    let mut call = TwilioCall::connect(plan, &tls).await.unwrap();
+    let answered = clock::since(began);
+    let before = written();
+    call.greet().await.unwrap();
+    call.send_media(Direction::Inbound, 102, track.base64(0).unwrap()).await.unwrap();
+    while written() <= before {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let sealed = clock::since(began);
+    call.send_stop().await.unwrap();
+    call.close(1000, "").await;
+    [answered, sealed]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures, and asserts nothing about time"]
+async fn call_starts_with_a_slow_key_service() {
+    for latency in [0, 500] {
+        let node = Node::start(|setup| setup).await;
+        node.kms.http.set_way(Way::Open(Duration::from_millis(latency)));
+        let cold = time_start(&node, 1).await;
+        println!("{latency} ms a request, no key ahead: answered and sealed after {cold:?}");
+        let mut starts = Vec::new();
+        for number in 0..20 {
+            node.wait_for_pool(8.0).await;
+            starts.push(time_start(&node, 2 + number).await);
+        }
+        for (at, name) in ["answered", "first frame in the journal"].into_iter().enumerate() {
+            let mut times: Vec<_> = starts.iter().map(|start| start[at]).collect();
+            times.sort();
+            println!("{latency} ms a request, 20 calls: {name} p50 {:?}, at most {:?}", times[10], times[19]);
+        }
     }
 }
 
