@@ -237,6 +237,13 @@ impl From<RetentionError> for ApiError {
             }
             RetentionError::Contended => Self::Conflict { code: "contended", detail: error.to_string() },
             RetentionError::Audit(error) => error.into(),
+            RetentionError::Ledger(error) => {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "the deletion ledger takes no entry"
+                );
+                Self::Unavailable("the deletion ledger")
+            }
             RetentionError::Store(error) => error.into(),
         }
     }

@@ -1,6 +1,7 @@
-//! `callseal keys init`, `rotate`, `rewrap`, `status` and `retire`.
+//! `callseal keys init`, `rotate`, `rewrap`, `status`, `retire` and `shred`.
 
 mod rotation;
+mod shred;
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -38,7 +39,11 @@ pub(super) enum KeysCommand {
     Status(rotation::StatusArgs),
     /// Destroy an older version of a key-encryption key that no recording needs
     Retire(rotation::RetireArgs),
+    /// Destroy recordings at once, key first: one, those of a call or a party, or all of a tenant; held ones stay
+    Shred(shred::ShredArgs),
 }
+
+pub(super) use shred::print as print_erased;
 
 pub(super) fn run(command: &KeysCommand) -> CommandResult {
     match command {
@@ -47,6 +52,7 @@ pub(super) fn run(command: &KeysCommand) -> CommandResult {
         KeysCommand::Rewrap(args) => rotation::rewrap(args),
         KeysCommand::Status(args) => rotation::status(args),
         KeysCommand::Retire(args) => rotation::retire(args),
+        KeysCommand::Shred(args) => shred::shred(args),
     }
 }
 

@@ -8,6 +8,7 @@ mod dumps;
 mod find;
 mod grant;
 mod keys;
+mod ledger;
 mod lifecycle;
 mod output;
 mod recordings;
@@ -78,6 +79,9 @@ enum Command {
     /// Audit records of a tenant
     #[command(subcommand)]
     Audit(audit::AuditCommand),
+    /// The deletion ledger of a tenant: what was deleted, by whose order, why and when
+    #[command(subcommand)]
+    Ledger(ledger::LedgerCommand),
     /// The store itself
     #[command(subcommand)]
     Store(store::StoreCommand),
@@ -142,6 +146,7 @@ pub fn run() -> ExitCode {
         Command::Sweep(args) => sweep::run(&args),
         Command::Repair(args) => repair::run(&args),
         Command::Audit(command) => audit::run(&command),
+        Command::Ledger(command) => ledger::run(&command),
         Command::Store(command) => store::run(&command),
         Command::Lifecycle(command) => lifecycle::run(&command),
         Command::Webhooks(command) => webhooks::run(&command),

@@ -4,10 +4,11 @@
 //! 1. The order that begins it is created: from here on no hold is taken, and every node that comes by finishes it.
 //! 2. The audit record, while the recording can still be opened.
 //! 3. The envelope, all revisions and versions: from here on nobody can open the recording.
-//! 4. Everything under the recording's prefix, whatever its manifest says: segments without an owner, unfinished uploads.
-//! 5. The receipt.
-//! 6. The entries of the blind index.
-//! 7. The other entries of the expiry index, the orders, and last the entry that leads here: while any of the steps
+//! 4. The entry in the deletion ledger.
+//! 5. Everything under the recording's prefix, whatever its manifest says: segments without an owner, unfinished uploads.
+//! 6. The receipt, which names that entry.
+//! 7. The entries of the blind index.
+//! 8. The other entries of the expiry index, the orders, and last the entry that leads here: while any of the steps
 //!    before is not done, the index leads back to it.
 
 use std::sync::Arc;
@@ -17,9 +18,11 @@ use bytes::Bytes;
 
 use crate::clock;
 use crate::control::audit::{AuditError, AuditEvent, AuditLog};
+use crate::control::ledger::{Ledger, LedgerError};
 use crate::control::recordings::{RecordingError, StoredRecording};
 use crate::control::retention::{next_order, put_order, receipt};
 use crate::domain::ids::{RecordingId, TenantId, TenantTag};
+use crate::domain::ledger::Entry;
 use crate::domain::notice::{Event, NoticeKind};
 use crate::domain::retention::{BUSY, Deletion, Fate, Order, Reason, Receipt, Stored, decide};
 use crate::domain::time::UnixMillis;
@@ -46,6 +49,9 @@ pub(super) enum DeletionError {
     /// There is no audit record, so nothing is deleted.
     #[error("audit log")]
     Audit(#[from] AuditError),
+    /// The ledger cannot be kept now; the next sweep goes on.
+    #[error("deletion ledger")]
+    Ledger(#[from] LedgerError),
     /// No tenant of this node has its tag.
     #[error("no tenant has the tag {0}")]
     UnknownTenant(TenantTag),
@@ -86,6 +92,7 @@ pub(super) struct Deletions {
     pub(super) keys: Arc<KeyService>,
     pub(super) audit: AuditLog,
     pub(super) notices: Notices,
+    pub(super) ledger: Ledger,
     /// How much longer backups and versions may live.
     pub(super) grace: Duration,
 }
@@ -232,9 +239,13 @@ impl Deletions {
             Reason::Requested => NoticeKind::Deleted,
         };
         self.notices.told(&case.tenant, Event::of_recording(kind, recording, 0)).await;
+        let noted = match is_proven {
+            true => None,
+            false => Some(self.note(case, deletion, is_new).await?),
+        };
         store.purge(&layout::recording_prefix(tag, recording)).await?;
-        if !is_proven {
-            self.prove(tag, recording, deletion).await?;
+        if let Some(number) = noted {
+            self.prove(tag, recording, (deletion, number)).await?;
         }
         self.notices.told(&case.tenant, Event::of_recording(NoticeKind::Purged, recording, 0)).await;
         let entry = |date: &String| layout::expiry(date, tag, recording);
@@ -262,14 +273,31 @@ impl Deletions {
         Ok(())
     }
 
+    /// Notes in the ledger that the key is gone; answers the number of the entry.
+    async fn note(&self, case: &Case, deletion: &Deletion, is_new: bool) -> Result<u64, DeletionError> {
+        if !is_new && let Some(number) = self.ledger.was_noted(&case.tenant, case.recording).await? {
+            return Ok(number);
+        }
+        let deleted_at = self.store.now().await?;
+        let entry = Entry::Deleted {
+            recording: case.recording.to_string(),
+            reason: deletion.reason,
+            expires_ms: deletion.expires_ms,
+            deleted_at_ms: deleted_at.0,
+            final_at_ms: deleted_at.plus(self.grace).0,
+            objects: deletion.objects,
+        };
+        Ok(self.ledger.append(&case.tenant, &entry).await?)
+    }
+
     async fn prove(
         &self,
         tag: TenantTag,
         recording: RecordingId,
-        deletion: &Deletion,
+        (deletion, number): (&Deletion, u64),
     ) -> Result<(), DeletionError> {
         let deleted_at = self.store.now().await?;
-        let receipt = Receipt::new(tag, recording, deletion, deleted_at, self.grace);
+        let receipt = Receipt::new(tag, recording, (deletion, number), deleted_at, self.grace);
         let json = Bytes::from(serde_json::to_vec(&receipt).unwrap_or_default());
         let tags = Tags::of(tag, ObjectClass::Receipt);
         // A taken name is the receipt of another node that finished the same deletion.

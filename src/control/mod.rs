@@ -5,8 +5,10 @@
 
 pub mod audit;
 mod deletion;
+pub mod erase;
 pub mod index;
 pub mod key_age;
+pub mod ledger;
 pub mod mint;
 pub mod recordings;
 pub mod recovery;

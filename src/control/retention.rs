@@ -1,7 +1,7 @@
 //! Orders of people about one recording: hold it, release it, delete it before its time.
 //!
-//! An order is in the audit log before it has any effect. Nothing is deleted here: the sweeper does that, and it reads the
-//! orders. See `domain::retention` for what orders mean.
+//! An order is in the audit log, and one to delete in the deletion ledger, before it has any effect. Nothing is
+//! deleted here: the sweeper does that, and it reads the orders. See `domain::retention` for what orders mean.
 
 use std::sync::Arc;
 
@@ -9,7 +9,9 @@ use bytes::Bytes;
 
 use crate::clock;
 use crate::control::audit::{AuditError, AuditEvent, AuditLog};
+use crate::control::ledger::{Ledger, LedgerError};
 use crate::domain::ids::{RecordingId, TenantId, TenantTag};
+use crate::domain::ledger::{Entry, Scope};
 use crate::domain::notice::{Event, NoticeKind};
 use crate::domain::retention::{Change, Order, Receipt, Refusal};
 use crate::domain::time::UnixMillis;
@@ -73,6 +75,9 @@ pub enum RetentionError {
     /// There is no audit record, so there is no order.
     #[error("audit log")]
     Audit(#[from] AuditError),
+    /// There is no entry in the ledger, so there is no order to delete.
+    #[error("deletion ledger")]
+    Ledger(#[from] LedgerError),
     /// The store; trying again is safe.
     #[error("store")]
     Store(#[from] StoreError),
@@ -84,12 +89,14 @@ pub struct Orders {
     keys: Arc<KeyService>,
     audit: AuditLog,
     notices: Notices,
+    ledger: Ledger,
 }
 
 impl Orders {
     /// Keeps orders in `store`.
     pub fn new(store: Arc<dyn Store>, keys: Arc<KeyService>, audit: AuditLog) -> Self {
-        Self { store, keys, audit, notices: Notices::off() }
+        let ledger = Ledger::new(Arc::clone(&store), Arc::clone(&keys));
+        Self::with_ledger(store, keys, audit, ledger)
     }
 
     /// Tells tenants what is held and released.
@@ -97,6 +104,16 @@ impl Orders {
     pub fn with_notices(mut self, notices: Notices) -> Self {
         self.notices = notices;
         self
+    }
+
+    /// Notes orders to delete in the ledger that others append to as well.
+    pub(super) fn with_ledger(
+        store: Arc<dyn Store>,
+        keys: Arc<KeyService>,
+        audit: AuditLog,
+        ledger: Ledger,
+    ) -> Self {
+        Self { store, keys, audit, notices: Notices::off(), ledger }
     }
 
     /// Holds a recording: nothing deletes it until it is released.
@@ -109,7 +126,7 @@ impl Orders {
         recording: RecordingId,
         by: &OrderedBy,
     ) -> Result<Placed, RetentionError> {
-        self.place(tenant, recording, Change::Hold, by).await
+        self.place(tenant, recording, (Change::Hold, Scope::Recording), by).await
     }
 
     /// Releases a recording: its date counts again.
@@ -122,7 +139,7 @@ impl Orders {
         recording: RecordingId,
         by: &OrderedBy,
     ) -> Result<Placed, RetentionError> {
-        self.place(tenant, recording, Change::Release, by).await
+        self.place(tenant, recording, (Change::Release, Scope::Recording), by).await
     }
 
     /// Lets a recording expire now; the next sweep deletes it. A call that still runs is deleted when it has ended.
@@ -135,8 +152,50 @@ impl Orders {
         recording: RecordingId,
         by: &OrderedBy,
     ) -> Result<Placed, RetentionError> {
+        self.delete_within(tenant, recording, by, Scope::Recording).await
+    }
+
+    /// As [`Orders::delete`], as a part of something larger.
+    pub(super) async fn delete_within(
+        &self,
+        tenant: &TenantId,
+        recording: RecordingId,
+        by: &OrderedBy,
+        scope: Scope,
+    ) -> Result<Placed, RetentionError> {
         let now = self.store.now().await?;
-        self.place(tenant, recording, Change::ExpireAt(now), by).await
+        self.place(tenant, recording, (Change::ExpireAt(now), scope), by).await
+    }
+
+    /// Orders that a recording be deleted that was deleted before, and that a backup has brought back.
+    pub(super) async fn delete_again(
+        &self,
+        tenant: &TenantId,
+        recording: RecordingId,
+        by: &OrderedBy,
+    ) -> Result<Placed, RetentionError> {
+        let now = self.store.now().await?;
+        self.note(tenant, recording, (now, Scope::Replay), by).await?;
+        put_expiry(&*self.store, tenant.tag(), recording, now).await?;
+        self.put(tenant.tag(), recording, Change::ExpireAt(now)).await.map(|(placed, _)| placed)
+    }
+
+    /// Notes in the ledger who orders a deletion, and why.
+    async fn note(
+        &self,
+        tenant: &TenantId,
+        recording: RecordingId,
+        (at, scope): (UnixMillis, Scope),
+        by: &OrderedBy,
+    ) -> Result<(), LedgerError> {
+        let entry = Entry::Ordered {
+            recording: recording.to_string(),
+            scope,
+            actor: by.actor.clone(),
+            reason: by.reason.clone(),
+            at_ms: at.0,
+        };
+        self.ledger.append(tenant, &entry).await.map(drop)
     }
 
     /// Tells what an order would do, and does nothing.
@@ -159,7 +218,7 @@ impl Orders {
         &self,
         tenant: &TenantId,
         recording: RecordingId,
-        change: Change,
+        (change, scope): (Change, Scope),
         by: &OrderedBy,
     ) -> Result<Placed, RetentionError> {
         let tag = tenant.tag();
@@ -167,9 +226,12 @@ impl Orders {
         if let Err(RetentionError::Refused(refusal)) = &preview {
             self.audit.record(tenant, event(recording, change, by, refusal.code())).await?;
         }
-        preview?;
+        let preview = preview?;
         self.audit.record(tenant, event(recording, change, by, "allowed")).await?;
         if let Change::ExpireAt(at) = change {
+            if preview.changed {
+                self.note(tenant, recording, (at, scope), by).await?;
+            }
             // Before the order: an order that no entry leads to would be forgotten until the sealed date, and an entry
             // without an order does no harm.
             put_expiry(&*self.store, tag, recording, at).await?;

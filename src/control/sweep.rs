@@ -16,6 +16,7 @@ use serde::Serialize;
 use crate::clock;
 use crate::control::audit::AuditLog;
 use crate::control::deletion::{Case, DeletionError, Deletions, Verdict};
+use crate::control::ledger::Ledger;
 use crate::control::retention::put_expiry;
 use crate::domain::ids::{RecordingId, TenantId, TenantTag};
 use crate::domain::retention::{ClockFault, Fate, check_clocks, entries_needed};
@@ -153,7 +154,9 @@ pub struct Sweeper {
 impl Sweeper {
     /// Sweeps `store`.
     pub fn new(store: Arc<dyn Store>, keys: Arc<KeyService>, audit: AuditLog, options: SweepOptions) -> Self {
-        let deletions = Deletions { store, keys, audit, notices: Notices::off(), grace: options.grace };
+        let ledger = Ledger::new(Arc::clone(&store), Arc::clone(&keys));
+        let (notices, grace) = (Notices::off(), options.grace);
+        let deletions = Deletions { store, keys, audit, notices, ledger, grace };
         Self { deletions, options, our_clock: Box::new(clock::wall), last: Mutex::new(None) }
     }
 

@@ -91,6 +91,9 @@ pub struct Receipt {
     pub final_at_ms: u64,
     /// How many objects it had, its envelopes included.
     pub objects: u64,
+    /// The number of its entry in the deletion ledger; earlier versions had none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ledger: Option<u64>,
 }
 
 impl Receipt {
@@ -98,7 +101,7 @@ impl Receipt {
     pub fn new(
         tenant: TenantTag,
         recording: RecordingId,
-        deletion: &Deletion,
+        (deletion, ledger): (&Deletion, u64),
         deleted_at: UnixMillis,
         grace: Duration,
     ) -> Self {
@@ -111,6 +114,7 @@ impl Receipt {
             deleted_at_ms: deleted_at.0,
             final_at_ms: deleted_at.plus(grace).0,
             objects: deletion.objects,
+            ledger: Some(ledger),
         }
     }
 }

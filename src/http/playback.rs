@@ -13,6 +13,7 @@ use crate::clock;
 use crate::config::{Tenant, TenantStatus};
 use crate::control::audit::AuditEvent;
 use crate::control::recordings::{RecordingError, StoredRecording};
+use crate::control::retention::receipt;
 use crate::domain::audio::Codec;
 use crate::domain::ids::{RecordingId, TenantId};
 use crate::domain::playback::grant::{Grant, GrantCheck, GrantFault, GrantLimits, SignedGrant};
@@ -44,6 +45,11 @@ impl Refused {
 
     fn not_found() -> Self {
         Self::new(StatusCode::NOT_FOUND, "not_found", "no such recording")
+    }
+
+    /// Only for whoever has a grant: nobody else learns that there was one.
+    fn deleted() -> Self {
+        Self::new(StatusCode::GONE, "deleted", "the recording was deleted")
     }
 }
 
@@ -126,13 +132,22 @@ async fn find(grant: &Grant, node: &Node) -> Result<Found, Refused> {
         newest_order(&*node.store, grant.tenant.tag(), grant.recording),
     );
     let refused = |error: RecordingError| recording_refused(&error, grant.recording);
-    let opened = opened.map_err(refused)?;
     let order = order.map_err(|error| refused(error.into()))?.map_or(Order::NONE, |(_, order)| order);
-    let expires = opened.manifest().map(|finished| order.effective(UnixMillis(finished.end.expires_ms)).0);
     if order.deletion.is_some() {
-        return Err(Refused::not_found());
+        return Err(Refused::deleted());
     }
-    if !order.hold && expires.is_some_and(|expires| clock::wall() > expires) {
+    let opened = match opened {
+        Err(RecordingError::NotFound) => {
+            let receipt = receipt(&*node.store, grant.tenant.tag(), grant.recording).await;
+            let is_deleted = receipt.map_err(|error| refused(error.into()))?.is_some();
+            return Err(if is_deleted { Refused::deleted() } else { Refused::not_found() });
+        }
+        opened => opened.map_err(refused)?,
+    };
+    // A call that goes on has no date of its own yet, but somebody may have ordered one.
+    let sealed = UnixMillis(opened.manifest().map_or(u64::MAX, |finished| finished.end.expires_ms));
+    let expires = order.effective(sealed).0;
+    if !order.hold && clock::wall() > expires {
         return Err(Refused::new(StatusCode::GONE, "expired", "the recording is past its retention"));
     }
     let (encoding, layout) = wav_layout(grant, &opened)?;

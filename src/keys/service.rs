@@ -179,6 +179,23 @@ impl KeyService {
         Ok((newest.ids, dek))
     }
 
+    /// Opens a key from an envelope that is not in the store any more.
+    ///
+    /// # Errors
+    /// [`KeyError`].
+    pub async fn open_envelope(
+        &self,
+        tenant: &TenantId,
+        recording: RecordingId,
+        json: &[u8],
+    ) -> Result<OpenedKey, KeyError> {
+        let (envelope, key) = Envelope::parse(json, tenant.tag(), recording)?;
+        let ids = Expected { tenant: tenant.tag(), recording, key };
+        let wrap = self.provider.choose(tenant, &envelope.wraps)?;
+        let dek = self.unwrap_checked(tenant, &ids, wrap).await?;
+        Ok(OpenedKey { ids, dek: Arc::new(dek) })
+    }
+
     /// Unwraps a DEK and holds it against its id, so that no key service can put another one in its place.
     pub(super) async fn unwrap_checked(
         &self,

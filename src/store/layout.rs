@@ -11,6 +11,7 @@
 //! x/<tenant tag>/of/<recording>/<kind>-<blind id>     blind index: the entries of a recording
 //! h/<tenant tag>/<recording>/<revision>.json          retention order: hold, release, earlier expiry; the highest counts
 //! d/<tenant tag>/<recording>.json                     deletion receipt
+//! d/<tenant tag>/ledger/<number>.json                 deletion ledger, numbered from 0
 //! n/<yyyy-mm-dd>/<tenant tag>/<ticket>                used tickets, by the date on which they expire
 //! n/<yyyy-mm-dd>/<tenant tag>/vapi-<blind id>         calls of Vapi that a node hears, by the date of their beginning
 //! i/<tenant tag>/<recording>/<Unix ms>-<order>        orders about live recordings, for the node that has the call
@@ -91,6 +92,33 @@ pub fn order_revision(name: &ObjectName) -> Option<u32> {
 /// The receipt of a recording's deletion.
 pub fn receipt(tenant: TenantTag, recording: RecordingId) -> ObjectName {
     name(format!("d/{tenant}/{recording}.json"))
+}
+
+/// The prefix of the receipts of a tenant, and of its ledger.
+pub fn receipts_prefix(tenant: TenantTag) -> String {
+    format!("d/{tenant}/")
+}
+
+/// Reads the recording out of the name of a receipt.
+pub fn receipt_recording(name: &ObjectName) -> Option<RecordingId> {
+    name.as_str().splitn(3, '/').nth(2)?.strip_suffix(".json")?.parse().ok()
+}
+
+/// The prefix of a tenant's deletion ledger.
+pub fn ledger_prefix(tenant: TenantTag) -> String {
+    format!("d/{tenant}/ledger/")
+}
+
+/// One entry of a tenant's deletion ledger. Names are in the order of their numbers.
+pub fn ledger(tenant: TenantTag, number: u64) -> ObjectName {
+    name(format!("{}{number:012}.json", ledger_prefix(tenant)))
+}
+
+/// Reads the number out of the name of an entry of the ledger.
+pub fn ledger_number(name: &ObjectName) -> Option<u64> {
+    let digits = name.as_str().rsplit_once('/')?.1.strip_suffix(".json")?;
+    let is_number = digits.len() == 12 && digits.bytes().all(|b| b.is_ascii_digit());
+    digits.parse().ok().filter(|_| is_number)
 }
 
 /// The entry of a recording in the expiry index; `date` is `yyyy-mm-dd`.

@@ -112,6 +112,8 @@ pub enum ObjectClass {
     Notice,
     /// An entry of the blind index.
     Index,
+    /// An entry of the deletion ledger.
+    Ledger,
 }
 
 impl ObjectClass {
@@ -128,6 +130,7 @@ impl ObjectClass {
             Self::LiveOrder => "live-order",
             Self::Notice => "notice",
             Self::Index => "index",
+            Self::Ledger => "ledger",
         }
     }
 }

@@ -54,6 +54,8 @@ impl SealedBox {
     pub const WRAPPED_DEK: Self = Self { label: b"cmr1 wrap\0" };
     /// A ticket under one of the tenant's ticket secrets.
     pub const TICKET: Self = Self { label: b"callseal ticket\0" };
+    /// An entry of the deletion ledger under a ledger key of its tenant.
+    pub const LEDGER_ENTRY: Self = Self { label: b"callseal ledger\0" };
     /// An audit record under the tenant's audit key.
     pub const AUDIT_RECORD: Self = Self { label: b"callseal audit\0" };
     /// A notice, or what became of it, under a key of the tenant's outbox.

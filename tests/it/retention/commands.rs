@@ -92,7 +92,7 @@ async fn a_recording_is_held_released_deleted_and_proven_gone() {
     let left = files_of(&home, &recording);
     assert_eq!(left.len(), 2, "the receipt and its tags: {left:?}");
     assert!(left.iter().all(|name| name.trim_start_matches(".tags/").starts_with("d/")), "{left:?}");
-    assert_eq!(status(&server, &link).await, 404);
+    assert_eq!(status(&server, &link).await, 410);
     assert_eq!(home.recordings(TENANT), std::slice::from_ref(&kept));
     let shown = home.show(TENANT, &recording);
     assert_eq!((&shown["state"], &shown["reason"]), (&json!("deleted"), &json!("requested")));
@@ -100,6 +100,10 @@ async fn a_recording_is_held_released_deleted_and_proven_gone() {
     assert!(again.code == Some(1) && again.err.contains("recording was deleted at 20"), "{}", again.err);
 
     assert_audited(&home, &recording);
+    let ledger = home.run_ok(&["ledger", "show", "--tenant", TENANT]);
+    let ordered = "by \"counsel\", with its recording, because: \"a lawsuit\"";
+    assert!(ledger.lines().count() == 2 && ledger.contains(ordered), "{ledger}");
+    assert!(ledger.contains(&format!("deleted  {recording}  requested, ")), "{ledger}");
     assert_eq!(home.verify(TENANT, &kept)["grade"], "evidence");
     server.stop().await;
 }

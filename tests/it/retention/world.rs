@@ -9,12 +9,14 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use callseal::clock;
 use callseal::control::audit::{self, AuditLog, AuditRecord};
+use callseal::control::erase::Eraser;
+use callseal::control::ledger::Ledger;
 use callseal::control::retention::{OrderedBy, Orders};
 use callseal::control::sweep::{SweepError, SweepOptions, SweepReport, Sweeper};
 use callseal::domain::audio::{AudioFormat, Speakers};
 use callseal::domain::cmr::Expected;
 use callseal::domain::ids::{BlindId, RecordingId, TenantId};
-use callseal::domain::index::{IndexEntry, IndexKind};
+use callseal::domain::index::{IndexEntry, IndexKind, Term};
 use callseal::domain::provider::{Media, Payload};
 use callseal::domain::recording::{EndCause, RecordingMetadata};
 use callseal::domain::retention::Receipt;
@@ -197,6 +199,8 @@ pub(super) struct Node {
     pub(super) keys: Arc<KeyService>,
     pub(super) sweeper: Sweeper,
     pub(super) orders: Orders,
+    pub(super) eraser: Eraser,
+    pub(super) ledger: Ledger,
     tenant: TenantId,
 }
 
@@ -251,8 +255,10 @@ impl World {
         let clocks = self.clocks.clone();
         let sweeper = Sweeper::new(Arc::clone(&self.store), Arc::clone(&keys), audit.clone(), options)
             .with_clock(move || clocks.ours());
-        let orders = Orders::new(Arc::clone(&self.store), Arc::clone(&keys), audit);
-        Node { keys, sweeper, orders, tenant: self.tenant.clone() }
+        let orders = Orders::new(Arc::clone(&self.store), Arc::clone(&keys), audit.clone());
+        let eraser = Eraser::new(Arc::clone(&self.store), Arc::clone(&keys), audit, options.grace);
+        let ledger = Ledger::new(Arc::clone(&self.store), Arc::clone(&keys));
+        Node { keys, sweeper, orders, eraser, ledger, tenant: self.tenant.clone() }
     }
 
     /// Stores what there is of a call after its end: segments, entry and manifest.
@@ -335,6 +341,35 @@ impl World {
             }
         }
         (ids, segments, manifest)
+    }
+
+    /// Makes a recording findable by a term.
+    pub(super) async fn index(&self, node: &Node, recording: RecordingId, term: &Term) {
+        let key = node.keys.index_key(&self.tenant).await.unwrap();
+        let entries = [term.blind(key.dek.expose())];
+        let retention = RetentionTags { tenant: self.tenant.tag(), days: 30 };
+        let requests = Requests::new(&*self.store, Self::policy());
+        put_entries(requests, retention, recording, (&entries, self.clocks.now())).await.unwrap();
+    }
+
+    /// Returns everything in the store but audit records: names, bytes and tags.
+    pub(super) async fn backup(&self) -> Vec<(ObjectName, Bytes, Tags)> {
+        let mut all = Vec::new();
+        for object in self.store.list_after("", None, 100_000).await.unwrap() {
+            let bytes = self.store.get(&object.name, None).await.unwrap().bytes;
+            let tags = self.store.tags(&object.name).await.unwrap();
+            if !object.name.as_str().starts_with("a/") {
+                all.push((object.name, bytes, tags));
+            }
+        }
+        all
+    }
+
+    /// Puts objects of a backup back that are not there any more.
+    pub(super) async fn restore(&self, backup: &[(ObjectName, Bytes, Tags)]) {
+        for (name, bytes, tags) in backup {
+            self.store.put_new(name, bytes.clone(), tags).await.unwrap();
+        }
     }
 
     /// Returns the names of all objects of a recording: its own, envelopes, orders, receipt and entries.
