@@ -7,6 +7,7 @@
 //! Knows nodes and their tenants. Must not know wire formats of providers or bare keys.
 
 mod audit;
+mod deletions;
 mod error;
 mod grants;
 mod guard;
@@ -27,6 +28,7 @@ use axum::routing::get;
 use http_body_util::BodyExt;
 use hyper::Request;
 use hyper::body::Incoming;
+use tokio::sync::Semaphore;
 use tower::ServiceExt;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -40,6 +42,9 @@ use tokens::Tokens;
 
 pub use openapi::document;
 
+/// Deletions at the same time: each has one request to the store at a time, and calls come first.
+const MAX_DELETIONS: usize = 4;
+
 /// The admin API of a node; clones are the same.
 #[derive(Clone)]
 pub struct Api {
@@ -52,6 +57,8 @@ struct Shared {
     node: Arc<Node>,
     tokens: Arc<Tokens>,
     pace: Arc<Pace>,
+    /// Places for deletions that go on behind their answers.
+    deletions: Arc<Semaphore>,
 }
 
 impl Api {
@@ -61,7 +68,8 @@ impl Api {
             node.config.admin.as_ref().map_or((1, std::time::Duration::from_secs(1)), |admin| {
                 (admin.requests_per_sec, admin.request_timeout)
             });
-        let shared = Shared { node, tokens, pace: Arc::new(Pace::new(per_sec, timeout)) };
+        let deletions = Arc::new(Semaphore::new(MAX_DELETIONS));
+        let shared = Shared { node, tokens, pace: Arc::new(Pace::new(per_sec, timeout)), deletions };
         let (operations, _) = operations().split_for_parts();
         let router = operations
             .route_layer(axum::middleware::from_fn_with_state(shared.clone(), guard::guard))
@@ -97,6 +105,9 @@ fn operations() -> OpenApiRouter<Shared> {
         .routes(routes!(audit::query))
         .routes(routes!(recordings::list))
         .routes(routes!(recordings::show, recordings::delete))
+        .routes(routes!(deletions::create))
+        .routes(routes!(deletions::show_receipt))
+        .routes(routes!(deletions::list_ledger))
         .routes(routes!(grants::create))
         .routes(routes!(recordings::hold))
         .routes(routes!(recordings::release))

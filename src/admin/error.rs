@@ -7,7 +7,9 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::control::audit::AuditError;
+use crate::control::erase::EraseError;
 use crate::control::index::IndexError;
+use crate::control::ledger::LedgerError;
 use crate::control::mint::MintRefused;
 use crate::control::recordings::RecordingError;
 use crate::control::retention::RetentionError;
@@ -237,14 +239,34 @@ impl From<RetentionError> for ApiError {
             }
             RetentionError::Contended => Self::Conflict { code: "contended", detail: error.to_string() },
             RetentionError::Audit(error) => error.into(),
-            RetentionError::Ledger(error) => {
-                tracing::error!(
-                    error = &error as &dyn std::error::Error,
-                    "the deletion ledger takes no entry"
-                );
+            RetentionError::Ledger(error) => error.into(),
+            RetentionError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<LedgerError> for ApiError {
+    fn from(error: LedgerError) -> Self {
+        tracing::error!(error = &error as &dyn std::error::Error, "the deletion ledger cannot be used");
+        match error {
+            LedgerError::Broken(_)
+            | LedgerError::CutOff { .. }
+            | LedgerError::Mismatch { .. }
+            | LedgerError::OtherEnd(_) => Self::Damaged,
+            LedgerError::Key(_) | LedgerError::Store(_) | LedgerError::Seal(_) | LedgerError::Contended => {
                 Self::Unavailable("the deletion ledger")
             }
-            RetentionError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<EraseError> for ApiError {
+    fn from(error: EraseError) -> Self {
+        match error {
+            EraseError::Store(error) => error.into(),
+            EraseError::Audit(error) => error.into(),
+            EraseError::Index(error) => error.into(),
+            EraseError::Recordings(error) => error.into(),
         }
     }
 }

@@ -226,6 +226,11 @@ impl Pace {
         Self { per_sec, timeout, left: Mutex::default() }
     }
 
+    /// How long one request may take.
+    pub(super) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
     fn takes(&self, actor: &str, now: Instant) -> bool {
         let (per_sec, burst) = (f64::from(self.per_sec), 2.0 * f64::from(self.per_sec));
         let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);

@@ -345,7 +345,7 @@ fn orders(shared: &Shared) -> Orders {
         .with_notices(node.notices.clone())
 }
 
-fn ordered_by(caller: &Caller) -> OrderedBy {
+pub(super) fn ordered_by(caller: &Caller) -> OrderedBy {
     let event = caller.event("", String::new());
     OrderedBy {
         actor: event.actor,

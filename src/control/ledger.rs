@@ -229,6 +229,28 @@ impl Ledger {
         }
     }
 
+    /// Reads up to `limit` entries with their numbers, from number `from` on. That they follow on each other is checked,
+    /// and nothing of those before them: [`Ledger::verify`] does that.
+    ///
+    /// # Errors
+    /// [`LedgerError`].
+    pub async fn page(
+        &self,
+        tenant: &TenantId,
+        from: u64,
+        limit: usize,
+    ) -> Result<Vec<(u64, Entry)>, LedgerError> {
+        let tag = tenant.tag();
+        let after = from.checked_sub(1).map(|before| layout::ledger(tag, before));
+        let page = self.store.list_after(&layout::ledger_prefix(tag), after.as_ref(), limit).await?;
+        let Some(first) = page.first() else { return Ok(Vec::new()) };
+        let bytes = self.store.get(&first.name, None).await?.bytes;
+        let mut reader = Reader::new(&self.keys, tenant, Envelopes::new());
+        (reader.read.head, _) = Head::claimed_by(from, &bytes)?;
+        self.add_all(&mut reader, page).await?;
+        Ok((from..).zip(reader.done().entries).collect())
+    }
+
     /// Reads listed objects in their order.
     async fn add_all(&self, reader: &mut Reader<'_>, page: Vec<ObjectInfo>) -> Result<(), LedgerError> {
         let mut fetched = stream::iter(page)

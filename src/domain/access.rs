@@ -134,7 +134,7 @@ pub struct Operation {
 }
 
 /// Every operation.
-pub const OPERATIONS: [Operation; 14] = {
+pub const OPERATIONS: [Operation; 17] = {
     use Role::{Admin, Auditor, Ingest, Operator, Player};
     const fn free(
         id: &'static str,
@@ -205,6 +205,14 @@ pub const OPERATIONS: [Operation; 14] = {
             "/v1/tenants/{tenant}/recordings/{recording}/resume",
             &[Ingest, Operator, Admin],
         ),
+        reasoned("create_deletion", "POST", "/v1/tenants/{tenant}/deletions", &[Operator, Admin]),
+        free(
+            "show_receipt",
+            "GET",
+            "/v1/tenants/{tenant}/recordings/{recording}/receipt",
+            &[Player, Auditor, Operator, Admin],
+        ),
+        free("list_ledger", "GET", "/v1/tenants/{tenant}/ledger", &[Auditor, Operator, Admin]),
         free("query_audit", "GET", "/v1/tenants/{tenant}/audit", &[Auditor, Admin]),
         free(
             "consent_to_recording",

@@ -2,6 +2,7 @@
 
 mod access;
 mod calls;
+mod deletions;
 mod recordings;
 
 use callseal::simulate::HttpsClient;
