@@ -4,6 +4,7 @@ mod audit;
 mod keys;
 mod listeners;
 mod notices;
+mod requests;
 mod sweep;
 
 use std::net::SocketAddr;
@@ -333,6 +334,7 @@ fn spawn_tasks(node: &Arc<Node>, certificate: Arc<Certificate>) {
     tokio::spawn(certificate.watch());
     tokio::spawn(orders::obey(node.live.clone(), Arc::clone(&node.store)));
     tokio::spawn(audit::keep(Arc::clone(node)));
+    tokio::spawn(requests::watch(Arc::clone(node)));
     if node.config.retention.sweep {
         tokio::spawn(sweep::sweep_on(Arc::clone(node)));
     }

@@ -53,6 +53,28 @@ impl TermArgs {
     }
 }
 
+/// A party.
+#[derive(Clone, Args)]
+pub(super) struct PartyArg {
+    /// Whom it is about: a number in international form such as +493012345678, a SIP address, or - to read it from standard
+    /// input
+    #[arg(long, value_name = "NUMBER")]
+    party: String,
+}
+
+impl std::fmt::Debug for PartyArg {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("PartyArg")
+    }
+}
+
+impl PartyArg {
+    /// Reads the term.
+    pub(super) fn term(&self) -> anyhow::Result<Term> {
+        Term::party(&given(&self.party)?).context("--party")
+    }
+}
+
 fn given(text: &str) -> io::Result<String> {
     if text != "-" {
         return Ok(text.to_owned());

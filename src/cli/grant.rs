@@ -8,6 +8,7 @@ use crate::domain::address::IpRange;
 use crate::domain::playback::grant::TrackSelection;
 use crate::domain::playback::wav::Encoding;
 
+use super::requests::check_unrestricted;
 use super::target::{RecordingArg, end_audit};
 use super::ticket::named;
 use super::{CommandResult, output, runtime};
@@ -84,6 +85,7 @@ pub(super) fn run(args: &GrantArgs) -> CommandResult {
         let opened = tenant_arg.open().await?;
         let tenant = opened.config.tenant(&tenant_arg.tenant).context("tenant")?;
         opened.keys.open(&tenant.id, *recording).await.context("recording")?;
+        check_unrestricted(&opened, &args.target).await?;
         let (grant, url) = mint::grant(&opened.config, tenant, *recording, order(args)).map_err(named)?;
         let audit = opened.audit_log()?;
         let event = mint::grant_event(&grant.sub, &grant);

@@ -13,6 +13,7 @@ mod lifecycle;
 mod output;
 mod recordings;
 mod repair;
+mod requests;
 mod retention;
 mod serve;
 mod store;
@@ -82,6 +83,9 @@ enum Command {
     /// The deletion ledger of a tenant: what was deleted, by whose order, why and when
     #[command(subcommand)]
     Ledger(ledger::LedgerCommand),
+    /// What people ask for about their own recordings: access, delete, port, restrict
+    #[command(subcommand)]
+    Requests(requests::RequestsCommand),
     /// The store itself
     #[command(subcommand)]
     Store(store::StoreCommand),
@@ -147,6 +151,7 @@ pub fn run() -> ExitCode {
         Command::Repair(args) => repair::run(&args),
         Command::Audit(command) => audit::run(&command),
         Command::Ledger(command) => ledger::run(&command),
+        Command::Requests(command) => requests::run(&command),
         Command::Store(command) => store::run(&command),
         Command::Lifecycle(command) => lifecycle::run(&command),
         Command::Webhooks(command) => webhooks::run(&command),

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -18,6 +18,7 @@ use crate::domain::audio::Codec;
 use crate::domain::cmr::{Grade, RecordingVerifier};
 use crate::domain::ids::RecordingId;
 use crate::domain::index::Term;
+use crate::domain::playback::grant::TrackSelection;
 use crate::domain::playback::wav::{Encoding, WavLayout};
 use crate::domain::retention::Receipt;
 use crate::domain::sign::encode_hex;
@@ -27,6 +28,7 @@ use crate::upload::newest_order;
 
 use super::find::{self, FinderArgs, ReindexArgs};
 use super::grant::{FormatArg, TrackArg};
+use super::requests::check_unrestricted;
 use super::retention::{self, DeleteArgs, OrderArgs, What};
 use super::target::{Opened, RecordingArg, TenantArg};
 use super::{CommandResult, Failure, output, runtime};
@@ -210,27 +212,39 @@ fn deleted(receipt: &Receipt) -> serde_json::Value {
 pub(super) fn open(args: &OpenArgs) -> CommandResult {
     runtime()?.block_on(async {
         let opened = args.target.tenant.open().await?;
+        check_unrestricted(&opened, &args.target).await?;
         let stored = open_recording(&opened, &args.target).await?;
-        let written = write_wav(&stored, args).await;
-        if written.is_err() && args.out.exists() {
-            std::fs::remove_file(&args.out)?;
-        }
-        let bytes = written?;
+        let bytes = write_wav(&stored, &args.out, (args.track.selection(), args.format.encoding())).await?;
         output::line(&format!("{}: {bytes} bytes, {:.2} s, verified", args.out.display(), seconds(&stored)));
         Ok(())
     })
 }
 
-async fn write_wav(stored: &StoredRecording, args: &OpenArgs) -> anyhow::Result<u64> {
+/// Verifies a recording and writes it to a file, which is removed again if that fails.
+pub(super) async fn write_wav(
+    stored: &StoredRecording,
+    out: &Path,
+    how: (TrackSelection, Encoding),
+) -> anyhow::Result<u64> {
+    let written = try_write_wav(stored, out, how).await;
+    if written.is_err() && out.exists() {
+        std::fs::remove_file(out)?;
+    }
+    written
+}
+
+async fn try_write_wav(
+    stored: &StoredRecording,
+    out: &Path,
+    (track, encoding): (TrackSelection, Encoding),
+) -> anyhow::Result<u64> {
     verify_rows(stored).await?;
-    let track = args.track.selection();
-    let timeline = stored.timeline();
-    let (format, encoding) = (stored.format(), args.format.encoding());
+    let (timeline, format) = (stored.timeline(), stored.format());
     if encoding == Encoding::Ulaw && format.codec() != Codec::Ulaw {
         anyhow::bail!("the recording has samples of 16 bits; allowed: --format pcm");
     }
     let layout = WavLayout::new(encoding, track.channels(), format.rate(), timeline.samples())?;
-    let file = File::create(&args.out).with_context(|| format!("write {}", args.out.display()))?;
+    let file = File::create(out).with_context(|| format!("write {}", out.display()))?;
     let mut out = BufWriter::new(file);
     out.write_all(&layout.header())?;
     let mut next = 0;

@@ -22,6 +22,7 @@ mod net;
 mod pkcs11;
 mod raw;
 mod recording;
+mod requests;
 mod route;
 mod scope;
 mod secret;
@@ -64,6 +65,7 @@ pub use listen::{Listen, Proxies, Tls};
 pub use net::{HttpsUrl, InvalidName, NodeName, PublicUrl, SocketUrl, WebOrigin};
 pub use pkcs11::Pkcs11;
 pub use recording::{Journal, Segments, Upload};
+pub use requests::Requests;
 pub use route::{Dtmf, Record, Route, RouteMode, RouteProvider};
 pub use secret::{Secret, SecretRef};
 pub use serving::{Drain, Ingest, Log, LogFormat, Playback, Repair};
@@ -128,6 +130,8 @@ pub struct Config {
     pub retention: Sweep,
     /// By what recordings can be looked for.
     pub index: Index,
+    /// How long requests of people may take.
+    pub requests: Requests,
     /// How the node stops.
     pub drain: Drain,
     /// What is logged, and how.
@@ -227,6 +231,7 @@ impl Config {
         let repair = Repair::check(raw.repair, &top);
         let retention = Sweep::check(raw.retention, &top);
         let index = Index::check(raw.index, &top);
+        let requests = Requests::check(raw.requests, &top);
         let drain = Drain::check(raw.drain, &top);
         let log = Log::check(raw.log, &top);
         let admin = Admin::check(raw.admin, &top, references);
@@ -257,6 +262,7 @@ impl Config {
             repair,
             retention,
             index,
+            requests,
             drain,
             log,
             tenants,

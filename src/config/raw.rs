@@ -64,6 +64,7 @@ section!(
         repair: Table,
         retention: Table,
         index: Table,
+        requests: Table,
         drain: Table,
         log: Table,
         tenants: Table,
@@ -293,6 +294,7 @@ section!(
     } later []
 );
 section!(Index { party_keys: Vec<String> } later []);
+section!(Requests { due_days: i64 } later []);
 section!(Tickets { keys: Value, kid: String, max_ttl_secs: i64 } later []);
 section!(
     TenantPlayback {
@@ -348,6 +350,7 @@ pub(super) fn node_sections() -> Vec<(&'static str, Vec<&'static str>)> {
         ("repair", all_names::<Repair>()),
         ("retention", all_names::<Sweep>()),
         ("index", all_names::<Index>()),
+        ("requests", all_names::<Requests>()),
         ("drain", all_names::<Drain>()),
         ("log", all_names::<Log>()),
         ("tenants", all_names::<Tenants>()),

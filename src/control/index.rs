@@ -9,13 +9,16 @@ use async_trait::async_trait;
 
 use crate::control::audit::{AuditError, AuditEvent, AuditLog};
 use crate::control::recordings::{RecordingError, StoredRecording, list};
+use crate::control::requests::{RequestError, restrict_anew};
 use crate::control::retention::OrderedBy;
 use crate::domain::ids::{RecordingId, TenantId};
 use crate::domain::index::{IndexEntry, PartyKeys, Term, Terms};
 use crate::domain::time::UnixMillis;
 use crate::keys::{KeyError, KeyService};
 use crate::store::{ObjectName, Store, StoreError, layout};
-use crate::upload::{Index, NotIndexed, Requests, RetentionTags, RetryPolicy, put_entries, remove_entries};
+use crate::upload::{
+    Index, NotIndexed, Requests, RetentionTags, RetryPolicy, put_entries, remove_other_entries,
+};
 
 /// Recordings looked at between two reports of progress.
 const PAGE: usize = 100;
@@ -32,6 +35,9 @@ pub enum IndexError {
     /// There is no audit record, so nothing is told.
     #[error("audit log")]
     Audit(#[from] AuditError),
+    /// What is restricted cannot be put under another index key.
+    #[error("restrictions of the tenant")]
+    Restrictions(#[source] Box<RequestError>),
     /// The recordings of the tenant.
     #[error("recordings of the tenant")]
     Recordings(#[from] RecordingError),
@@ -197,6 +203,8 @@ impl Reindex {
         self.audit.record(tenant, event).await?;
         if replaces_key {
             self.keys.replace_index_key(tenant).await?;
+            let anew = restrict_anew(&self.store, &self.keys, &self.audit, tenant).await;
+            anew.map_err(|error| IndexError::Restrictions(Box::new(error)))?;
         }
         let (mut report, mut after) = (Reindexed::default(), None);
         loop {
@@ -228,14 +236,15 @@ impl Reindex {
     ) -> Result<bool, IndexError> {
         let stored = StoredRecording::open_finished(&self.store, &self.keys, tenant, recording).await?;
         let Some(finished) = stored.as_ref().and_then(StoredRecording::manifest) else { return Ok(false) };
-        if is_anew {
-            remove_entries(&*self.store, tenant.tag(), recording).await?;
-        }
         let terms = self.party_keys.terms(&finished.metadata, &finished.end.notes);
         let entries = blind(&self.keys, tenant, &terms).await?;
         let retention = RetentionTags { tenant: tenant.tag(), days: finished.metadata.retention_days };
         let requests = Requests::new(&*self.store, self.policy);
         put_entries(requests, retention, recording, (&entries, UnixMillis(finished.end.ended_ms))).await?;
+        if is_anew {
+            // Not before: a restricted recording that nothing leads to a party from could be played.
+            remove_other_entries(&*self.store, tenant.tag(), recording, &entries).await?;
+        }
         Ok(true)
     }
 }

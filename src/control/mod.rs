@@ -13,6 +13,8 @@ pub mod mint;
 pub mod recordings;
 pub mod recovery;
 pub mod repair;
+pub mod requests;
+pub mod restriction;
 pub mod retention;
 pub mod rewrap;
 pub mod sweep;

@@ -135,6 +135,10 @@ id_16!(
     NoticeId, "notice id"
 );
 id_16!(
+    /// One request of a person about what is kept of them: a UUID version 7.
+    RequestId, "request id"
+);
+id_16!(
     /// A call id or a telephone number that nobody can read.
     BlindId, "blind id"
 );

@@ -126,6 +126,11 @@ impl Term {
         self.kind
     }
 
+    /// Returns its text. It is personal: only what is sealed may hold it.
+    pub fn expose(&self) -> &str {
+        &self.text
+    }
+
     /// Makes it blind under the index key of a tenant.
     pub fn blind(&self, key: &[u8]) -> IndexEntry {
         let mac = hmac_sha256(key, [self.kind.label(), self.text.as_bytes()]);

@@ -18,6 +18,7 @@ pub mod provider;
 pub mod recording;
 pub mod recovery;
 pub mod relay_proof;
+pub mod request;
 pub mod retention;
 pub mod session;
 pub mod sign;

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::audio::AudioFormat;
 use super::cmr::GapReason;
-use super::ids::{NoticeId, RecordingId, TenantId, TenantTag, first_16};
+use super::ids::{NoticeId, RecordingId, RequestId, TenantId, TenantTag, first_16};
 use super::recording::{GapEntry, Life, RecordingEnd};
 use super::sign::{encode_hex, hmac_sha256};
 
@@ -54,13 +54,15 @@ pub enum NoticeKind {
     Held,
     /// A recording is released: its date counts again.
     Released,
+    /// A request of a person should have been dealt with by now.
+    RequestOverdue,
     /// Somebody tries whether notices arrive.
     Test,
 }
 
 impl NoticeKind {
     /// Those that a tenant can choose.
-    pub const CHOICES: [Self; 13] = [
+    pub const CHOICES: [Self; 14] = [
         Self::Complete,
         Self::Partial,
         Self::Recovered,
@@ -74,6 +76,7 @@ impl NoticeKind {
         Self::Purged,
         Self::Held,
         Self::Released,
+        Self::RequestOverdue,
     ];
 
     /// Returns the word for it, the `type` of a notice.
@@ -92,6 +95,7 @@ impl NoticeKind {
             Self::Purged => "recording.purged",
             Self::Held => "recording.held",
             Self::Released => "recording.released",
+            Self::RequestOverdue => "request.overdue",
             Self::Test => "webhook.test",
         }
     }
@@ -118,6 +122,8 @@ pub enum Subject {
     Recording(RecordingId, u32),
     /// A call without a recording; the bytes are random.
     Call([u8; 16]),
+    /// A request of a person.
+    Request(RequestId),
     /// A stretch of time, by its number, in which one notice is enough.
     Period(u64),
 }
@@ -237,6 +243,12 @@ impl Event {
         Self { kind, subject: Subject::Recording(recording, revision), facts: Facts::default() }
     }
 
+    /// A request of a person that is overdue.
+    pub fn of_request(request: RequestId) -> Self {
+        let (kind, subject) = (NoticeKind::RequestOverdue, Subject::Request(request));
+        Self { kind, subject, facts: Facts::default() }
+    }
+
     /// Says why.
     #[must_use]
     pub fn because(mut self, reason: &'static str) -> Self {
@@ -259,6 +271,10 @@ impl Event {
             Subject::Call(random) => {
                 hash.update(b"\0c");
                 hash.update(random);
+            }
+            Subject::Request(request) => {
+                hash.update(b"\0q");
+                hash.update(request.0);
             }
             Subject::Period(number) => {
                 hash.update(b"\0p");
@@ -284,12 +300,18 @@ impl Event {
             recording: Option<String>,
             #[serde(skip_serializing_if = "Option::is_none")]
             revision: Option<u32>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            request: Option<String>,
             #[serde(flatten)]
             facts: &'a Facts,
         }
         let (recording, revision) = match self.subject {
             Subject::Recording(recording, revision) => (Some(recording.to_string()), Some(revision)),
-            Subject::Call(_) | Subject::Period(_) => (None, None),
+            Subject::Call(_) | Subject::Request(_) | Subject::Period(_) => (None, None),
+        };
+        let request = match self.subject {
+            Subject::Request(request) => Some(request.to_string()),
+            Subject::Recording(..) | Subject::Call(_) | Subject::Period(_) => None,
         };
         let body = Body {
             id: self.id(tenant.tag()).to_string(),
@@ -298,6 +320,7 @@ impl Event {
             tenant: tenant.as_str(),
             recording,
             revision,
+            request,
             facts: &self.facts,
         };
         serde_json::to_vec(&body).expect("plain texts and numbers always have a JSON form")

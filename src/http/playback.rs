@@ -13,6 +13,7 @@ use crate::clock;
 use crate::config::{Tenant, TenantStatus};
 use crate::control::audit::AuditEvent;
 use crate::control::recordings::{RecordingError, StoredRecording};
+use crate::control::restriction::is_restricted;
 use crate::control::retention::receipt;
 use crate::domain::audio::Codec;
 use crate::domain::ids::{RecordingId, TenantId};
@@ -45,6 +46,12 @@ impl Refused {
 
     fn not_found() -> Self {
         Self::new(StatusCode::NOT_FOUND, "not_found", "no such recording")
+    }
+
+    /// Only for whoever has a grant, as well.
+    fn restricted() -> Self {
+        let status = StatusCode::UNAVAILABLE_FOR_LEGAL_REASONS;
+        Self::new(status, "restricted", "the use of the recording is restricted at somebody's request")
     }
 
     /// Only for whoever has a grant: nobody else learns that there was one.
@@ -127,9 +134,10 @@ struct Found {
 
 async fn find(grant: &Grant, node: &Node) -> Result<Found, Refused> {
     let store = Arc::clone(&node.store);
-    let (opened, order) = tokio::join!(
+    let (opened, order, restricted) = tokio::join!(
         StoredRecording::open(store, &node.keys, &grant.tenant, grant.recording),
         newest_order(&*node.store, grant.tenant.tag(), grant.recording),
+        is_restricted(&*node.store, grant.tenant.tag(), grant.recording),
     );
     let refused = |error: RecordingError| recording_refused(&error, grant.recording);
     let order = order.map_err(|error| refused(error.into()))?.map_or(Order::NONE, |(_, order)| order);
@@ -144,6 +152,9 @@ async fn find(grant: &Grant, node: &Node) -> Result<Found, Refused> {
         }
         opened => opened.map_err(refused)?,
     };
+    if restricted.map_err(|error| refused(error.into()))? {
+        return Err(Refused::restricted());
+    }
     // A call that goes on has no date of its own yet, but somebody may have ordered one.
     let sealed = UnixMillis(opened.manifest().map_or(u64::MAX, |finished| finished.end.expires_ms));
     let expires = order.effective(sealed).0;

@@ -18,11 +18,15 @@
 //! o/<tenant tag>/waiting/<notice>/<attempt>           notices that are to be delivered: 0000, and its attempts from 0001
 //! o/<tenant tag>/sent/<notice>                        notices that were delivered, for a week
 //! o/<tenant tag>/dead/<notice>                        notices that could not be delivered, for a month
+//! q/<tenant tag>/r/<request>/<revision>               requests of people about what is kept of them; the highest counts
+//! q/<tenant tag>/open/<Unix ms>-<request>             open requests, in the order of their dates
+//! q/<tenant tag>/restricted/<blind id>/<request>      parties whose recordings nobody may use
 //! a/<tenant tag>/<yyyy>/<mm>/<dd>/<time>-<chain>-<seq>.car   audit records; listed, they are in the order of time
 //! ```
 
-use crate::domain::ids::{NoticeId, RecordingId, TenantTag, WriterId};
+use crate::domain::ids::{NoticeId, RecordingId, RequestId, TenantTag, WriterId};
 use crate::domain::index::{IndexEntry, IndexKind};
+use crate::domain::time::UnixMillis;
 
 use super::ObjectName;
 
@@ -207,6 +211,67 @@ pub fn index_entry_of(name: &ObjectName) -> Option<IndexEntry> {
     Some(IndexEntry { kind: IndexKind::from_name(kind)?, blind: blind.parse().ok()? })
 }
 
+/// The prefix of all requests of a tenant.
+pub fn requests_prefix(tenant: TenantTag) -> String {
+    format!("q/{tenant}/r/")
+}
+
+/// The prefix of all revisions of a request.
+pub fn request_prefix(tenant: TenantTag, request: RequestId) -> String {
+    format!("q/{tenant}/r/{request}/")
+}
+
+/// One revision of a request.
+pub fn request(tenant: TenantTag, request: RequestId, revision: u32) -> ObjectName {
+    name(format!("{}{revision:04}", request_prefix(tenant, request)))
+}
+
+/// Reads the request out of the name of one of its revisions.
+pub fn request_of(name: &ObjectName) -> Option<RequestId> {
+    name.as_str().split('/').nth(3)?.parse().ok()
+}
+
+/// Reads the number out of the name of a revision.
+pub fn request_revision(name: &ObjectName) -> Option<u32> {
+    name.as_str().rsplit_once('/')?.1.parse().ok()
+}
+
+/// The prefix of what says which requests are open; in the order of their dates.
+pub fn open_requests_prefix(tenant: TenantTag) -> String {
+    format!("q/{tenant}/open/")
+}
+
+/// Says that a request is open, and by when it must be dealt with.
+pub fn open_request(tenant: TenantTag, due: UnixMillis, request: RequestId) -> ObjectName {
+    name(format!("{}{:015}-{request}", open_requests_prefix(tenant), due.0))
+}
+
+/// Reads date and request out of the name of what says that it is open.
+pub fn open_request_of(name: &ObjectName) -> Option<(UnixMillis, RequestId)> {
+    let (due, request) = name.as_str().rsplit_once('/')?.1.split_once('-')?;
+    Some((UnixMillis(due.parse().ok()?), request.parse().ok()?))
+}
+
+/// The prefix of all restrictions of a tenant.
+pub fn restrictions_prefix(tenant: TenantTag) -> String {
+    format!("q/{tenant}/restricted/")
+}
+
+/// The prefix of the restrictions of a party.
+pub fn restrictions_of_prefix(tenant: TenantTag, party: IndexEntry) -> String {
+    format!("q/{tenant}/restricted/{}/", party.blind)
+}
+
+/// The restriction of a party that a request asks for.
+pub fn restriction(tenant: TenantTag, party: IndexEntry, request: RequestId) -> ObjectName {
+    name(format!("{}{request}", restrictions_of_prefix(tenant, party)))
+}
+
+/// Reads the request out of the name of a restriction.
+pub fn restriction_request(name: &ObjectName) -> Option<RequestId> {
+    name.as_str().rsplit_once('/')?.1.parse().ok()
+}
+
 /// One object of audit records; `moment` is `yyyy/mm/dd/hhmmssmmm`.
 pub fn audit(tenant: TenantTag, moment: &str, chain: RecordingId, seq: u32) -> ObjectName {
     name(format!("a/{tenant}/{moment}-{chain}-{seq:08}.car"))
@@ -356,6 +421,19 @@ mod tests {
             assert_eq!(index_recording(&index_entry(tenant, entry, recording)), Some(recording));
         }
         assert_eq!(index_entry_of(&name(format!("{}other-0", index_of_prefix(tenant, recording)))), None);
+    }
+
+    #[test]
+    fn requests_are_read_from_their_names() {
+        let (tenant, id) = (TenantTag([1; 16]), RequestId([2; 16]));
+        let party = IndexEntry { kind: IndexKind::Party, blind: crate::domain::ids::BlindId([3; 16]) };
+        let revision = request(tenant, id, 17);
+        assert_eq!((request_of(&revision), request_revision(&revision)), (Some(id), Some(17)));
+        assert_eq!(restriction_request(&restriction(tenant, party, id)), Some(id));
+        for due in [UnixMillis(0), UnixMillis(1_790_000_000_000), UnixMillis(999_999_999_999_999)] {
+            assert_eq!(open_request_of(&open_request(tenant, due, id)), Some((due, id)));
+        }
+        assert_eq!(open_request_of(&name(format!("{}x-{id}", open_requests_prefix(tenant)))), None);
     }
 
     #[test]

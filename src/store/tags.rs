@@ -114,6 +114,8 @@ pub enum ObjectClass {
     Index,
     /// An entry of the deletion ledger.
     Ledger,
+    /// A request of a person about what is kept of them, or what it has in force.
+    Request,
 }
 
 impl ObjectClass {
@@ -131,6 +133,7 @@ impl ObjectClass {
             Self::Notice => "notice",
             Self::Index => "index",
             Self::Ledger => "ledger",
+            Self::Request => "request",
         }
     }
 }

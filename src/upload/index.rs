@@ -104,6 +104,26 @@ pub async fn entries_of(
     }
 }
 
+/// Removes the entries of a recording that are not among `kept`, with all versions.
+///
+/// # Errors
+/// [`StoreError`]; some may be gone, and calling again is safe.
+pub async fn remove_other_entries(
+    store: &dyn Store,
+    tenant: TenantTag,
+    recording: RecordingId,
+    kept: &[IndexEntry],
+) -> Result<(), StoreError> {
+    for entry in entries_of(store, tenant, recording).await? {
+        if !kept.contains(&entry) {
+            for name in objects(tenant, recording, entry).iter().rev() {
+                store.purge(name.as_str()).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Removes every entry of a recording, with all versions.
 ///
 /// # Errors

@@ -26,6 +26,7 @@ mod playback;
 mod reader;
 mod relay;
 mod repair;
+mod requests;
 mod retention;
 mod rotation;
 mod s3;

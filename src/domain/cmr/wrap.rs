@@ -56,6 +56,8 @@ impl SealedBox {
     pub const TICKET: Self = Self { label: b"callseal ticket\0" };
     /// An entry of the deletion ledger under a ledger key of its tenant.
     pub const LEDGER_ENTRY: Self = Self { label: b"callseal ledger\0" };
+    /// A request of a person under a key of its own.
+    pub const REQUEST: Self = Self { label: b"callseal request\0" };
     /// An audit record under the tenant's audit key.
     pub const AUDIT_RECORD: Self = Self { label: b"callseal audit\0" };
     /// A notice, or what became of it, under a key of the tenant's outbox.

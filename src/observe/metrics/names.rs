@@ -141,6 +141,12 @@ pub const RETENTION_HELD: &str = "retention_held_recordings";
 pub const RETENTION_SWEPT: &str = "retention_last_sweep_seconds";
 /// Gauge: 1 while sweeps stop because too much is due at once.
 pub const RETENTION_STOPPED: &str = "retention_stopped";
+/// Gauge: requests of people about what is kept of them that are open.
+pub const REQUESTS_OPEN: &str = "requests_open";
+/// Gauge: requests of people that should have been dealt with by now. Normal is 0.
+pub const REQUESTS_OVERDUE: &str = "requests_overdue";
+/// Counter: counts of requests that failed; the gauges are old then. Normal is 0.
+pub const REQUESTS_COUNT_FAILURES: &str = "requests_count_failures_total";
 /// Counter: notices put into the outbox.
 pub const NOTICES_MADE: &str = "notices_made_total";
 /// Counter, label `result`: attempts to deliver a notice.
