@@ -15,6 +15,7 @@ mod input;
 mod live;
 mod openapi;
 mod recordings;
+mod requests;
 mod tenants;
 mod tickets;
 pub mod tokens;
@@ -108,6 +109,12 @@ fn operations() -> OpenApiRouter<Shared> {
         .routes(routes!(deletions::create))
         .routes(routes!(deletions::show_receipt))
         .routes(routes!(deletions::list_ledger))
+        .routes(routes!(requests::open, requests::list))
+        .routes(routes!(requests::show))
+        .routes(routes!(requests::report))
+        .routes(routes!(requests::fulfil))
+        .routes(routes!(requests::refuse))
+        .routes(routes!(requests::lift))
         .routes(routes!(grants::create))
         .routes(routes!(recordings::hold))
         .routes(routes!(recordings::release))

@@ -12,6 +12,7 @@ use crate::control::index::IndexError;
 use crate::control::ledger::LedgerError;
 use crate::control::mint::MintRefused;
 use crate::control::recordings::RecordingError;
+use crate::control::requests::RequestError;
 use crate::control::retention::RetentionError;
 use crate::domain::access::Operation;
 use crate::store::StoreError;
@@ -59,6 +60,9 @@ pub(super) enum ApiError {
     /// It was there.
     #[error("{0}")]
     Gone(String),
+    /// Somebody has asked that it not be used.
+    #[error("the use of the recording is restricted at somebody's request")]
+    Restricted,
     /// Too many requests of one principal.
     #[error("more requests than this token may make in a second")]
     TooMany,
@@ -114,6 +118,7 @@ impl ApiError {
             Self::MethodNotAllowed(_) => StatusCode::METHOD_NOT_ALLOWED,
             Self::Conflict { .. } => StatusCode::CONFLICT,
             Self::Gone(_) => StatusCode::GONE,
+            Self::Restricted => StatusCode::UNAVAILABLE_FOR_LEGAL_REASONS,
             Self::TooMany => StatusCode::TOO_MANY_REQUESTS,
             Self::Unavailable(_) | Self::Damaged => StatusCode::SERVICE_UNAVAILABLE,
         }
@@ -131,6 +136,7 @@ impl ApiError {
             Self::MethodNotAllowed(_) => "method_not_allowed",
             Self::Conflict { code, .. } => code,
             Self::Gone(_) => "deleted",
+            Self::Restricted => "restricted",
             Self::TooMany => "too_many_requests",
             Self::Unavailable(_) => "unavailable",
             Self::Damaged => "damaged",
@@ -267,6 +273,29 @@ impl From<EraseError> for ApiError {
             EraseError::Audit(error) => error.into(),
             EraseError::Index(error) => error.into(),
             EraseError::Recordings(error) => error.into(),
+        }
+    }
+}
+
+impl From<RequestError> for ApiError {
+    fn from(error: RequestError) -> Self {
+        match error {
+            RequestError::NotFound => Self::NotFound,
+            RequestError::Refused(why) => Self::Conflict { code: why.code(), detail: why.to_string() },
+            RequestError::Contended => Self::Conflict { code: "contended", detail: error.to_string() },
+            RequestError::Damaged => {
+                tracing::error!(error = &error as &dyn std::error::Error, "a request is damaged");
+                Self::Damaged
+            }
+            RequestError::Key(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "the key of a request is away");
+                Self::Unavailable("the key of requests")
+            }
+            RequestError::Store(error) => error.into(),
+            RequestError::Audit(error) => error.into(),
+            RequestError::Index(error) => error.into(),
+            RequestError::Erase(error) => error.into(),
+            RequestError::Recordings(error) => error.into(),
         }
     }
 }

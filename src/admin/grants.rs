@@ -8,6 +8,7 @@ use utoipa::ToSchema;
 
 use crate::clock;
 use crate::control::mint::{self, GrantOrder};
+use crate::control::restriction::is_restricted;
 use crate::domain::playback::grant::TrackSelection;
 use crate::domain::playback::wav::Encoding;
 use crate::domain::time::UnixMillis;
@@ -70,6 +71,9 @@ pub(super) async fn create(
     let (node, tenant) = (&shared.node, caller.tenant()?);
     let order = grant_order(new, caller.reason())?;
     open(&shared, &caller, recording).await?;
+    if is_restricted(&*node.store, tenant.id.tag(), recording).await? {
+        return Err(ApiError::Restricted);
+    }
     let (grant, url) = mint::grant(&node.config, tenant, recording, order)?;
     let event = caller.complete(mint::grant_event(&grant.sub, &grant));
     node.audit.record(&tenant.id, event).await?;

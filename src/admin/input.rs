@@ -7,7 +7,7 @@ use axum::http::{HeaderMap, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 
-use crate::domain::ids::RecordingId;
+use crate::domain::ids::{RecordingId, RequestId};
 
 use super::error::ApiError;
 
@@ -83,6 +83,20 @@ impl<S: Send + Sync> FromRequestParts<S> for Named {
         let Path(names) = path.map_err(|_| ApiError::NotFound)?;
         let recording = names.get("recording").and_then(|name| name.parse().ok());
         recording.map(Self).ok_or(ApiError::NotFound)
+    }
+}
+
+/// The request of a person that a path names. A text that is no id names none.
+pub(super) struct NamedRequest(pub(super) RequestId);
+
+impl<S: Send + Sync> FromRequestParts<S> for NamedRequest {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let path = Path::<std::collections::HashMap<String, String>>::from_request_parts(parts, state).await;
+        let Path(names) = path.map_err(|_| ApiError::NotFound)?;
+        let request = names.get("request").and_then(|name| name.parse().ok());
+        request.map(Self).ok_or(ApiError::NotFound)
     }
 }
 

@@ -134,7 +134,7 @@ pub struct Operation {
 }
 
 /// Every operation.
-pub const OPERATIONS: [Operation; 17] = {
+pub const OPERATIONS: [Operation; 24] = {
     use Role::{Admin, Auditor, Ingest, Operator, Player};
     const fn free(
         id: &'static str,
@@ -213,6 +213,28 @@ pub const OPERATIONS: [Operation; 17] = {
             &[Player, Auditor, Operator, Admin],
         ),
         free("list_ledger", "GET", "/v1/tenants/{tenant}/ledger", &[Auditor, Operator, Admin]),
+        reasoned("open_request", "POST", "/v1/tenants/{tenant}/requests", &[Operator, Admin]),
+        free("list_requests", "GET", "/v1/tenants/{tenant}/requests", &[Auditor, Operator, Admin]),
+        free("show_request", "GET", "/v1/tenants/{tenant}/requests/{request}", &[Auditor, Operator, Admin]),
+        reasoned(
+            "report_request",
+            "GET",
+            "/v1/tenants/{tenant}/requests/{request}/report",
+            &[Operator, Admin],
+        ),
+        reasoned(
+            "fulfil_request",
+            "POST",
+            "/v1/tenants/{tenant}/requests/{request}/fulfil",
+            &[Operator, Admin],
+        ),
+        reasoned(
+            "refuse_request",
+            "POST",
+            "/v1/tenants/{tenant}/requests/{request}/refuse",
+            &[Operator, Admin],
+        ),
+        reasoned("lift_request", "POST", "/v1/tenants/{tenant}/requests/{request}/lift", &[Operator, Admin]),
         free("query_audit", "GET", "/v1/tenants/{tenant}/audit", &[Auditor, Admin]),
         free(
             "consent_to_recording",

@@ -4,6 +4,7 @@ mod access;
 mod calls;
 mod deletions;
 mod recordings;
+mod requests;
 
 use callseal::simulate::HttpsClient;
 use hyper::Method;

@@ -17,9 +17,21 @@ async fn each_role_may_do_what_the_table_says_and_nothing_else() {
     let mut refusals = 0;
     for operation in &OPERATIONS {
         let method = Method::from_bytes(operation.method.as_bytes()).unwrap();
-        let target = operation.path.replace("{tenant}", TENANT).replace("{recording}", NOTHING);
-        let other = operation.path.replace("{tenant}", OTHER).replace("{recording}", NOTHING);
-        let unknown = operation.path.replace("{tenant}", "nobody").replace("{recording}", NOTHING);
+        let target = operation
+            .path
+            .replace("{tenant}", TENANT)
+            .replace("{recording}", NOTHING)
+            .replace("{request}", NOTHING);
+        let other = operation
+            .path
+            .replace("{tenant}", OTHER)
+            .replace("{recording}", NOTHING)
+            .replace("{request}", NOTHING);
+        let unknown = operation
+            .path
+            .replace("{tenant}", "nobody")
+            .replace("{recording}", NOTHING)
+            .replace("{request}", NOTHING);
         for (role, asker) in Role::ALL.iter().zip(&askers) {
             let ask = async |target: &str| asker.ask(method.clone(), target, Some("a test"), None).await;
             let own = ask(&target).await;
