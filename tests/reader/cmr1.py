@@ -125,6 +125,53 @@ def unwrap_local(blob, kek, context):
         raise CmrError("FrameAuth", "tag of the wrap") from None
 
 
+# Key pairs are rare, and X-Wing is half the time of a start: only what needs it imports it.
+def recipient_name(private, sender):
+    """Section 11.11."""
+    import xwing
+    return sha256(b"cmr1 recipient name\0" + xwing.public_of(private) + sender)
+
+
+def _recipient_box_key(name, sender, secret, ciphertext):
+    return hkdf(sender, secret, b"cmr1 recipient key\0" + name + sha256(ciphertext), 32)
+
+
+def _recipient_context(tag, recording_id, kid, name):
+    return wrap_context(tag, recording_id, kid, "xwing/" + name.hex())
+
+
+def wrap_recipient(dek, private, sender, eseed, salt, ids):
+    """Derandomised, for vectors; `ids` are tenant tag, recording and key id."""
+    import xwing
+    name = recipient_name(private, sender)
+    secret, ciphertext = xwing.encapsulate(xwing.public_of(private), eseed)
+    context = _recipient_context(*ids, name)
+    key, iv, commitment = derive(_recipient_box_key(name, sender, secret, ciphertext), salt, b"cmr1 recipient",
+                                 sha256(context))
+    return b"\1" + ciphertext + b"\1" + salt + commitment + AESGCM(key).encrypt(iv, dek, context)
+
+
+def unwrap_recipient(blob, private, sender, ids):
+    """Section 11.11, provider `recipient`."""
+    import xwing
+    require(len(blob) == 1 + xwing.CIPHERTEXT + 113, "MalformedHeader", f"wrap of {len(blob)} bytes")
+    require(blob[0] == 1, "UnsupportedVersion", f"wrap version {blob[0]}")
+    ciphertext, box, name = blob[1:1 + xwing.CIPHERTEXT], blob[1 + xwing.CIPHERTEXT:], recipient_name(private, sender)
+    require(box[0] == 1, "UnsupportedVersion", f"box version {box[0]}")
+    try:
+        secret = xwing.decapsulate(private, ciphertext)
+    except ValueError:
+        raise CmrError("WrongKeyOrTamperedHeader", "X25519 comes to nothing") from None
+    context = _recipient_context(*ids, name)
+    key, iv, commitment = derive(_recipient_box_key(name, sender, secret, ciphertext), box[1:33], b"cmr1 recipient",
+                                 sha256(context))
+    require(compare_digest(commitment, box[33:65]), "WrongKeyOrTamperedHeader", "commitment of the wrap")
+    try:
+        return AESGCM(key).decrypt(iv, box[65:], context)
+    except InvalidTag:
+        raise CmrError("FrameAuth", "tag of the wrap") from None
+
+
 # ---------------------------------------------------------------- CBOR, RFC 8949, definite lengths only
 
 def cbor(body, where):
@@ -562,6 +609,22 @@ def dek_from_keyring(keyring, tenant, envelope, expected):
                         base64.b64decode(keks[0], validate=True), context)
 
 
+def dek_from_open_file(path, envelope, expected):
+    import xwing
+    require(envelope is not None, "KeyErased", "no envelope")
+    raw = json.loads(Path(path).read_text())
+    require((raw["v"], raw["suite"]) == (1, "x-wing"), "UnsupportedVersion", "open file")
+    require(raw["kind"] == "callseal open key", "KeyUnavailable", f"the file is a {raw['kind']}")
+    private, sender = (base64.b64decode(raw[name], validate=True) for name in ("key", "sender"))
+    require((len(private), len(sender)) == (xwing.PRIVATE, 32), "MalformedHeader", "open file")
+    kek = "xwing/" + recipient_name(private, sender).hex()
+    require(raw["kek"] == kek, "MalformedHeader", "the open file is of another key pair than it says")
+    wraps = [w for w in envelope["wraps"] if (w["provider"], w["kek"]) == ("recipient", kek)]
+    require(len(wraps) == 1, "KeyUnavailable", f"{len(wraps)} wraps for {kek}")
+    return unwrap_recipient(base64.b64decode(wraps[0]["blob"], validate=True), private, sender,
+                            (expected.tenant_tag, expected.recording_id, bytes.fromhex(envelope["key_id"])))
+
+
 def find_key(args):
     """Returns (DEK or None, Expected)."""
     try:
@@ -582,6 +645,8 @@ def _find_key(args, recording):
     dek = args.dek
     if args.keyring:
         dek = dek_from_keyring(args.keyring, args.tenant, envelope, expected)
+    if args.open_file:
+        dek = dek_from_open_file(args.open_file, envelope, expected)
     if envelope is not None:
         expected.key_id = bytes.fromhex(envelope["key_id"])
     if dek is not None:
@@ -688,6 +753,7 @@ def main():
         keys = sub.add_mutually_exclusive_group(required=name == "open")
         keys.add_argument("--dek", metavar="HEX", type=hexadecimal(32))
         keys.add_argument("--keyring", metavar="FILE")
+        keys.add_argument("--open-file", metavar="FILE", help="of a key pair, section 11.11")
         sub.add_argument("--tenant", metavar="NAME")
         sub.add_argument("--store", metavar="DIR", required=True)
         sub.add_argument("--recording", metavar="HEX", type=hexadecimal(16), required=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1] / "reader"))
-import cmr1  # noqa: E402
+import cmr1, xwing  # noqa: E402
 
 DEK, TENANT = bytes(range(32)), "acme-dental"
 TAG, RECORDING = cmr1.tenant_tag(TENANT), bytes.fromhex("018f4c2e7b5a7c3d9e1f0a2b3c4d5e6f")
@@ -569,12 +569,83 @@ def wraps():
     return cases
 
 
+# ---------------------------------------------------------------- xwing.json and recipients.json
+
+def xwings():
+    """The published vectors of X-Wing, with private keys expanded and one changed ciphertext each."""
+    cases = []
+    for published in json.loads((HERE / "xwing-draft.json").read_text()):
+        seed, eseed, pk, ct, ss = (bytes.fromhex(published[name]) for name in ("seed", "eseed", "pk", "ct", "ss"))
+        private = xwing.expand(seed)
+        assert (xwing.public_of(private), xwing.encapsulate(pk, eseed)) == (pk, (ss, ct)), published["seed"]
+        assert xwing.decapsulate(private, ct) == ss, published["seed"]
+        changed = flip(ct, 7)
+        cases.append({"private": private.hex(), "pk": pk.hex(), "ct": ct.hex(), "ss": ss.hex(),
+                      "changed_ct": changed.hex(), "changed_ss": xwing.decapsulate(private, changed).hex()})
+    return cases
+
+
+PAIRS = [(xwing.expand(salt(f"seed {n}")), salt(f"sender {n}")) for n in (1, 2)]
+PAIRS.append((PAIRS[0][0], PAIRS[1][1]))
+
+
+def pairs():
+    return [{"kek": "xwing/" + cmr1.recipient_name(*pair).hex(), "private": pair[0].hex(), "sender": pair[1].hex()}
+            for pair in PAIRS]
+
+
+def recipients():
+    """Wraps for a recipient; `pair` is the place of the key pair that they are opened with."""
+    kid, cases = EXPECTED.key_id, []
+    eseed, ids = salt("eseed m") + salt("eseed x"), (TAG, RECORDING, kid)
+    good = cmr1.wrap_recipient(DEK, *PAIRS[0], eseed, salt("recipient"), ids)
+    box = 1 + xwing.CIPHERTEXT
+
+    def wrap(name, blob, expect, pair=0, tag=TAG, recording=RECORDING, kid=kid):
+        try:
+            got = cmr1.unwrap_recipient(blob, *PAIRS[pair], (tag, recording, kid)).hex()
+        except cmr1.CmrError as error:
+            got = error.name
+        assert got == expect, (name, got)
+        cases.append({"name": name, "pair": pair, "tenant_tag": tag.hex(), "recording_id": recording.hex(),
+                      "key_id": kid.hex(), "blob": blob.hex(),
+                      **({"dek": expect} if expect == DEK.hex() else {"expect": expect})})
+    wrong = "WrongKeyOrTamperedHeader"
+    wrap("good", good, DEK.hex())
+    wrap("good: of the other key pair", cmr1.wrap_recipient(DEK, *PAIRS[1], eseed, salt("recipient"), ids), DEK.hex(),
+         pair=1)
+    wrap("wrong key pair", good, wrong, pair=1)
+    wrap("wrong sender key", good, wrong, pair=2)
+    wrap("made without the sender key", cmr1.wrap_recipient(DEK, PAIRS[0][0], bytes(32), eseed, salt("recipient"), ids),
+         wrong)
+    wrap("wrong tenant", good, wrong, tag=cmr1.tenant_tag("another"))
+    wrap("wrong recording", good, wrong, recording=flip(RECORDING, 0))
+    wrap("wrong key_id", good, wrong, kid=flip(kid, 0))
+    for name, blob in (("one byte short", good[:-1]), ("one byte long", good + b"\0"), ("empty", b""),
+                       ("a local wrap", good[box:]), ("nothing but what was encapsulated", good[:box])):
+        wrap(f"length: {name}", blob, "MalformedHeader")
+    for version in (0, 2):
+        wrap(f"version {version}", patch(good, 0, u(1, version)), "UnsupportedVersion")
+    wrap("version 2 of the box", patch(good, box, u(1, 2)), "UnsupportedVersion")
+    wrap("ML-KEM flipped, first byte", flip(good, 1), wrong)
+    wrap("ML-KEM flipped, last byte", flip(good, 1088), wrong)
+    wrap("X25519 flipped", flip(good, 1089), wrong)
+    wrap("X25519 that comes to nothing", patch(good, 1089, bytes(32)), wrong)
+    wrap("salt flipped", flip(good, box + 1), wrong)
+    wrap("commitment flipped", flip(good, box + 33), wrong)
+    wrap("ciphertext flipped", flip(good, box + 65), "FrameAuth")
+    wrap("tag flipped", flip(good, box + 112), "FrameAuth")
+    return cases
+
+
 def main():
     for group in (good_objects, header_faults, frame_faults, content_faults, manifest_objects, recordings):
         group()
     stale = []
-    for name, cases in (("vectors.json", OBJECTS), ("recordings.json", RECORDINGS), ("wraps.json", wraps())):
-        text = json.dumps({"format": "CMR1", "cases": cases}, indent=1, ensure_ascii=False) + "\n"
+    for name, cases in (("vectors.json", OBJECTS), ("recordings.json", RECORDINGS), ("wraps.json", wraps()),
+                        ("xwing.json", xwings()), ("recipients.json", recipients())):
+        more = {"pairs": pairs()} if name == "recipients.json" else {}
+        text = json.dumps({"format": "CMR1", **more, "cases": cases}, indent=1, ensure_ascii=False) + "\n"
         if "--check" not in sys.argv[1:]:
             (HERE / name).write_text(text)
         elif (HERE / name).read_text() != text:
