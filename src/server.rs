@@ -31,7 +31,7 @@ use crate::drain::{Drain, Phase};
 use crate::ingest::tls::{Certificate, SelfSigned, TlsError, server_config};
 use crate::ingest::{HangUps, StreamLimits, vapi};
 use crate::journal::{Journal, JournalConfig, OpenError, Replay};
-use crate::keys::{KeyProvider, KeyService, KeyringError, Providers};
+use crate::keys::{KeyProvider, KeyService, KeyringError, Providers, RecipientError};
 use crate::live::{Live, orders};
 use crate::node::Node;
 use crate::relay::{Dialer, Reach};
@@ -81,6 +81,25 @@ pub enum StartError {
         /// The keyring.
         keyring: PathBuf,
     },
+    /// A file of a key pair.
+    #[error(transparent)]
+    Recipient(#[from] RecipientError),
+    /// A tenant has a key pair that no file is of.
+    #[error("tenant {tenant} has the key pair {kek}, of which there is no file in {option}")]
+    NoRecipient {
+        /// The tenant.
+        tenant: TenantId,
+        /// The key pair.
+        kek: String,
+        /// Where it should be.
+        option: &'static str,
+    },
+    /// A keyring on a node that must not be able to open anything.
+    #[error("keyring {} is on this node, which opens nothing with keys.role = \"ingest\"; take it away", .0.display())]
+    KeyringOnIngest(PathBuf),
+    /// The role is another one than the node was started with.
+    #[error("keys.role is another one now; start the node anew")]
+    NewRole,
     /// A tenant has a KEK in a kind of key service that this node has not opened.
     #[error("a tenant's key is in {0}, which this node does not use yet; start the node anew")]
     NewProvider(KeyProviderKind),
@@ -224,7 +243,9 @@ pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running,
         providers: Arc::clone(&providers),
         node: Arc::clone(&node),
     };
-    tokio::spawn(courier.run());
+    if node.keys.opens() {
+        tokio::spawn(courier.run());
+    }
     spawn_recovery(&node, replay);
     spawn_tasks(&node, certificate);
     if claims == Claims::Unknown {
@@ -300,6 +321,7 @@ fn spawn_recovery(node: &Arc<Node>, replay: Replay) {
         recovering.recovered.store(true, Ordering::Release);
         tracing::info!(
             recovered = report.recovered,
+            handed_over = report.handed_over,
             failed = report.failed,
             nothing_to_do = report.nothing_to_do,
             "journal of earlier processes is worked off"
@@ -315,6 +337,11 @@ fn spawn_recovery(node: &Arc<Node>, replay: Replay) {
 }
 
 fn spawn_tasks(node: &Arc<Node>, certificate: Arc<Certificate>) {
+    if !node.keys.opens() {
+        tracing::info!(
+            "this node only records; another one has to play, repair, sweep, index and deliver notices"
+        );
+    }
     let keys = Arc::clone(&node.keys);
     tokio::spawn(async move {
         loop {

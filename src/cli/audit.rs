@@ -184,7 +184,7 @@ impl QueryArgs {
 /// Prints records as they are found.
 fn print(target: &TenantArg, filter: &Filter, cursor: Option<Cursor>, limit: Option<usize>) -> CommandResult {
     runtime()?.block_on(async {
-        let opened = target.open().await?;
+        let opened = target.open_to_read().await?;
         let reader = AuditReader::new(&opened.keys, &*opened.store);
         let mut found = std::pin::pin!(reader.find(&target.tenant, filter, cursor));
         let (mut printed, mut damaged, mut last) = (0, 0_u64, None);
@@ -221,7 +221,7 @@ fn export(args: &ExportArgs) -> CommandResult {
         Format::Csv => ExportFormat::Csv,
     };
     runtime()?.block_on(async {
-        let opened = args.target.open().await?;
+        let opened = args.target.open_to_read().await?;
         let reader = AuditReader::new(&opened.keys, &*opened.store);
         let mut out: Box<dyn AsyncWrite + Unpin> = match &args.out {
             Some(path) => Box::new(BufWriter::new(tokio::fs::File::from_std(new_file(path)?))),
@@ -253,7 +253,7 @@ fn new_file(path: &PathBuf) -> anyhow::Result<std::fs::File> {
 
 fn verify(args: &VerifyArgs) -> CommandResult {
     runtime()?.block_on(async {
-        let opened = args.target.open().await?;
+        let opened = args.target.open_to_read().await?;
         let tenant = &args.target.tenant;
         let witness = match args.witness.as_slice() {
             [] => None,

@@ -121,6 +121,7 @@ pub(super) async fn find(
     (term, by): (&Term, &OrderedBy),
     (after, limit): (Option<RecordingId>, usize),
 ) -> anyhow::Result<Vec<RecordingId>> {
+    opened.must_open()?;
     let audit = opened.audit_log()?;
     let finder = Finder::new(Arc::clone(&opened.store), Arc::clone(&opened.keys), audit.clone());
     let found = finder.find(&target.tenant, term, by, (after, limit)).await;
@@ -158,7 +159,7 @@ pub(super) fn reindex(args: &ReindexArgs) -> CommandResult {
     }
     serve::install_logs(&target.config.load()?)?;
     runtime()?.block_on(async {
-        let opened = target.open().await?;
+        let opened = target.open_to_read().await?;
         let audit = opened.audit_log()?;
         let options = (opened.config.index.party_keys.clone(), retry_policy(&opened.config));
         let reindex = Reindex::new(opened.store, opened.keys, audit.clone(), options);

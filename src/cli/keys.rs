@@ -1,5 +1,6 @@
-//! `callseal keys init`, `rotate`, `rewrap`, `status`, `retire` and `shred`.
+//! `callseal keys init`, `rotate`, `rewrap`, `status`, `retire`, `shred` and `recipient`.
 
+mod recipient;
 mod rotation;
 mod shred;
 
@@ -41,6 +42,9 @@ pub(super) enum KeysCommand {
     Retire(rotation::RetireArgs),
     /// Destroy recordings at once, key first: one, those of a call or a party, or all of a tenant; held ones stay
     Shred(shred::ShredArgs),
+    /// Key pairs of which a node may have only the half that wraps
+    #[command(subcommand)]
+    Recipient(recipient::RecipientCommand),
 }
 
 pub(super) use shred::print as print_erased;
@@ -53,6 +57,7 @@ pub(super) fn run(command: &KeysCommand) -> CommandResult {
         KeysCommand::Status(args) => rotation::status(args),
         KeysCommand::Retire(args) => rotation::retire(args),
         KeysCommand::Shred(args) => shred::shred(args),
+        KeysCommand::Recipient(command) => recipient::run(command),
     }
 }
 
@@ -71,7 +76,7 @@ pub(super) fn init(config_file: &Path) -> CommandResult {
         config.tenants.iter().filter(in_keyring).map(|tenant| tenant.id.clone()).collect();
     if tenants.len() < config.tenants.len() {
         output::line(&format!(
-            "{} tenants have their key in a key service; it is made there",
+            "{} tenants have their key elsewhere; it is made there",
             config.tenants.len() - tenants.len()
         ));
     }

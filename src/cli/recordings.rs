@@ -136,6 +136,9 @@ async fn print_list(
             format!("{recording}  {created}  {state:<9}  {seconds:8.2} s")
         });
     }
+    if let Err(error) = opened.must_open() {
+        output::error(&format!("note: {error}"));
+    }
     Ok(())
 }
 

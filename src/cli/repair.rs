@@ -42,6 +42,7 @@ pub(super) struct RepairArgs {
 pub(super) fn run(args: &RepairArgs) -> CommandResult {
     runtime()?.block_on(async {
         let opened = Opened::of(args.config.load()?).await?;
+        opened.must_open()?;
         let (audit, notices) = (opened.audit_log()?, opened.notices());
         let Opened { config, store, keys } = opened;
         let policy = retry_policy(&config);

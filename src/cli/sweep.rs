@@ -37,6 +37,7 @@ pub(super) fn run(args: &SweepArgs) -> CommandResult {
     serve::install_logs(&config)?;
     runtime()?.block_on(async {
         let opened = Opened::of(config).await?;
+        opened.must_open()?;
         let audit = opened.audit_log()?;
         let done = sweep(args, opened, &audit).await;
         end_audit(&audit).await;

@@ -9,7 +9,7 @@ use clap::Args;
 use crate::config::Config;
 use crate::control::audit::AuditLog;
 use crate::domain::ids::{RecordingId, TenantId};
-use crate::keys::KeyService;
+use crate::keys::{KeyError, KeyService};
 use crate::notices::Notices;
 use crate::server::{audit_options, open_keys, open_store};
 use crate::store::Store;
@@ -53,6 +53,13 @@ impl TenantArg {
         config.tenant(&self.tenant).with_context(|| format!("there is no tenant {}", self.tenant))?;
         Ok(Opened::of(config).await?)
     }
+
+    /// The same, on a node that opens recordings.
+    pub(super) async fn open_to_read(&self) -> Result<Opened, Failure> {
+        let opened = self.open().await?;
+        opened.must_open()?;
+        Ok(opened)
+    }
 }
 
 impl Opened {
@@ -61,6 +68,11 @@ impl Opened {
         let store = open_store(&config).await?;
         let keys = open_keys(&config, &store)?;
         Ok(Self { config, store, keys })
+    }
+
+    /// Says what a command that opens recordings has to say on a node that only records.
+    pub(super) fn must_open(&self) -> Result<(), KeyError> {
+        if self.keys.opens() { Ok(()) } else { Err(KeyError::WriteOnly) }
     }
 
     /// Starts what tells tenants what happens; nodes deliver it.

@@ -148,7 +148,7 @@ fn in_words(shown: &Shown) -> String {
 }
 
 async fn show(args: &NoticeArg) -> CommandResult {
-    let opened = args.tenant.open().await?;
+    let opened = args.tenant.open_to_read().await?;
     let shown = desk(&opened, &args.tenant).show(args.id).await?;
     let shown = shown.with_context(|| format!("there is no notice {}", args.id))?;
     output::line(&serde_json::to_string(&shown)?);
@@ -156,7 +156,7 @@ async fn show(args: &NoticeArg) -> CommandResult {
 }
 
 async fn test(args: &TestArgs) -> CommandResult {
-    let opened = args.tenant.open().await?;
+    let opened = args.tenant.open_to_read().await?;
     let (tenant, webhook) = (&args.tenant.tenant, webhook(&opened, &args.tenant)?);
     let poster = open_poster(&opened.config)?;
     let host = webhook.url.authority();
@@ -175,7 +175,7 @@ async fn test(args: &TestArgs) -> CommandResult {
 }
 
 async fn redeliver(args: &RedeliverArgs) -> CommandResult {
-    let opened = args.tenant.open().await?;
+    let opened = args.tenant.open_to_read().await?;
     webhook(&opened, &args.tenant)?;
     let audit = opened.audit_log()?;
     let done = redeliver_all(args, &opened, &audit).await;

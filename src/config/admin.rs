@@ -6,6 +6,7 @@ use std::time::Duration;
 use toml::Table;
 
 use super::raw;
+use super::recipient::KeysRole;
 use super::scope::{Bounds, Scope};
 use super::secret::References;
 
@@ -26,8 +27,20 @@ pub struct Admin {
 
 impl Admin {
     /// Checks the table; without one there is no admin API.
-    pub(super) fn check(table: Option<Table>, top: &Scope<'_>, references: &References<'_>) -> Option<Self> {
+    pub(super) fn check(
+        table: Option<Table>,
+        top: &Scope<'_>,
+        references: &References<'_>,
+        role: KeysRole,
+    ) -> Option<Self> {
         let (scope, raw): (_, raw::Admin) = top.section("admin", Some(table?));
+        if role == KeysRole::Ingest {
+            top.fault(
+                "admin",
+                "is given; allowed: no table [admin] with keys.role = \"ingest\", as a node that opens recordings has the API; \
+                 its orders about live calls reach this node through the store",
+            );
+        }
         let written = scope.path("tokens_file", raw.tokens_file, || PathBuf::from(TOKENS_FILE));
         Some(Self {
             tokens_file: references.dir.join(written),

@@ -14,6 +14,7 @@ use crate::domain::ids::TenantId;
 use super::aws_kms::{ARN_RULE, AwsKms, is_key_arn};
 use super::pkcs11::{KEY_LABEL_RULE, Pkcs11, is_key_label};
 use super::raw;
+use super::recipient::{KeysRole, ONLY_RECIPIENTS, RECIPIENT_RULE, RecipientFiles, is_recipient};
 use super::scope::{Bounds, Scope, Words};
 use super::secret::References;
 use super::tenant::Tenant;
@@ -43,11 +44,13 @@ pub enum KeyProviderKind {
     VaultTransit,
     /// A PKCS#11 token.
     Pkcs11,
+    /// A key pair, of which a node may have only the half that wraps.
+    Recipient,
 }
 
 impl KeyProviderKind {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Local, Self::AwsKms, Self::VaultTransit, Self::Pkcs11];
+    pub const ALL: [Self; 5] = [Self::Local, Self::AwsKms, Self::VaultTransit, Self::Pkcs11, Self::Recipient];
 
     /// Returns the word for it in configuration, envelopes and metrics.
     pub fn name(self) -> &'static str {
@@ -56,6 +59,7 @@ impl KeyProviderKind {
             Self::AwsKms => "aws-kms",
             Self::VaultTransit => "vault-transit",
             Self::Pkcs11 => "pkcs11",
+            Self::Recipient => "recipient",
         }
     }
 }
@@ -71,7 +75,8 @@ impl fmt::Display for KeyProviderKind {
 pub struct KekName {
     /// The kind of key service.
     pub provider: KeyProviderKind,
-    /// `local/<tenant>`, the ARN of a KMS key, mount and name of a Transit key, or the label of a key in a token.
+    /// `local/<tenant>`, the ARN of a KMS key, mount and name of a Transit key, the label of a key in a token, or the name of
+    /// a key pair.
     pub kek: String,
 }
 
@@ -114,9 +119,12 @@ pub struct KeyServices {
     pub vault: Option<Vault>,
     /// A token; there is one where a tenant's KEK is in it.
     pub pkcs11: Option<Pkcs11>,
+    /// Files of key pairs; there are some where a tenant's KEK is one.
+    pub recipient: RecipientFiles,
 }
 
 impl KeyServices {
+    /// Checks the tables of key services; those of key pairs are checked once the tenants are known.
     pub(super) fn check(
         (aws_kms, vault, pkcs11): (Option<Table>, Option<Table>, Option<Table>),
         top: &Scope<'_>,
@@ -125,7 +133,7 @@ impl KeyServices {
         let aws_kms = AwsKms::check(aws_kms, top, references);
         let vault = Vault::check(vault, top, references);
         let pkcs11 = Pkcs11::check(pkcs11, top, references);
-        Some(Self { aws_kms: aws_kms?, vault, pkcs11 })
+        Some(Self { aws_kms: aws_kms?, vault, pkcs11, recipient: RecipientFiles::default() })
     }
 }
 
@@ -142,6 +150,8 @@ pub(super) fn require_services(tenants: &[Tenant], absent: [(&str, bool); 2], to
 /// Where KEKs are, and how key services are asked.
 #[derive(Debug, Clone)]
 pub struct KeysConfig {
+    /// Whether this node opens what it records.
+    pub role: KeysRole,
     /// The keyring, made by `callseal keys init`; needed only where a tenant has a KEK in it.
     pub keyring_file: PathBuf,
     /// The longest time that one attempt of one request to a key service may take.
@@ -170,7 +180,7 @@ impl KekRule {
     fn of(&self, tenant: &str) -> KekName {
         let kek = match self.provider {
             KeyProviderKind::Local => format!("local/{tenant}"),
-            KeyProviderKind::AwsKms => self.kek.clone(),
+            KeyProviderKind::AwsKms | KeyProviderKind::Recipient => self.kek.clone(),
             KeyProviderKind::VaultTransit | KeyProviderKind::Pkcs11 => self.kek.replace(PLACEHOLDER, tenant),
         };
         KekName { provider: self.provider, kek }
@@ -180,15 +190,17 @@ impl KekRule {
 impl KeysConfig {
     pub(super) fn check(table: Option<Table>, top: &Scope<'_>, data_dir: &Path) -> Self {
         let (scope, raw): (_, raw::Keys) = top.section("keys", table);
+        let role = scope.word("role", raw.role.as_deref(), &KeysRole::WORDS);
         let provider = scope.word("provider", raw.provider.as_deref(), &providers());
-        let default = check_rule(provider, raw.kek, &scope, Names::OfNode);
-        let former = check_former(raw.former_keks, &scope, Names::OfNode);
+        let default = check_rule(provider, raw.kek, &scope, (Names::OfNode, role));
+        let former = check_former(raw.former_keks, &scope, (Names::OfNode, role));
         let keyring = || data_dir.join("keyring.json");
         Self {
+            role,
             keyring_file: scope.path("keyring_file", raw.keyring_file, keyring),
             attempt_timeout: scope.millis("attempt_timeout_ms", raw.attempt_timeout_ms, &ATTEMPT_TIMEOUT_MS),
             concurrency: scope.size("concurrency", raw.concurrency, &CONCURRENCY),
-            rotate_by_itself: scope.word("rotate", raw.rotate.as_deref(), &ROTATE),
+            rotate_by_itself: check_rotate(raw.rotate.as_deref(), &scope, role),
             rotate_after: check_rotate_after(raw.rotate_after_days, &scope, None),
             require_locked_memory: raw.require_locked_memory.unwrap_or(false),
             default,
@@ -215,7 +227,7 @@ impl TenantKeks {
         let id = id.map_or("", TenantId::as_str);
         let (scope, raw): (_, raw::TenantKeys) = top.section("keys", table);
         let rotate_after = check_rotate_after(raw.rotate_after_days, &scope, Some(node.rotate_after));
-        let own = check_former(raw.former_keks, &scope, Names::OfTenant);
+        let own = check_former(raw.former_keks, &scope, (Names::OfTenant, node.role));
         let own = own.iter().map(|rule| rule.of(id));
         let Some(provider) = raw.provider else {
             if raw.kek.is_some() {
@@ -225,7 +237,7 @@ impl TenantKeks {
             return Self { former: given.former.into_iter().chain(own).collect(), rotate_after, ..given };
         };
         let provider = scope.word("provider", Some(provider.as_str()), &providers());
-        let current = check_rule(provider, raw.kek, &scope, Names::OfTenant).of(id);
+        let current = check_rule(provider, raw.kek, &scope, (Names::OfTenant, node.role)).of(id);
         Self { current, former: own.collect(), rotate_after }
     }
 }
@@ -233,6 +245,17 @@ impl TenantKeks {
 /// Who makes new versions of KEKs in the keyring.
 const ROTATE: Words<bool> =
     Words { default: false, allowed: &[("manual", false), ("auto", true)], later: &[] };
+
+fn check_rotate(given: Option<&str>, scope: &Scope<'_>, role: KeysRole) -> bool {
+    let by_itself = scope.word("rotate", given, &ROTATE);
+    if by_itself && role == KeysRole::Ingest {
+        scope.fault(
+            "rotate",
+            "\"auto\" is given; allowed: \"manual\" with keys.role = \"ingest\", as it makes versions in a keyring",
+        );
+    }
+    by_itself
+}
 
 /// Reads after how many days a KEK is to be rotated; `given` is what holds where nothing is said.
 fn check_rotate_after(
@@ -257,6 +280,7 @@ fn providers() -> Words<KeyProviderKind> {
             ("aws-kms", KeyProviderKind::AwsKms),
             ("vault-transit", KeyProviderKind::VaultTransit),
             ("pkcs11", KeyProviderKind::Pkcs11),
+            ("recipient", KeyProviderKind::Recipient),
         ],
         later: &[],
     }
@@ -269,8 +293,16 @@ enum Names {
     OfTenant,
 }
 
-fn check_rule(provider: KeyProviderKind, kek: Option<String>, scope: &Scope<'_>, names: Names) -> KekRule {
+fn check_rule(
+    provider: KeyProviderKind,
+    kek: Option<String>,
+    scope: &Scope<'_>,
+    (names, role): (Names, KeysRole),
+) -> KekRule {
     let placeholder = if names == Names::OfNode { PLACEHOLDER } else { "" };
+    if role == KeysRole::Ingest && provider != KeyProviderKind::Recipient {
+        scope.fault("provider", format!("\"{provider}\" is used; allowed: {ONLY_RECIPIENTS}"));
+    }
     match provider {
         KeyProviderKind::Local => {
             if kek.is_some() {
@@ -287,6 +319,7 @@ fn check_rule(provider: KeyProviderKind, kek: Option<String>, scope: &Scope<'_>,
         KeyProviderKind::Pkcs11 => {
             check_kek(scope, kek.as_deref(), |kek| is_key_label(kek, placeholder), KEY_LABEL_RULE);
         }
+        KeyProviderKind::Recipient => check_kek(scope, kek.as_deref(), is_recipient, RECIPIENT_RULE),
     }
     KekRule { provider, kek: kek.unwrap_or_default() }
 }
@@ -300,7 +333,7 @@ fn check_kek(scope: &Scope<'_>, given: Option<&str>, is_allowed: impl Fn(&str) -
     }
 }
 
-fn check_former(tables: Option<Vec<Table>>, scope: &Scope<'_>, names: Names) -> Vec<KekRule> {
+fn check_former(tables: Option<Vec<Table>>, scope: &Scope<'_>, rules: (Names, KeysRole)) -> Vec<KekRule> {
     let tables = tables.unwrap_or_default();
     if tables.len() > MAX_FORMER {
         scope.fault("former_keks", format!("{} are given; allowed: at most {MAX_FORMER}", tables.len()));
@@ -311,7 +344,7 @@ fn check_former(tables: Option<Vec<Table>>, scope: &Scope<'_>, names: Names) -> 
             scope.fault("provider", "is missing; allowed: what keys.provider allows");
         }
         let provider = scope.word("provider", raw.provider.as_deref(), &providers());
-        check_rule(provider, raw.kek, &scope, names)
+        check_rule(provider, raw.kek, &scope, rules)
     };
     tables.into_iter().take(MAX_FORMER).enumerate().map(check).collect()
 }

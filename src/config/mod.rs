@@ -21,6 +21,7 @@ mod listen;
 mod net;
 mod pkcs11;
 mod raw;
+mod recipient;
 mod recording;
 mod requests;
 mod route;
@@ -64,6 +65,8 @@ pub use keys::{KekName, KeyProviderKind, KeyServices, KeysConfig, TenantKeks};
 pub use listen::{Listen, Proxies, Tls};
 pub use net::{HttpsUrl, InvalidName, NodeName, PublicUrl, SocketUrl, WebOrigin};
 pub use pkcs11::Pkcs11;
+pub(crate) use recipient::RECIPIENT_PREFIX;
+pub use recipient::{KeysRole, RecipientFiles};
 pub use recording::{Journal, Segments, Upload};
 pub use requests::Requests;
 pub use route::{Dtmf, Record, Route, RouteMode, RouteProvider};
@@ -220,6 +223,11 @@ impl Config {
         let proxies = Proxies::check(raw.trusted_proxies, raw.client_ip_header.as_deref(), &top);
         let store = StoreKind::check(raw.store, &top, &data_dir, references);
         let absent = [("vault", raw.vault.is_none()), ("pkcs11", raw.pkcs11.is_none())];
+        let services = [
+            ("aws_kms", raw.aws_kms.is_some()),
+            ("vault", raw.vault.is_some()),
+            ("pkcs11", raw.pkcs11.is_some()),
+        ];
         let key_services = KeyServices::check((raw.aws_kms, raw.vault, raw.pkcs11), &top, references);
         let keys = KeysConfig::check(raw.keys, &top, &data_dir);
         let journal = Journal::check(raw.journal, &top, &data_dir);
@@ -228,17 +236,20 @@ impl Config {
         let vapi = VapiNode::check(raw.vapi, &top, references, tls.as_ref());
         let webhook = WebhookNode::check(raw.webhook, &top, references);
         let audit = Audit::check(raw.audit, &top);
-        let repair = Repair::check(raw.repair, &top);
-        let retention = Sweep::check(raw.retention, &top);
+        let repair = Repair::check(raw.repair, &top, keys.role);
+        let retention = Sweep::check(raw.retention, &top, keys.role);
         let index = Index::check(raw.index, &top);
         let requests = Requests::check(raw.requests, &top);
         let drain = Drain::check(raw.drain, &top);
         let log = Log::check(raw.log, &top);
-        let admin = Admin::check(raw.admin, &top, references);
+        let admin = Admin::check(raw.admin, &top, references, keys.role);
         let tenants = check_tenants(raw.tenants, &top, references, (&keys, playback.max_ttl), faults);
         keys::require_services(&tenants, absent, &top);
+        recipient::refuse_services(keys.role, services, &top);
+        let recipient = RecipientFiles::check(raw.recipient, &top, references, (&keys, &tenants));
         // Only here, after all faults have been found, may the check end early.
         let (public_url, node, tls, store, key_services) = (public_url?, node?, tls?, store?, key_services?);
+        let key_services = KeyServices { recipient, ..key_services };
         Some(Self {
             public_url,
             node,

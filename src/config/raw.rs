@@ -52,6 +52,7 @@ section!(
         aws_kms: Table,
         vault: Table,
         pkcs11: Table,
+        recipient: Table,
         journal: Table,
         segments: Table,
         ingest: Table,
@@ -103,6 +104,7 @@ section!(
 );
 section!(
     Keys {
+        role: String,
         require_locked_memory: bool,
         provider: String,
         keyring_file: String,
@@ -139,6 +141,7 @@ section!(
     } later []
 );
 section!(Pkcs11 { module: String, token_label: String, pin: Value } later []);
+section!(Recipient { open_files: Vec<String>, wrap_files: Vec<String> } later []);
 section!(
     /// A tenant's table of the same name.
     TenantKeys { provider: String, kek: String, former_keks: Vec<Table>, rotate_after_days: i64 } later []
@@ -338,6 +341,7 @@ pub(super) fn node_sections() -> Vec<(&'static str, Vec<&'static str>)> {
         ("aws_kms", all_names::<AwsKms>()),
         ("vault", all_names::<Vault>()),
         ("pkcs11", all_names::<Pkcs11>()),
+        ("recipient", all_names::<Recipient>()),
         ("journal", all_names::<Journal>()),
         ("segments", all_names::<Segments>()),
         ("ingest", all_names::<Ingest>()),

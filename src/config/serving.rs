@@ -8,6 +8,7 @@ use toml::Table;
 use tracing::Level;
 
 use super::raw;
+use super::recipient::KeysRole;
 use super::scope::{Bounds, Scope, Words};
 
 const MAX_CONNECTIONS: Bounds = Bounds::new(10_000, 1..=1_000_000);
@@ -133,10 +134,10 @@ pub struct Repair {
 }
 
 impl Repair {
-    pub(super) fn check(table: Option<Table>, top: &Scope<'_>) -> Self {
+    pub(super) fn check(table: Option<Table>, top: &Scope<'_>, role: KeysRole) -> Self {
         let (scope, raw): (_, raw::Repair) = top.section("repair", table);
         Self {
-            enabled: raw.enabled.unwrap_or(true),
+            enabled: role.opener(&scope, "enabled", raw.enabled),
             after: scope.secs("after_secs", raw.after_secs, &REPAIR_AFTER_SECS),
             interval: scope.secs("interval_secs", raw.interval_secs, &REPAIR_INTERVAL_SECS),
         }

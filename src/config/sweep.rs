@@ -7,6 +7,7 @@ use std::time::Duration;
 use toml::Table;
 
 use super::raw;
+use super::recipient::KeysRole;
 use super::scope::{Bounds, Scope};
 
 const INTERVAL_SECS: Bounds = Bounds::new(3_600, 1..=86_400);
@@ -31,12 +32,12 @@ pub struct Sweep {
 }
 
 impl Sweep {
-    pub(super) fn check(table: Option<Table>, top: &Scope<'_>) -> Self {
+    pub(super) fn check(table: Option<Table>, top: &Scope<'_>, role: KeysRole) -> Self {
         let (scope, raw): (_, raw::Sweep) = top.section("retention", table);
         let grace_days = scope.number("grace_days", raw.grace_days, &GRACE_DAYS);
         let share = scope.number("max_share_percent", raw.max_share_percent, &MAX_SHARE_PERCENT);
         Self {
-            sweep: raw.sweep.unwrap_or(true),
+            sweep: role.opener(&scope, "sweep", raw.sweep),
             interval: scope.secs("interval_secs", raw.interval_secs, &INTERVAL_SECS),
             grace: Duration::from_secs(grace_days * DAY_SECS),
             max_deletions: scope.size("max_deletions_per_run", raw.max_deletions_per_run, &MAX_DELETIONS),

@@ -10,6 +10,7 @@ use crate::domain::ids::{RouteName, TenantId};
 use super::keys::{KeysConfig, TenantKeks};
 use super::net::WebOrigin;
 use super::raw;
+use super::recipient::KeysRole;
 use super::route::Route;
 use super::scope::{Bounds, Scope, Words};
 use super::secret::{References, Secret};
@@ -163,8 +164,8 @@ impl Tenant {
         let twilio = Twilio::check(raw.twilio, scope, references, providers.twilio);
         let vapi = Vapi::check(raw.vapi, scope, references, providers.vapi);
         let tickets = TenantTickets::check(raw.tickets, scope, references, providers.vapi_transport);
-        let playback = TenantPlayback::check(raw.playback, scope, references, max_ttl);
-        let webhook = Webhook::check(raw.webhook, scope, references);
+        let playback = TenantPlayback::check(raw.playback, scope, references, (keys.role, max_ttl));
+        let webhook = Webhook::check(raw.webhook, scope, references, keys.role);
         let routes = Route::check_all(raw.route.unwrap_or_default(), scope, references);
         if routes.iter().filter_map(|route| route.upstream.as_ref()).any(|agent| agent.on_loss.hangs_up()) {
             twilio.require_api_users(scope);
@@ -314,9 +315,15 @@ impl TenantPlayback {
         table: Option<Table>,
         scope: &Scope<'_>,
         references: &References<'_>,
-        node_max: Duration,
+        (role, node_max): (KeysRole, Duration),
     ) -> Self {
         let (scope, raw): (_, raw::TenantPlayback) = scope.section("playback", table);
+        if role == KeysRole::Ingest && raw.grant_keys.is_some() {
+            scope.fault(
+                "grant_keys",
+                "is given; allowed: none with keys.role = \"ingest\", as whoever has one can make links that other nodes obey",
+            );
+        }
         let ttl = Bounds::new(node_max.as_secs(), 1..=node_max.as_secs());
         let parse = |(index, text): (usize, &String)| scope.parse(&format!("allowed_origins[{index}]"), text);
         let origins = raw.allowed_origins.unwrap_or_default();

@@ -156,6 +156,7 @@ fn the_commented_files_have_every_option() {
     assert_has_options::<raw::AwsKms>(&node, "aws_kms");
     assert_has_options::<raw::Vault>(&node, "vault");
     assert_has_options::<raw::Pkcs11>(&node, "pkcs11");
+    assert_has_options::<raw::Recipient>(&node, "recipient");
     assert_has_options::<raw::Journal>(&node, "journal");
     assert_has_options::<raw::Segments>(&node, "segments");
     assert_has_options::<raw::Ingest>(&node, "ingest");

@@ -12,6 +12,7 @@ use crate::domain::notice::{NoticeKind, Schedule};
 
 use super::net::HttpsUrl;
 use super::raw;
+use super::recipient::KeysRole;
 use super::scope::{Bounds, Scope};
 use super::secret::{References, Secret};
 use super::store::check_ca_file;
@@ -46,7 +47,7 @@ pub struct WebhookNode {
 pub struct Webhook {
     /// Where notices are posted.
     pub url: HttpsUrl,
-    /// What they are signed with: one or two, each with at least 32 bytes.
+    /// What they are signed with: one or two, each with at least 32 bytes. None where notices are only written.
     pub secrets: Vec<Secret>,
     /// What is told.
     pub events: BTreeSet<NoticeKind>,
@@ -84,12 +85,19 @@ impl Webhook {
         table: Option<Table>,
         scope: &Scope<'_>,
         references: &References<'_>,
+        role: KeysRole,
     ) -> Option<Self> {
         let (scope, raw): (_, raw::Webhook) = scope.section("webhook", Some(table?));
         if raw.url.is_none() {
             scope.fault("url", "is missing; allowed: \"https://host/path\"");
         }
-        if raw.secrets.is_none() {
+        if role == KeysRole::Ingest && raw.secrets.is_some() {
+            scope.fault(
+                "secrets",
+                "is given; allowed: none with keys.role = \"ingest\", as nodes that open recordings sign and deliver notices",
+            );
+        }
+        if role == KeysRole::Full && raw.secrets.is_none() {
             scope.fault("secrets", "is missing; allowed: a list such as [{ file = \"…\" }]");
         }
         let secrets = check_secrets(&scope, references.list(&scope, "secrets", raw.secrets.clone()));

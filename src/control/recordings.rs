@@ -56,6 +56,7 @@ impl From<KeyError> for RecordingError {
             KeyError::BadEnvelope(_) => Self::Integrity(Box::new(error)),
             KeyError::NoKek
             | KeyError::ForeignKek
+            | KeyError::WriteOnly
             | KeyError::Denied { .. }
             | KeyError::BadLogin(_)
             | KeyError::Throttled(_)

@@ -1,5 +1,8 @@
 //! After a crash: finishes every recording that the journal of an earlier process knows and the store does not.
 //!
+//! A node that only records cannot finish one, as that takes the key. It puts what the journal has into the store, where a node
+//! that opens recordings finds and finishes it, as those of a node that never came back.
+//!
 //! Idempotent: a crash during recovery leaves it to the next start, which comes to the same objects.
 
 use std::sync::Arc;
@@ -12,7 +15,7 @@ use crate::control::repair::{Outcome, SettleError, Settler};
 use crate::domain::cmr::whole_frames_prefix;
 use crate::domain::ids::{RecordingId, TenantId};
 use crate::journal::{Replay, ReplayedRecording, ReplayedSegment};
-use crate::keys::{KeyError, OpenedKey};
+use crate::keys::KeyError;
 use crate::observe::metrics;
 use crate::store::{ByteRange, ObjectName, PutOutcome, StoreError, layout};
 use crate::upload::{CompactError, FinalObject, RecordingObjects, RetentionTags, Retry};
@@ -33,6 +36,8 @@ pub struct OpenedNote {
 pub struct RecoveryReport {
     /// Recordings finished now.
     pub recovered: u64,
+    /// Recordings of which everything is in the store now, for a node that opens them to finish.
+    pub handed_over: u64,
     /// Recordings that were finished before, or of which nothing had been sealed.
     pub nothing_to_do: u64,
     /// Recordings that could not be finished; they stay in the journal.
@@ -82,6 +87,14 @@ fn is_passing(error: &StoreError) -> bool {
     error.is_retryable() || matches!(error, StoreError::NotFound)
 }
 
+/// What became of a recording.
+enum Recovered {
+    /// There was nothing to do.
+    Nothing,
+    Finished,
+    HandedOver,
+}
+
 /// Finishes what earlier processes left.
 pub struct Recovery {
     replay: Arc<Replay>,
@@ -123,15 +136,20 @@ impl Recovery {
         &self,
         report: &mut RecoveryReport,
         recording: &ReplayedRecording,
-        outcome: Result<bool, RecoverError>,
+        outcome: Result<Recovered, RecoverError>,
     ) {
         match outcome {
-            Ok(true) => {
+            Ok(Recovered::Finished) => {
                 report.recovered += 1;
                 ::metrics::counter!(metrics::RECORDINGS_RECOVERED).increment(1);
                 tracing::info!(recording = %recording.recording, "recording recovered after a crash");
             }
-            Ok(false) => report.nothing_to_do += 1,
+            Ok(Recovered::HandedOver) => {
+                report.handed_over += 1;
+                ::metrics::counter!(metrics::RECORDINGS_HANDED_OVER).increment(1);
+                tracing::info!(recording = %recording.recording, "recording cut off by a crash is stored, for others to finish");
+            }
+            Ok(Recovered::Nothing) => report.nothing_to_do += 1,
             Err(error) => {
                 report.failed += 1;
                 ::metrics::counter!(metrics::RECOVERY_FAILED).increment(1);
@@ -149,7 +167,7 @@ impl Recovery {
         self.release(recording.recording).await;
     }
 
-    async fn recover_patiently(&self, recording: &ReplayedRecording) -> Result<bool, RecoverError> {
+    async fn recover_patiently(&self, recording: &ReplayedRecording) -> Result<Recovered, RecoverError> {
         let mut retry = Retry::new(self.settler.policy());
         loop {
             match self.recover(recording).await {
@@ -163,36 +181,50 @@ impl Recovery {
         }
     }
 
-    /// Answers whether there was anything to do.
-    async fn recover(&self, replayed: &ReplayedRecording) -> Result<bool, RecoverError> {
+    async fn recover(&self, replayed: &ReplayedRecording) -> Result<Recovered, RecoverError> {
         if replayed.finished {
-            return Ok(false);
+            return Ok(Recovered::Nothing);
         }
         let (note, tenant) = opened_note(replayed)?;
-        let key = match self.settler.open_key(&tenant, replayed.recording).await {
+        if !self.can_be_finished(&tenant, replayed.recording).await? {
             // Its key was destroyed on purpose: nothing of it can be opened any more.
-            Err(KeyError::NoEnvelope) => return Ok(false),
-            key => key?,
-        };
-        let retention = RetentionTags { tenant: key.ids.tenant, days: note.retention_days };
+            return Ok(Recovered::Nothing);
+        }
+        let retention = RetentionTags { tenant: tenant.tag(), days: note.retention_days };
         let objects = self.settler.objects(&tenant, replayed.recording);
         let finals = finals(&objects).await?;
         for segment in &replayed.segments {
-            self.put_segment(&objects, &key, retention, &finals, segment).await?;
+            self.put_segment(&objects, retention, &finals, segment).await?;
+        }
+        if !self.settler.opens() {
+            return Ok(Recovered::HandedOver);
         }
         let settlement = self.settler.settle(&tenant, replayed.recording).await?;
         if settlement.set_aside > 0 {
             let segments = settlement.set_aside;
             tracing::warn!(recording = %replayed.recording, segments, "segments behind a missing one are not played");
         }
-        Ok(settlement.outcome != Outcome::Nothing)
+        match settlement.outcome {
+            Outcome::Nothing => Ok(Recovered::Nothing),
+            Outcome::AlreadyFinal | Outcome::Cleaned | Outcome::Finished { .. } => Ok(Recovered::Finished),
+        }
+    }
+
+    /// Whether a recording has its key still; where recordings are opened, that it opens.
+    async fn can_be_finished(&self, tenant: &TenantId, recording: RecordingId) -> Result<bool, RecoverError> {
+        if !self.settler.opens() {
+            return Ok(self.settler.has_key(tenant, recording).await?);
+        }
+        match self.settler.open_key(tenant, recording).await {
+            Err(KeyError::NoEnvelope) => Ok(false),
+            key => Ok(key.map(|_| true)?),
+        }
     }
 
     /// Puts what the journal has of a segment that the store does not have.
     async fn put_segment(
         &self,
         objects: &RecordingObjects<'_>,
-        key: &OpenedKey,
         retention: RetentionTags,
         finals: &[FinalObject],
         segment: &ReplayedSegment,
@@ -204,7 +236,7 @@ impl Recovery {
         if bytes.is_empty() || is_in(objects, finals, segment, &bytes).await? {
             return Ok(());
         }
-        let name = layout::segment(key.ids.tenant, key.ids.recording, segment.writer, segment.seq);
+        let name = layout::segment(objects.tenant, objects.recording, segment.writer, segment.seq);
         match objects.requests.put(&name, bytes.clone(), &retention.tags(clock::wall())).await? {
             PutOutcome::Created => Ok(()),
             // Stored before the crash, perhaps with frames that the journal had not written yet.

@@ -1,6 +1,7 @@
 //! `GET` and `HEAD /play/{tenant}/{recording}.wav`: audio for whoever has a grant.
 //!
-//! Order: the grant's signature, its terms, the recording, a durable audit record, and only then audio.
+//! Order: the grant's signature, its terms, the recording, a durable audit record, and only then audio. A node that only records
+//! looks at nothing of it, as it has not even the keys that grants are signed with.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -95,6 +96,10 @@ pub(super) async fn answer<B>(request: &Request<B>, peer: Peer, id: &str, node: 
 
 async fn serve<B>(request: &Request<B>, peer: Peer, id: &str, node: &Arc<Node>) -> Result<Answer, Refused> {
     let (tenant_id, recording) = parse_path(request.uri().path()).ok_or_else(Refused::not_found)?;
+    if !node.keys.opens() {
+        let detail = "this node cannot open recordings; ask a node that does";
+        return Err(Refused::new(StatusCode::SERVICE_UNAVAILABLE, "write_only", detail));
+    }
     let query = request.uri().query().unwrap_or_default();
     let tenant = node.tenant(&tenant_id);
     let grant = SignedGrant::parse_query(&tenant_id, recording, query)

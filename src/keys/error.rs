@@ -18,6 +18,9 @@ pub enum KeyError {
     /// An envelope that is not one, or that does not open to the key it names.
     #[error("key envelope does not open: {0}")]
     BadEnvelope(&'static str),
+    /// This node only records. Another one can open it.
+    #[error("this node cannot open recordings: keys.role is \"ingest\"")]
+    WriteOnly,
     /// The key service refuses the KEK: no right to it, disabled, about to be deleted, gone. Its owner can change that.
     #[error("key service refuses the key-encryption key: {why}")]
     Denied {
@@ -61,6 +64,7 @@ impl KeyError {
             Self::ForeignKek => "foreign_kek",
             Self::NoEnvelope => "no_envelope",
             Self::BadEnvelope(_) => "bad_envelope",
+            Self::WriteOnly => "write_only",
             Self::Denied { .. } => "denied",
             Self::BadLogin(_) => "bad_login",
             Self::Throttled(_) => "throttled",
@@ -91,6 +95,7 @@ impl KeyError {
             | Self::ForeignKek
             | Self::NoEnvelope
             | Self::BadEnvelope(_)
+            | Self::WriteOnly
             | Self::Denied { .. }
             | Self::BadLogin(_)
             | Self::Entropy => false,

@@ -13,6 +13,7 @@ mod local;
 mod pkcs11;
 mod pool;
 mod providers;
+mod recipient;
 mod rewrap;
 mod service;
 mod vault;
@@ -31,12 +32,20 @@ pub use error::{KeyError, Said};
 pub use keyring::{Keyring, KeyringError};
 pub use local::{LocalKeys, system_random};
 pub use providers::Providers;
+pub use recipient::{
+    Recipient, RecipientError, RecipientFile, Recipients, init_recipient, try_recipients, write_wrap_file,
+};
 pub use rewrap::{Rewrapped, needs_move};
 pub use service::{KeyService, Minted, OpenedKey};
 
 /// What holds the KEKs of all tenants. [`Providers`] does; a keyring alone is enough for tests.
 #[async_trait]
 pub trait KeyProvider: Send + Sync {
+    /// Whether this node opens what it wraps; one that only records does not, whatever keys it may find.
+    fn opens(&self) -> bool {
+        true
+    }
+
     /// Wraps a DEK under the newest version of the tenant's present KEK. There is never a fall-back to another one.
     ///
     /// # Errors
@@ -52,7 +61,8 @@ pub trait KeyProvider: Send + Sync {
     /// Unwraps a DEK. The caller checks that it is the one that `ids` names.
     ///
     /// # Errors
-    /// [`KeyError::ForeignKek`] for a KEK that is not the tenant's; see [`KeyError`].
+    /// [`KeyError::ForeignKek`] for a KEK that is not the tenant's; [`KeyError::WriteOnly`] where [`KeyProvider::opens`] is
+    /// false; see [`KeyError`].
     async fn unwrap(&self, tenant: &TenantId, ids: &Expected, wrap: &Wrap) -> Result<Dek, KeyError>;
 
     /// Returns what a new DEK of the tenant would be wrapped under.

@@ -22,17 +22,19 @@ use crate::domain::time::UnixMillis;
 
 use super::aws_kms::AwsKms;
 use super::calls::{Calls, counted, not_configured};
-use super::envelope::{UsedKek, Wrap};
+use super::envelope::{UNVERSIONED, UsedKek, Wrap};
 use super::pkcs11::Token;
 use super::vault::VaultTransit;
-use super::{KekService, KeyError, KeyProvider, Keyring, LocalKeys, Wrapped};
+use super::{KekService, KeyError, KeyProvider, Keyring, LocalKeys, Recipients, Wrapped};
 
 /// The largest wrapped DEK: that of AWS KMS.
 const MAX_BLOB_BYTES: usize = 6144;
 
 /// All key services of a node.
 pub struct Providers {
+    opens: bool,
     local: Option<LocalKeys>,
+    recipients: ArcSwap<Recipients>,
     services: Vec<Service>,
     keks: ArcSwap<HashMap<TenantId, TenantKeks>>,
 }
@@ -47,10 +49,24 @@ impl Providers {
     /// Holds the KEKs of these tenants; a keyring is needed only where one of them has a KEK in it.
     pub fn new(ring: Option<Keyring>, tenants: impl IntoIterator<Item = (TenantId, TenantKeks)>) -> Self {
         Self {
+            opens: true,
             local: ring.map(LocalKeys::new),
+            recipients: ArcSwap::default(),
             services: Vec::new(),
             keks: ArcSwap::from_pointee(tenants.into_iter().collect()),
         }
+    }
+
+    /// Adds the key pairs that there are files of.
+    #[must_use]
+    pub fn with_recipients(self, recipients: Recipients) -> Self {
+        Self { recipients: ArcSwap::from_pointee(recipients), ..self }
+    }
+
+    /// From now on wraps and never opens.
+    #[must_use]
+    pub fn write_only(self) -> Self {
+        Self { opens: false, ..self }
     }
 
     /// Adds AWS KMS; it is not asked anything yet.
@@ -84,16 +100,18 @@ impl Providers {
         self
     }
 
-    /// Takes other tenants and another keyring; what runs goes on with the old ones. Returns the tenants whose present KEK
-    /// is another one now.
+    /// Takes other tenants, another keyring and other key pairs; what runs goes on with the old ones. Returns the tenants
+    /// whose present KEK is another one now.
     pub fn replace(
         &self,
         ring: Option<Keyring>,
+        recipients: Recipients,
         tenants: impl IntoIterator<Item = (TenantId, TenantKeks)>,
     ) -> Vec<TenantId> {
         if let (Some(local), Some(ring)) = (&self.local, ring) {
             local.replace(ring);
         }
+        self.recipients.store(Arc::new(recipients));
         let new: HashMap<_, _> = tenants.into_iter().collect();
         let old = self.keks.load_full();
         let is_moved = |(tenant, keks): &(&TenantId, &TenantKeks)| {
@@ -115,6 +133,8 @@ impl Providers {
     pub fn has(&self, kind: KeyProviderKind) -> bool {
         match kind {
             KeyProviderKind::Local => self.local.is_some(),
+            // Their files are read again whenever the configuration is.
+            KeyProviderKind::Recipient => true,
             KeyProviderKind::AwsKms | KeyProviderKind::VaultTransit | KeyProviderKind::Pkcs11 => {
                 self.service(kind).is_ok()
             }
@@ -146,8 +166,13 @@ impl Providers {
         ids: &Expected,
         dek: &Dek,
     ) -> Result<Wrap, KeyError> {
-        if kek.provider == KeyProviderKind::Local {
-            return self.local()?.wrap(tenant, ids, dek).await;
+        match kek.provider {
+            KeyProviderKind::Local => return self.local()?.wrap(tenant, ids, dek).await,
+            KeyProviderKind::Recipient => {
+                let blob = self.recipients.load().wrap(&kek.kek, ids, dek)?;
+                return Ok(wrap_of(kek, Wrapped { blob, version: UNVERSIONED.to_owned() }));
+            }
+            KeyProviderKind::AwsKms | KeyProviderKind::VaultTransit | KeyProviderKind::Pkcs11 => {}
         }
         let Service { calls, service, .. } = self.service(kek.provider)?;
         let wrapped = calls.make(|| service.wrap(&kek.kek, ids, dek)).await?;
@@ -164,8 +189,11 @@ impl Providers {
         if kek.provider == KeyProviderKind::Local {
             return self.local()?.unwrap(tenant, ids, wrap).await;
         }
-        let Service { calls, service, .. } = self.service(kek.provider)?;
         let blob = blob_of(wrap)?;
+        if kek.provider == KeyProviderKind::Recipient {
+            return self.recipients.load().unwrap(&kek.kek, ids, &blob);
+        }
+        let Service { calls, service, .. } = self.service(kek.provider)?;
         calls.make(|| service.unwrap(&kek.kek, ids, &blob)).await
     }
 
@@ -176,7 +204,8 @@ impl Providers {
         ids: &Expected,
         wrap: &Wrap,
     ) -> Result<Option<Wrap>, KeyError> {
-        if from.provider != to.provider || from.provider == KeyProviderKind::Local {
+        let is_inside_us = matches!(from.provider, KeyProviderKind::Local | KeyProviderKind::Recipient);
+        if from.provider != to.provider || is_inside_us {
             return Ok(None);
         }
         let Service { calls, service, .. } = self.service(to.provider)?;
@@ -189,6 +218,10 @@ impl Providers {
 
 #[async_trait]
 impl KeyProvider for Providers {
+    fn opens(&self) -> bool {
+        self.opens
+    }
+
     async fn wrap(&self, tenant: &TenantId, ids: &Expected, dek: &Dek) -> Result<Wrap, KeyError> {
         let kek = self.keks(tenant)?.current;
         counted(kek.provider.name(), "wrap", self.wrap_under(&kek, tenant, ids, dek)).await
@@ -200,6 +233,9 @@ impl KeyProvider for Providers {
     }
 
     async fn unwrap(&self, tenant: &TenantId, ids: &Expected, wrap: &Wrap) -> Result<Dek, KeyError> {
+        if !self.opens {
+            return Err(KeyError::WriteOnly);
+        }
         let kek = self.named(tenant, wrap)?;
         counted(kek.provider.name(), "unwrap", self.unwrap_from(&kek, tenant, ids, wrap)).await
     }
@@ -209,9 +245,13 @@ impl KeyProvider for Providers {
         if kek.provider == KeyProviderKind::Local {
             return self.local()?.newest(tenant).await;
         }
-        let Service { calls, service, .. } = self.service(kek.provider)?;
-        let asking = calls.make(|| service.newest_version(&kek.kek));
-        let version = counted(kek.provider.name(), "version", asking).await?;
+        let version = if kek.provider == KeyProviderKind::Recipient {
+            UNVERSIONED.to_owned()
+        } else {
+            let Service { calls, service, .. } = self.service(kek.provider)?;
+            let asking = calls.make(|| service.newest_version(&kek.kek));
+            counted(kek.provider.name(), "version", asking).await?
+        };
         Ok(UsedKek { provider: kek.provider.name().to_owned(), kek: kek.kek, version })
     }
 
@@ -220,12 +260,18 @@ impl KeyProvider for Providers {
         if kek.provider == KeyProviderKind::Local {
             return self.local()?.newest_made(tenant).await;
         }
+        if kek.provider == KeyProviderKind::Recipient {
+            return self.recipients.load().made(&kek.kek);
+        }
         let Service { calls, service, .. } = self.service(kek.provider)?;
         let asking = calls.make(|| service.newest_made(&kek.kek));
         counted(kek.provider.name(), "version", asking).await
     }
 
     async fn rewrap(&self, tenant: &TenantId, ids: &Expected, wrap: &Wrap) -> Result<Wrap, KeyError> {
+        if !self.opens {
+            return Err(KeyError::WriteOnly);
+        }
         let (from, to) = (self.named(tenant, wrap)?, self.keks(tenant)?.current);
         if let Some(moved) = self.move_inside((&from, &to), ids, wrap).await? {
             return Ok(moved);

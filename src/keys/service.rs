@@ -4,7 +4,8 @@
 //! key service or the store. An entry that nobody takes is erased after ten minutes. Opened DEKs are cached for at most
 //! five minutes. These times are how long a KEK that was withdrawn, or a DEK that was destroyed, may still be of use.
 //!
-//! A wrap is opened once before its DEK is handed out: nothing is ever recorded under an envelope that does not open.
+//! A wrap is opened once before its DEK is handed out: nothing is ever recorded under an envelope that does not open. A node
+//! that only records cannot do that; what it does instead is in `recipient`.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -82,6 +83,11 @@ impl KeyService {
         Self { provider, store, pool: Pool::default(), cache: Mutex::default() }
     }
 
+    /// Whether this node opens recordings; else [`KeyService::open`] answers [`KeyError::WriteOnly`].
+    pub fn opens(&self) -> bool {
+        self.provider.opens()
+    }
+
     /// Takes a DEK for a new recording: from the pool, or minted now.
     ///
     /// Waits for a key service only when the pool is empty and the last mint succeeded.
@@ -134,7 +140,9 @@ impl KeyService {
             let tag = tenant.tag();
             let ids = Expected { tenant: tag, recording, key: dek.key_id(tag, recording) };
             let wrap = self.provider.wrap(tenant, &ids, &dek).await?;
-            self.unwrap_checked(tenant, &ids, &wrap).await?;
+            if self.opens() {
+                self.unwrap_checked(tenant, &ids, &wrap).await?;
+            }
             match self.put_envelope(&ids, 0, &Envelope::new(&ids, wrap)).await? {
                 PutOutcome::Created => {}
                 PutOutcome::AlreadyExists => {
@@ -151,8 +159,11 @@ impl KeyService {
     /// Opens the DEK of a recording for reading.
     ///
     /// # Errors
-    /// [`KeyError::NoEnvelope`] for an unknown recording; see [`KeyError`].
+    /// [`KeyError::NoEnvelope`] for an unknown recording; [`KeyError::WriteOnly`] on a node that only records; see [`KeyError`].
     pub async fn open(&self, tenant: &TenantId, recording: RecordingId) -> Result<OpenedKey, KeyError> {
+        if !self.opens() {
+            return Err(KeyError::WriteOnly);
+        }
         if let Some(opened) = self.cached(tenant, recording) {
             return Ok(opened);
         }

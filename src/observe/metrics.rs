@@ -114,6 +114,12 @@ pub const ALL: &[Metric] = &[
     ),
     metric(RECORDINGS_FINISHED, Kind::Counter, Unit::Count, "Recordings finished, by life."),
     metric(RECORDINGS_RECOVERED, Kind::Counter, Unit::Count, "Recordings finished after a crash."),
+    metric(
+        RECORDINGS_HANDED_OVER,
+        Kind::Counter,
+        Unit::Count,
+        "Recordings cut off by a crash, stored for a node that opens them to finish.",
+    ),
     metric(RECOVERY_FAILED, Kind::Counter, Unit::Count, "Recordings not recovered at start. Normal is 0."),
     metric(
         RECORDINGS_ADOPTED,

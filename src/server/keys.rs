@@ -1,16 +1,19 @@
 //! Opens keyring and key services at start, and takes what has changed at SIGHUP.
 
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::clock;
-use crate::config::{Config, KeyProviderKind, Tenant, TenantKeks};
+use crate::config::{Config, KekName, KeyProviderKind, KeysRole, Tenant, TenantKeks};
 use crate::control::key_age::KeyAges;
 use crate::domain::ids::TenantId;
 use crate::jitter::jittered;
-use crate::keys::{KeyService, Keyring, KeyringError, Providers};
+use crate::keys::{
+    KeyProvider, KeyService, Keyring, KeyringError, Providers, Recipient, RecipientError, RecipientFile,
+    Recipients, try_recipients,
+};
 use crate::locked::{self, Report};
 use crate::node::Node;
 use crate::store::Store;
@@ -26,7 +29,8 @@ const RING_INTERVAL: Duration = Duration::from_secs(5);
 /// Opens the keys that the configuration names. To be called within a runtime.
 ///
 /// # Errors
-/// [`StartError::Keyring`], [`StartError::NoKek`]; [`StartError::System`] for certificates that cannot be used.
+/// [`StartError::Keyring`], [`StartError::NoKek`]; [`StartError::Recipient`], [`StartError::NoRecipient`],
+/// [`StartError::KeyringOnIngest`]; [`StartError::System`] for certificates that cannot be used.
 pub fn open_keys(config: &Config, store: &Arc<dyn Store>) -> Result<Arc<KeyService>, StartError> {
     let provider = Arc::new(open(config)?);
     Ok(Arc::new(KeyService::new(provider, Arc::clone(store))))
@@ -35,7 +39,11 @@ pub fn open_keys(config: &Config, store: &Arc<dyn Store>) -> Result<Arc<KeyServi
 /// Opens the key services that tenants have KEKs in. To be called within a runtime.
 pub(super) fn open(config: &Config) -> Result<Providers, StartError> {
     lock_memory(config)?;
-    let mut providers = Providers::new(load_keyring(config)?, keks_of(&config.tenants));
+    let mut providers = Providers::new(load_keyring(config)?, keks_of(&config.tenants))
+        .with_recipients(load_recipients(config)?);
+    if config.keys.role == KeysRole::Ingest {
+        return Ok(providers.write_only());
+    }
     let failed = |what: &str| {
         let what = what.to_owned();
         |source| StartError::System { what, source }
@@ -84,13 +92,16 @@ pub(super) fn replace(
     config: &Config,
 ) -> Result<(), StartError> {
     let is_used = |kind| config.tenants.iter().any(|tenant| tenant.keks.use_provider(kind));
+    if providers.opens() != (config.keys.role == KeysRole::Full) {
+        return Err(StartError::NewRole);
+    }
     let is_new = |kind: &KeyProviderKind| !providers.has(*kind) && is_used(*kind);
     if let Some(kind) = KeyProviderKind::ALL.into_iter().find(is_new) {
         return Err(StartError::NewProvider(kind));
     }
     let moved = {
         let _only_one = RING.lock().unwrap_or_else(PoisonError::into_inner);
-        providers.replace(load_keyring(config)?, keks_of(&config.tenants))
+        providers.replace(load_keyring(config)?, load_recipients(config)?, keks_of(&config.tenants))
     };
     let keys = Arc::clone(keys);
     tokio::spawn(async move { keys.erase_pools_of(&moved).await });
@@ -146,9 +157,43 @@ fn keks_of(tenants: &[Tenant]) -> impl Iterator<Item = (TenantId, TenantKeks)> {
     tenants.iter().map(|tenant| (tenant.id.clone(), tenant.keks.clone()))
 }
 
+/// Reads the files of key pairs; there must be one of each that a tenant's new keys are wrapped under and, where recordings are
+/// opened, of each that older ones may be under.
+fn load_recipients(config: &Config) -> Result<Recipients, StartError> {
+    let files = &config.key_services.recipient;
+    let load = |files: &[PathBuf], kind| {
+        files.iter().map(|path| Recipient::load(path, kind)).collect::<Result<Vec<_>, RecipientError>>()
+    };
+    let mut recipients = load(&files.open, RecipientFile::Open)?;
+    recipients.extend(load(&files.wrap, RecipientFile::Wrap)?);
+    if !recipients.is_empty() {
+        try_recipients()?;
+    }
+    let recipients = Recipients::new(recipients);
+    for tenant in &config.tenants {
+        let needed = match config.keys.role {
+            KeysRole::Full => tenant.keks.former.len() + 1,
+            KeysRole::Ingest => 1,
+        };
+        let of_pairs = |kek: &&KekName| kek.provider == KeyProviderKind::Recipient;
+        if let Some(kek) = tenant.keks.all().take(needed).filter(of_pairs).find(|kek| !recipients.has(kek)) {
+            let (tenant, kek) = (tenant.id.clone(), kek.kek.clone());
+            let option = match config.keys.role {
+                KeysRole::Full => "recipient.open_files",
+                KeysRole::Ingest => "recipient.wrap_files",
+            };
+            return Err(StartError::NoRecipient { tenant, kek, option });
+        }
+    }
+    Ok(recipients)
+}
+
 /// Reads the keyring, where a tenant has a key in it; whose new keys are wrapped there must have one.
 fn load_keyring(config: &Config) -> Result<Option<Keyring>, StartError> {
     let (kind, keyring_file) = (KeyProviderKind::Local, &config.keys.keyring_file);
+    if config.keys.role == KeysRole::Ingest && keyring_file.exists() {
+        return Err(StartError::KeyringOnIngest(keyring_file.clone()));
+    }
     if !config.tenants.iter().any(|tenant| tenant.keks.use_provider(kind)) {
         return Ok(None);
     }

@@ -9,6 +9,8 @@ mod node;
 mod notices;
 mod pkcs11;
 mod pool;
+mod recipient;
 mod vault;
 mod vault_stub;
 mod world;
+mod write_only;

@@ -393,12 +393,21 @@ fn opened_by_the_other(store: &Path, recorded: &Recorded) -> Option<Value> {
 
 /// Opens a recording of [`TENANT`] with the independent reader; `None` when there is no Python for it.
 pub(crate) fn described_by_the_other(store: &Path, dek: &[u8], recording: RecordingId) -> Option<Value> {
-    let (reader, dek, recording) = (repository("tests/reader/cmr1.py"), hex(dek), recording.to_string());
-    let arguments =
-        ["open", "--json", "--tenant", TENANT, "--dek", &dek, "--recording", &recording, "--store"];
+    described_by_the_other_with(store, "--dek", hex(dek).as_ref(), &recording.to_string())
+}
+
+/// The same with another option that leads to the key.
+pub(crate) fn described_by_the_other_with(
+    store: &Path,
+    option: &str,
+    key: &Path,
+    recording: &str,
+) -> Option<Value> {
+    let reader = repository("tests/reader/cmr1.py");
+    let arguments = ["open", "--json", "--tenant", TENANT, "--recording", recording, "--store"];
     let mut all = vec![reader.as_os_str()];
     all.extend(arguments.map(OsStr::new));
-    all.push(store.as_os_str());
+    all.extend([store.as_os_str(), OsStr::new(option), key.as_os_str()]);
     let (success, said) = python(&all)?;
     assert!(success, "{said}");
     Some(serde_json::from_str(&said).unwrap())

@@ -16,7 +16,7 @@ use crate::control::retention::OrderedBy;
 use crate::control::rewrap::{Rewrap, RewrapReport, Status};
 use crate::domain::ids::TenantId;
 use crate::domain::time::UnixMillis;
-use crate::keys::{KeyService, Keyring, UsedKek, system_random};
+use crate::keys::{KeyError, KeyService, Keyring, UsedKek, system_random};
 use crate::store::Store;
 
 use super::super::target::{Opened, end_audit};
@@ -222,6 +222,9 @@ pub(crate) fn rewrap(args: &RewrapArgs) -> CommandResult {
     let tenants = args.target.tenants(&config)?;
     runtime()?.block_on(async {
         let opened = Rotation::of(config).await?;
+        if !opened.keys.opens() {
+            return Err(KeyError::WriteOnly.into());
+        }
         let done = rewrap_all(args, &opened, &tenants).await;
         end_audit(&opened.audit).await;
         done
@@ -382,6 +385,10 @@ fn rotated_elsewhere(config: &Config, tenant: &TenantId) -> Option<&'static str>
         KeyProviderKind::Pkcs11 => Some(
             "its key is in a token; make another key there, name it in keys.kek and this one in former_keks, then: callseal \
              keys rewrap",
+        ),
+        KeyProviderKind::Recipient => Some(
+            "its key is a key pair; make another one (callseal keys recipient init), name it in keys.kek and this one in \
+             former_keks where recordings are opened, then: callseal keys rewrap",
         ),
         KeyProviderKind::VaultTransit => Some(
             "its key is in Vault; make a new version there (vault write -f MOUNT/keys/NAME/rotate), then: callseal keys rewrap",

@@ -162,3 +162,95 @@ fn a_key_gets_as_old_as_its_tenant_or_its_node_says() {
         ["keys.rotate_after_days"]
     );
 }
+
+const PAIR: &str = "xwing/00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
+
+#[test]
+fn a_key_pair_needs_a_name_and_the_file_of_the_nodes_role() {
+    let kek = format!("provider = \"recipient\"\nkek = {PAIR:?}\n");
+    let open = "[recipient]\nopen_files = [\"pair.open\"]\n";
+    let wrap = "[recipient]\nwrap_files = [\"pair.wrap\"]\n";
+    assert_eq!(keks(&format!("{kek}{open}"), ""), [("recipient", PAIR.to_owned())]);
+    let acme = Shelf::with(&[("t.toml", "id = \"acme\"")]);
+    let of = |text: &str| faults_of(&format!("{NODE}[keys]\n{text}"), &[], &acme);
+    for bad in
+        ["", "xwing/", "xwing/00", &PAIR[6..], &PAIR.to_uppercase(), &format!("{PAIR}0"), "xwing/{tenant}"]
+    {
+        let kek = format!("provider = \"recipient\"\nkek = {bad:?}\n");
+        assert_eq!(names(&of(&format!("{kek}{open}"))), ["keys.kek"], "{bad}");
+    }
+    assert_eq!(names(&of(&kek)), ["recipient.open_files"]);
+    assert_eq!(names(&of(&format!("{kek}{wrap}"))), ["recipient.open_files", "recipient.wrap_files"]);
+    assert_eq!(
+        names(&of(&format!("{kek}{}", open.replace("pair.open", "missing")))),
+        ["recipient.open_files[0]"]
+    );
+    let many = format!("open_files = [{}]", vec!["\"x\""; 257].join(", "));
+    assert_eq!(names(&of(&format!("{kek}[recipient]\n{many}"))), ["recipient.open_files"]);
+
+    let locked = format!("require_locked_memory = true\n{kek}{open}");
+    assert_eq!(names(&of(&locked)), ["recipient.open_files"], "private keys do not lie there");
+    let locked = format!("require_locked_memory = true\nrole = \"ingest\"\n{kek}{wrap}");
+    assert!(check(&format!("{NODE}[keys]\n{locked}"), &[], &acme).is_ok());
+
+    let ingest = format!("role = \"ingest\"\n{kek}");
+    let config = check(&format!("{NODE}[keys]\n{ingest}{wrap}"), &[], &acme).unwrap();
+    assert_eq!(config.keys.role, KeysRole::Ingest);
+    assert_eq!(config.key_services.recipient.wrap, [Path::new("/etc/callseal/pair.wrap")]);
+    assert!(!config.repair.enabled && !config.retention.sweep, "both take keys that open");
+    assert_eq!(names(&of(&ingest)), ["recipient.wrap_files"]);
+    assert_eq!(names(&of(&format!("{ingest}{open}"))), ["recipient.open_files", "recipient.wrap_files"]);
+}
+
+#[test]
+fn a_node_that_only_records_is_refused_whatever_opens() {
+    let node = format!(
+        "{NODE}[recipient]\nwrap_files = [\"pair.wrap\"]\n[keys]\nrole = \"ingest\"\nprovider = \"recipient\"\n\
+         kek = {PAIR:?}\n"
+    );
+    let of =
+        |more: &str| faults_of(&format!("{node}{more}"), &[], &Shelf::with(&[("t.toml", "id = \"acme\"")]));
+    for (more, fault) in [
+        ("former_keks = [{ provider = \"local\" }]", "keys.former_keks[0].provider"),
+        ("rotate = \"auto\"", "keys.rotate"),
+        ("[repair]\nenabled = true", "repair.enabled"),
+        ("[admin]", "admin"),
+        ("[retention]\nsweep = true", "retention.sweep"),
+        ("[aws_kms]", "aws_kms"),
+        ("[vault]\naddress = \"https://vault.example.com\"\ntoken = { file = \"t\" }", "vault"),
+        ("[pkcs11]\nmodule = \"/x.so\"\ntoken_label = \"kek\"\npin = { file = \"p\" }", "pkcs11"),
+    ] {
+        assert_eq!(names(&of(more)), [fault], "{more}");
+    }
+    let without = node.replace("provider = \"recipient\"\n", "").replace(&format!("kek = {PAIR:?}\n"), "");
+    assert_eq!(
+        names(&faults_of(&without, &[], &Shelf::default())),
+        ["keys.provider"],
+        "the default is \"local\""
+    );
+    let tenant = |text: &str| {
+        let text = format!("id = \"acme\"\n{text}");
+        let faults = check(&node, &[], &Shelf::with(&[("t.toml", &text)])).err();
+        faults.map(|faults| faults.iter().map(|fault| fault.option.clone()).collect::<Vec<_>>())
+    };
+    for (text, fault) in [
+        ("[keys]\nprovider = \"local\"", "keys.provider"),
+        ("[keys]\nformer_keks = [{ provider = \"local\" }]", "keys.former_keks[0].provider"),
+        ("[playback]\ngrant_keys.k1 = { file = \"g\" }", "playback.grant_keys"),
+        ("[webhook]\nurl = \"https://example.com/\"\nsecrets = [{ file = \"w\" }]", "webhook.secrets"),
+    ] {
+        assert_eq!(tenant(text).unwrap(), [format!("tenants/t.toml: {fault}")], "{text}");
+    }
+    let another = PAIR.replace("00112233", "ffffffff");
+    assert_eq!(tenant(&format!("[keys]\nprovider = \"recipient\"\nkek = {another:?}")), None);
+    assert_eq!(tenant("[webhook]\nurl = \"https://example.com/\""), None, "notices are written");
+    assert_eq!(names(&of("[repair]\nenabled = 1")), ["repair.enabled"]);
+    assert!(
+        check(
+            &format!("{node}[repair]\nenabled = false\n[retention]\nsweep = false"),
+            &[],
+            &Shelf::default()
+        )
+        .is_ok()
+    );
+}

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+mod write_only;
+
 use super::look::{Look, Own, Piece, Plan, Sealed};
 use crate::clock;
 use crate::control::audit::{AuditEvent, AuditLog};

@@ -52,6 +52,8 @@ pub struct SealedBox {
 impl SealedBox {
     /// A DEK wrapped under a KEK.
     pub const WRAPPED_DEK: Self = Self { label: b"cmr1 wrap\0" };
+    /// A DEK wrapped for the holder of a private key.
+    pub const RECIPIENT_DEK: Self = Self { label: b"cmr1 recipient\0" };
     /// A ticket under one of the tenant's ticket secrets.
     pub const TICKET: Self = Self { label: b"callseal ticket\0" };
     /// An entry of the deletion ledger under a ledger key of its tenant.

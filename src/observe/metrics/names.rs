@@ -72,6 +72,8 @@ pub const OLDEST_UNSTORED: &str = "upload_oldest_unstored_seconds";
 pub const RECORDINGS_FINISHED: &str = "recordings_finished_total";
 /// Counter: recordings finished after a crash.
 pub const RECORDINGS_RECOVERED: &str = "recordings_recovered_total";
+/// Counter: recordings that a crash cut off and that this node, which only records, has stored for others to finish.
+pub const RECORDINGS_HANDED_OVER: &str = "recordings_handed_over_total";
 /// Counter: recordings that could not be recovered at start; they stay in the journal.
 pub const RECOVERY_FAILED: &str = "recordings_recovery_failed_total";
 /// Counter: recordings of nodes that never came back, finished by this one.

@@ -74,6 +74,7 @@ pub(crate) struct TenantSetup {
     pub(crate) auth_tokens: Vec<String>,
     /// Ids and values.
     pub(crate) shared_keys: Vec<(String, String)>,
+    /// Empty: the tenant has none.
     pub(crate) grant_key: String,
     /// Lines of TOML at the top of the file.
     pub(crate) top: String,
@@ -121,11 +122,14 @@ impl TenantSetup {
             .iter()
             .map(|(id, value)| format!("{id:?} = {}", secret(format!("shared-{id}"), value)))
             .collect();
-        let grant_key = secret("grant-k1".to_owned(), &self.grant_key);
+        let grant_keys = match self.grant_key.as_str() {
+            "" => String::new(),
+            key => format!("grant_keys = {{ k1 = {} }}", secret("grant-k1".to_owned(), key)),
+        };
         let mut text = format!("id = {:?}\n{}\n[limits]\n{}\n[twilio]\n", self.id, self.top, self.limits);
         writeln!(text, "account_sids = [{ACCOUNT:?}]\nauth_tokens = [{}]", tokens.join(", ")).unwrap();
         writeln!(text, "shared_keys = {{ {} }}\n{}", shared.join(", "), self.twilio).unwrap();
-        writeln!(text, "[playback]\ngrant_keys = {{ k1 = {grant_key} }}\n{}", self.playback).unwrap();
+        writeln!(text, "[playback]\n{grant_keys}\n{}", self.playback).unwrap();
         for (name, more) in &self.routes {
             let provider = if more.contains("provider = ") { "" } else { "provider = \"twilio\"\n" };
             writeln!(text, "[[route]]\nname = {name:?}\n{provider}{more}").unwrap();
