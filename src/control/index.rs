@@ -1,6 +1,8 @@
 //! The blind index: which recordings belong to a call or a party.
 //!
-//! Entries are put by whoever stores or finishes a recording, and removed by whoever deletes it. To look for something is
+//! Entries are put by whoever stores or finishes a recording, and removed by whoever deletes it. A node that only records must
+//! not have the index key, with which every number can be tried: it leaves a request, and a node that opens recordings puts
+//! the entries once the recording is finished. To look for something is
 //! an access like any other: it is in the audit log before anybody learns what was found, without the number.
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,13 +17,16 @@ use crate::domain::ids::{RecordingId, TenantId};
 use crate::domain::index::{IndexEntry, PartyKeys, Term, Terms};
 use crate::domain::time::UnixMillis;
 use crate::keys::{KeyError, KeyService};
+use crate::observe::metrics;
 use crate::store::{ObjectName, Store, StoreError, layout};
 use crate::upload::{
-    Index, NotIndexed, Requests, RetentionTags, RetryPolicy, put_entries, remove_other_entries,
+    Entries, Index, NotIndexed, Requests, RetentionTags, RetryPolicy, put_entries, remove_other_entries,
 };
 
 /// Recordings looked at between two reports of progress.
 const PAGE: usize = 100;
+/// Requests that one recording takes at most: envelope, list and manifest, and the most entries that one has.
+const REQUESTS: u32 = 40;
 
 /// Why nothing can be told or put.
 #[derive(Debug, thiserror::Error)]
@@ -66,9 +71,12 @@ impl RecordingIndex {
 
 #[async_trait]
 impl Index for RecordingIndex {
-    async fn entries(&self) -> Result<Vec<IndexEntry>, NotIndexed> {
+    async fn entries(&self) -> Result<Entries, NotIndexed> {
         let terms = self.terms.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        blind(&self.keys, &self.tenant, &terms).await.map_err(|error| NotIndexed {
+        if !self.keys.opens() && terms.iter().next().is_some() {
+            return Ok(Entries::Wanted);
+        }
+        blind(&self.keys, &self.tenant, &terms).await.map(Entries::These).map_err(|error| NotIndexed {
             is_retryable: error.is_retryable() || matches!(error, KeyError::BadLogin(_) | KeyError::Entropy),
             source: error.into(),
         })
@@ -226,6 +234,57 @@ impl Reindex {
                 progress(&report);
             }
         }
+    }
+
+    /// Puts the entries of finished recordings that nodes which only record have asked for. `is_unfinished` spares the others a
+    /// look.
+    ///
+    /// # Errors
+    /// [`StoreError`]; calling again is safe.
+    pub async fn catch_up(
+        &self,
+        tenant: &TenantId,
+        is_unfinished: impl Fn(RecordingId) -> bool + Send,
+    ) -> Result<Reindexed, StoreError> {
+        let (prefix, mut after) = (layout::index_wanted_prefix(tenant.tag()), None);
+        let mut report = Reindexed::default();
+        loop {
+            let page = self.in_time(1, self.store.list_after(&prefix, after.as_ref(), PAGE)).await??;
+            let Some(last) = page.last() else { return Ok(report) };
+            after = Some(last.name.clone());
+            for object in &page {
+                let Some(recording) = layout::index_recording(&object.name) else { continue };
+                report.recordings += 1;
+                if is_unfinished(recording) {
+                    report.running += 1;
+                    continue;
+                }
+                match self.in_time(REQUESTS, self.one(tenant, recording, false)).await? {
+                    Ok(true) => report.indexed += 1,
+                    // It was deleted.
+                    Err(IndexError::Recordings(RecordingError::NotFound)) => report.recordings -= 1,
+                    Ok(false) => {
+                        report.running += 1;
+                        continue;
+                    }
+                    Err(error) => {
+                        report.failed += 1;
+                        ::metrics::counter!(metrics::INDEX_FAILURES).increment(1);
+                        let error = &error as &dyn std::error::Error;
+                        tracing::error!(%recording, error, "recording is not found by call or number yet");
+                        continue;
+                    }
+                }
+                self.in_time(1, self.store.purge(object.name.as_str())).await??;
+            }
+        }
+    }
+
+    /// So many requests must be done in their time.
+    async fn in_time<T>(&self, requests: u32, asking: impl Future<Output = T>) -> Result<T, StoreError> {
+        let late =
+            || StoreError::Io { action: "answer in time", source: std::io::ErrorKind::TimedOut.into() };
+        tokio::time::timeout(self.policy.try_timeout * requests, asking).await.map_err(|_| late())
     }
 
     async fn one(

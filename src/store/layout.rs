@@ -189,7 +189,7 @@ pub fn index_entry(tenant: TenantTag, entry: IndexEntry, recording: RecordingId)
     name(format!("{}{recording}", index_term_prefix(tenant, entry)))
 }
 
-/// Reads the recording out of the name of an entry under a term.
+/// Reads the recording out of the name of an entry under a term, or of what asks for one.
 pub fn index_recording(name: &ObjectName) -> Option<RecordingId> {
     name.as_str().rsplit_once('/')?.1.parse().ok()
 }
@@ -203,6 +203,16 @@ pub fn index_of_prefix(tenant: TenantTag, recording: RecordingId) -> String {
 pub fn index_of(tenant: TenantTag, recording: RecordingId, entry: IndexEntry) -> ObjectName {
     let prefix = index_of_prefix(tenant, recording);
     name(format!("{prefix}{}-{}", entry.kind.name(), entry.blind))
+}
+
+/// The prefix of what asks for the entries of recordings.
+pub fn index_wanted_prefix(tenant: TenantTag) -> String {
+    format!("x/{tenant}/wanted/")
+}
+
+/// Asks whoever opens recordings to put the entries of this one: its node has not the key for them.
+pub fn index_wanted(tenant: TenantTag, recording: RecordingId) -> ObjectName {
+    name(format!("{}{recording}", index_wanted_prefix(tenant)))
 }
 
 /// Reads the entry out of the name of what leads to it.
@@ -420,6 +430,7 @@ mod tests {
             assert_eq!(index_entry_of(&index_of(tenant, recording, entry)), Some(entry));
             assert_eq!(index_recording(&index_entry(tenant, entry, recording)), Some(recording));
         }
+        assert_eq!(index_recording(&index_wanted(tenant, recording)), Some(recording));
         assert_eq!(index_entry_of(&name(format!("{}other-0", index_of_prefix(tenant, recording)))), None);
     }
 

@@ -25,7 +25,28 @@ pub trait Index: Send + Sync {
     ///
     /// # Errors
     /// [`NotIndexed`]: the key that makes terms blind is not to be had.
-    async fn entries(&self) -> Result<Vec<IndexEntry>, NotIndexed>;
+    async fn entries(&self) -> Result<Entries, NotIndexed>;
+}
+
+/// Under what a recording is to be found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Entries {
+    /// Under these entries.
+    These(Vec<IndexEntry>),
+    /// Under some that only others can make: they are asked to.
+    Wanted,
+}
+
+impl Entries {
+    /// Returns the objects that are to be put, in their order.
+    pub(super) fn objects(self, tenant: TenantTag, recording: RecordingId) -> Vec<ObjectName> {
+        match self {
+            Self::These(entries) => {
+                entries.into_iter().flat_map(|entry| objects(tenant, recording, entry)).collect()
+            }
+            Self::Wanted => vec![layout::index_wanted(tenant, recording)],
+        }
+    }
 }
 
 /// Why a recording has no entries.
@@ -40,7 +61,7 @@ pub struct NotIndexed {
 }
 
 /// The objects of an entry, in the order in which they are put.
-pub(super) fn objects(tenant: TenantTag, recording: RecordingId, entry: IndexEntry) -> [ObjectName; 2] {
+fn objects(tenant: TenantTag, recording: RecordingId, entry: IndexEntry) -> [ObjectName; 2] {
     [layout::index_of(tenant, recording, entry), layout::index_entry(tenant, entry, recording)]
 }
 

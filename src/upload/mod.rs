@@ -18,7 +18,7 @@ mod turns;
 mod uploader;
 
 pub use compact::{CompactError, WrittenFinal, clean, compact, write_final};
-pub use index::{Index, NotIndexed, entries_of, put_entries, remove_entries, remove_other_entries};
+pub use index::{Entries, Index, NotIndexed, entries_of, put_entries, remove_entries, remove_other_entries};
 pub use objects::{FinalObject, Listed, RecordingObjects, SegmentId, final_manifest};
 pub use put::PutError;
 pub use requests::Requests;

@@ -17,7 +17,7 @@ use crate::domain::time::UnixMillis;
 use crate::observe::metrics;
 use crate::store::{ObjectName, StoreError};
 
-use super::super::index::{Index, NotIndexed, objects, see_to_order};
+use super::super::index::{Index, NotIndexed, see_to_order};
 use super::super::put::random_u32;
 use super::super::retry::Retry;
 use super::{Body, Failed, LaneTask};
@@ -132,10 +132,8 @@ impl LaneTask {
         let entries = tokio::time::timeout(limit, index.index.entries()).await;
         let entries = entries.map_err(|_| Missing::TimedOut)??;
         let (tags, empty) = (self.context.retention.index_tags(at), Bytes::new());
-        let names = entries
-            .into_iter()
-            .flat_map(|entry| objects(self.context.retention.tenant, self.context.recording, entry));
-        for name in names.filter(|name| !index.is_put(name)) {
+        let names = entries.objects(self.context.retention.tenant, self.context.recording);
+        for name in names.into_iter().filter(|name| !index.is_put(name)) {
             match self.try_once(&name, Body::Bytes(&empty), &tags).await {
                 // Whatever stands in an entry, its name is all that counts.
                 Ok(true | false) => index.note(name),

@@ -11,7 +11,7 @@ use callseal::domain::index::{IndexEntry, IndexKind};
 use callseal::domain::retention::Order;
 use callseal::store::faulty::{Fault, Faulty};
 use callseal::store::{Operation, Store, Tags, layout};
-use callseal::upload::{Index, NotIndexed, UploadContext, Uploader, entries_of};
+use callseal::upload::{Entries, Index, NotIndexed, UploadContext, Uploader, entries_of};
 
 use super::sealed::{CHUNK, Disk, Sealed};
 use crate::support::eventually;
@@ -47,10 +47,10 @@ impl Terms {
 
 #[async_trait]
 impl Index for Terms {
-    async fn entries(&self) -> Result<Vec<IndexEntry>, NotIndexed> {
+    async fn entries(&self) -> Result<Entries, NotIndexed> {
         self.asked.fetch_add(1, Ordering::SeqCst);
         match self.key.load(Ordering::SeqCst) {
-            OPENS => Ok(ENTRIES.to_vec()),
+            OPENS => Ok(Entries::These(ENTRIES.to_vec())),
             key => Err(NotIndexed { is_retryable: key == IS_AWAY, source: "invented".into() }),
         }
     }

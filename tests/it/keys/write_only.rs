@@ -1,4 +1,7 @@
-//! What a node that only records leaves to others is done by them: notices, and orders about its calls.
+//! What a node that only records leaves to others is done by them: index entries, notices, and orders about its calls.
+
+use std::collections::BTreeMap;
+use std::path::Path;
 
 use callseal::simulate::{Track, TwilioCall};
 use hyper::Method;
@@ -7,11 +10,71 @@ use tempfile::TempDir;
 
 use super::recipient::Nodes;
 use crate::support::socket::{greeting, media, stop, stream_id};
-use crate::support::{Server, TENANT, eventually};
+use crate::support::{Home, Server, TENANT, eventually, files_below};
 use crate::webhooks::receiver::Identity;
 use crate::webhooks::world::{free_port, table};
 
 const PATH: &str = "acme-dental/reception";
+const CALLER: &str = "+4930901820017";
+const BY: [&str; 4] = ["--actor", "j.doe", "--reason", "request 17"];
+
+fn found(home: &Home, more: &[&str]) -> Vec<Value> {
+    home.run_json(&[&["recordings", "list", "--tenant", TENANT, "--json"][..], &BY, more].concat())
+}
+
+/// Names of the index, below its tenant.
+fn index(store: &Path) -> Vec<String> {
+    let names = files_below(&store.join("x")).into_iter();
+    names.map(|(path, _)| path.strip_prefix(store).unwrap().display().to_string()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_recording_is_found_by_number_once_a_node_that_opens_has_seen_it() {
+    let nodes = Nodes::with(|setup| setup, |setup| setup.option("repair", "interval_secs", "1"));
+    let mut ingest = nodes.ingest.serve();
+    let mut plan = ingest.plan(PATH, 1, Track::whole([0x42; 8_000]));
+    plan.parameters = BTreeMap::from([("From".to_owned(), CALLER.to_owned())]);
+    let call = plan.ids.call.clone();
+    TwilioCall::connect(plan, &ingest.tls()).await.unwrap().run(|_| ()).await.unwrap();
+    let recording = ingest.stored(1).await;
+    let store = nodes.store.path();
+    let wanted = format!("/wanted/{recording}");
+    let left = index(store);
+    assert!(
+        left.len() == 1 && left[0].ends_with(&wanted),
+        "a request, and nothing made with a key: {left:?}"
+    );
+    assert!(found(&nodes.playback, &["--party", CALLER]).is_empty());
+
+    let mut playback = nodes.playback.serve();
+    let is_done = || index(store).iter().all(|name| !name.contains("wanted")).then_some(());
+    eventually("the request is done", is_done).await;
+    for term in [["--party", CALLER], ["--call", &call]] {
+        let found = found(&nodes.playback, &term);
+        assert_eq!(found.len(), 1, "{term:?}");
+        assert_eq!(found[0]["recording"], recording.as_str());
+    }
+    assert_eq!(ingest.metric("index_failures_total") + playback.metric("index_failures_total"), 0.0);
+    ingest.stop().await;
+    playback.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_for_a_recording_that_is_deleted_goes_away() {
+    let nodes = Nodes::with(|setup| setup, |setup| setup.option("repair", "interval_secs", "1"));
+    let mut ingest = nodes.ingest.serve();
+    let plan = ingest.plan(PATH, 1, Track::whole([0x42; 8_000]));
+    TwilioCall::connect(plan, &ingest.tls()).await.unwrap().run(|_| ()).await.unwrap();
+    let recording = ingest.stored(1).await;
+    ingest.stop().await;
+    let delete = ["recordings", "delete", "--tenant", TENANT, "--recording", &recording, "--yes"];
+    nodes.playback.run_ok(&[&delete[..], &BY].concat());
+    nodes.playback.run_ok(&["sweep", "--yes"]);
+    let mut playback = nodes.playback.serve();
+    let is_empty = || index(nodes.store.path()).is_empty().then_some(());
+    eventually("nothing is left in the index", is_empty).await;
+    playback.stop().await;
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_only_records_writes_notices_and_another_delivers_them() {
