@@ -2,7 +2,7 @@
 //! parties to them.
 //!
 //! A *term* is a call id or a telephone number in one spelling; its *blind id* is an HMAC of it under the index key of the
-//! tenant (`docs/FORMAT.md` section 11.7). Whoever reads the store sees that two recordings have a term in common, and
+//! tenant (`docs/FORMAT.md` section 11.8). Whoever reads the store sees that two recordings have a term in common, and
 //! neither which one nor whether another tenant has it, too.
 
 use std::collections::{BTreeMap, BTreeSet};
