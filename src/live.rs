@@ -10,7 +10,7 @@ pub mod orders;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use zeroize::Zeroizing;
 
@@ -22,6 +22,9 @@ use crate::observe::metrics as names;
 
 /// A recording that is paused for so long was most likely forgotten.
 pub const LONG_PAUSE: Duration = Duration::from_secs(300);
+
+/// What [`LiveStream::provider`] may be.
+const PROVIDERS: [&str; 2] = ["twilio", "vapi"];
 
 /// The live streams of a node; clones are the same.
 #[derive(Clone, Default)]
@@ -44,6 +47,8 @@ pub struct LiveStream {
     /// What orders of other nodes are authenticated with.
     order_key: Zeroizing<[u8; 32]>,
     wanted: Wanted,
+    /// When the first audio of its open segment was sealed.
+    open_since: Mutex<Option<Instant>>,
 }
 
 /// What is wanted of a stream.
@@ -70,6 +75,9 @@ pub enum LiveState {
 }
 
 impl LiveState {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Recording, Self::Paused, Self::AwaitingConsent];
+
     /// Returns its name.
     pub fn name(self) -> &'static str {
         match self {
@@ -110,8 +118,18 @@ impl Live {
             has_consent: AtomicBool::new(has_consent),
         };
         let started = clock::wall();
-        let stream =
-            Arc::new(LiveStream { tenant, recording, route, provider, call, started, order_key, wanted });
+        let open_since = Mutex::default();
+        let stream = Arc::new(LiveStream {
+            tenant,
+            recording,
+            route,
+            provider,
+            call,
+            started,
+            order_key,
+            wanted,
+            open_since,
+        });
         self.streams().insert(recording, Arc::clone(&stream));
         Present { live: self.clone(), stream }
     }
@@ -132,6 +150,33 @@ impl Live {
     /// Whether there is any.
     pub fn is_empty(&self) -> bool {
         self.streams().is_empty()
+    }
+
+    /// Returns how long ago the oldest frame was sealed that is in an open segment; zero when there is none.
+    pub fn oldest_open_age(&self) -> Duration {
+        let streams = self.streams();
+        let oldest = streams.values().filter_map(|stream| *stream.open_since()).min();
+        oldest.map(clock::since).unwrap_or_default()
+    }
+
+    /// Publishes how many streams of each provider are in each state.
+    pub fn publish_metrics(&self) {
+        let mut counts = PROVIDERS.map(|provider| (provider, [0u32; LiveState::ALL.len()]));
+        for stream in self.streams().values() {
+            let of_provider = counts.iter_mut().find(|(provider, _)| *provider == stream.provider);
+            let state = LiveState::ALL.iter().position(|state| *state == stream.state());
+            if let (Some((_, counts)), Some(state)) = (of_provider, state)
+                && let Some(count) = counts.get_mut(state)
+            {
+                *count += 1;
+            }
+        }
+        for (provider, counts) in counts {
+            for (state, count) in LiveState::ALL.iter().zip(counts) {
+                ::metrics::gauge!(names::STREAMS, "provider" => provider, "state" => state.name())
+                    .set(f64::from(count));
+            }
+        }
     }
 
     /// Counts paused streams, and warns once of each that is paused for long.
@@ -164,6 +209,15 @@ impl LiveStream {
             (true, true) => LiveState::Paused,
             (true, false) => LiveState::Recording,
         }
+    }
+
+    /// Notes when the first audio of the open segment was sealed; `None` when it holds none. Once for each segment.
+    pub fn segment_open_since(&self, at: Option<Instant>) {
+        *self.open_since() = at;
+    }
+
+    fn open_since(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.open_since.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether nothing is to be sealed.
@@ -257,6 +311,26 @@ mod tests {
         assert!(live.find(&acme, again.recording).is_some(), "the one that has taken its place stays");
         drop(again);
         assert!(live.of_tenant(&acme).is_empty() && !live.is_empty());
+    }
+
+    #[test]
+    fn an_open_segment_has_its_age_until_it_is_cut() {
+        let live = Live::default();
+        let stream = live.enter(entry("acme", 1, true));
+        assert_eq!(live.oldest_open_age(), Duration::ZERO);
+        let (now, minute) = (clock::monotonic(), Duration::from_secs(60));
+        let Some(earlier) = now.checked_sub(minute) else { return };
+        let other = live.enter(entry("acme", 2, true));
+        other.segment_open_since(Some(now));
+        stream.segment_open_since(Some(earlier));
+        assert!(live.oldest_open_age() >= minute, "the oldest counts");
+        stream.segment_open_since(None);
+        assert!(live.oldest_open_age() < minute);
+        drop(other);
+        assert_eq!(live.oldest_open_age(), Duration::ZERO);
+        stream.segment_open_since(Some(earlier));
+        drop(stream);
+        assert_eq!(live.oldest_open_age(), Duration::ZERO, "nothing is left of a stream that has ended");
     }
 
     #[test]

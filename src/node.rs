@@ -18,6 +18,7 @@ use crate::journal::{Journal, JournalState};
 use crate::keys::KeyService;
 use crate::live::Live;
 use crate::notices::Notices;
+use crate::observe::metrics as names;
 use crate::relay::Dialer;
 use crate::store::Store;
 use crate::tickets::Tickets;
@@ -80,6 +81,18 @@ impl Node {
     pub fn replace_tenants(&self, tenants: Vec<Tenant>) {
         self.notices.replace_tenants(&tenants);
         self.tenants.store(Arc::new(tenants.into_iter().map(Arc::new).collect()));
+    }
+
+    /// Publishes what is only known at the moment somebody asks.
+    pub fn publish_metrics(&self) {
+        self.uploader.publish_metrics();
+        self.journal.publish_metrics();
+        self.live.publish_metrics();
+        let store_lag = self.uploader.oldest_age().max(self.live.oldest_open_age());
+        // A frame is safe with either: what the journal has lost may be in the store by now.
+        let unsaved = self.journal.oldest_unsaved_age().min(store_lag);
+        metrics::gauge!(names::STORE_LAG).set(store_lag.as_secs_f64());
+        metrics::gauge!(names::OLDEST_UNSAVED).set(unsaved.as_secs_f64());
     }
 
     /// Returns why the audio of new calls cannot be kept; `None` when it can.

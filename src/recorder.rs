@@ -88,6 +88,8 @@ pub(crate) struct Recorder {
     /// What people want of it.
     present: Present,
     is_paused: bool,
+    /// What [`Present`] was told of the open segment.
+    open_since: Option<Instant>,
     session: CallSession,
     lane: Lane,
     index: Arc<RecordingIndex>,
@@ -163,6 +165,7 @@ impl Recorder {
             format: begin.format,
             present,
             is_paused: false,
+            open_since: None,
             session,
             lane: node.uploader.indexed_lane(
                 UploadContext { recording: ids.recording, retention },
@@ -309,6 +312,11 @@ impl Recorder {
         self.read_to_sealed.record(clock::since(read_at));
         while let Some(output) = self.session.poll_output() {
             self.output(output);
+        }
+        let open_since = self.session.open_since();
+        if open_since != self.open_since {
+            self.open_since = open_since;
+            self.present.segment_open_since(open_since);
         }
         let generation = self.journal.generation();
         if generation != self.generation {

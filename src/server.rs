@@ -34,6 +34,7 @@ use crate::journal::{Journal, JournalConfig, OpenError, Replay};
 use crate::keys::{KeyProvider, KeyService, KeyringError, Providers, RecipientError};
 use crate::live::{Live, orders};
 use crate::node::Node;
+use crate::observe::event_loop;
 use crate::relay::{Dialer, Reach};
 use crate::store::folder::Folder;
 use crate::store::metered::Metered;
@@ -358,6 +359,7 @@ fn spawn_tasks(node: &Arc<Node>, certificate: Arc<Certificate>) {
             rendering.live.watch();
         }
     });
+    tokio::spawn(event_loop::watch());
     tokio::spawn(certificate.watch());
     tokio::spawn(orders::obey(node.live.clone(), Arc::clone(&node.store)));
     tokio::spawn(audit::keep(Arc::clone(node)));

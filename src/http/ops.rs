@@ -47,8 +47,7 @@ async fn answer(request: &Request<Incoming>, node: &Node) -> Answer {
     match (request.method(), request.uri().path()) {
         (&Method::GET, "/metrics") => {
             metrics::sample_process();
-            node.uploader.publish_metrics();
-            node.journal.publish_metrics();
+            node.publish_metrics();
             text(StatusCode::OK, node.metrics.render())
         }
         (&Method::GET, "/healthz") => text(StatusCode::OK, "ok\n"),

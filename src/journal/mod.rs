@@ -80,6 +80,7 @@ mod replay;
 mod scan;
 mod status;
 mod syncer;
+mod unsaved;
 mod whole;
 mod writer;
 
@@ -311,6 +312,12 @@ impl Journal {
     pub fn read_segment(&self, segment: SegmentId, place: Place) -> Result<Bytes, ReadBackError> {
         let name = FileName { incarnation: self.shared.incarnation, number: place.file };
         whole::read(&self.shared.dir.join(name.to_string()), place, segment)
+    }
+
+    /// Returns how long ago the oldest frame was sealed that the writer has taken and that is not durable here; zero
+    /// when all are. The store may have it meanwhile.
+    pub fn oldest_unsaved_age(&self) -> Duration {
+        self.shared.syncer.oldest_unsaved().map(clock::since).unwrap_or_default()
     }
 
     /// Publishes how much the files have and may have.

@@ -114,6 +114,18 @@ impl Record {
         }
     }
 
+    /// Returns when the oldest frame of a run was sealed.
+    pub(super) fn sealed_at(&self) -> Option<Instant> {
+        match self {
+            Self::Sealed { sealed_at, .. } => Some(*sealed_at),
+            Self::Opened { .. }
+            | Self::Cut { .. }
+            | Self::Whole { .. }
+            | Self::Stored { .. }
+            | Self::Finished { .. } => None,
+        }
+    }
+
     /// Appends the record as it is on disk; a long run of sealed bytes becomes several records.
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
         match self {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use super::unsaved::Unsaved;
 use super::{FailureKind, JournalConfig, JournalFile, JournalFiles, JournalObserver, Step, SyncError, left};
 use crate::clock;
 
@@ -27,6 +28,7 @@ struct State {
     /// All failures ever.
     failures: u64,
     last_failure: Option<FailureKind>,
+    unsaved: Unsaved,
     /// Bytes written to all files, ever.
     written: u64,
     /// How many of them are durable, or in files the writer knows or will learn are abandoned.
@@ -56,6 +58,28 @@ impl Syncer {
         if !state.abandoned.contains(&number) {
             state.dirty.entry(number).or_insert_with(|| Arc::clone(file));
         }
+    }
+
+    /// Notes that a batch, with a frame sealed at `oldest`, goes to a file.
+    pub(super) fn begin_write(&self, oldest: Option<Instant>) {
+        self.state().unsaved.begin_write(oldest);
+    }
+
+    /// Notes that the batch is written to a file, or, without one, that no file took it.
+    pub(super) fn end_write(&self, number: Option<u32>) {
+        let mut state = self.state();
+        let is_believed = number.is_some_and(|number| !state.abandoned.contains(&number));
+        state.unsaved.end_write(is_believed);
+    }
+
+    /// Notes that a new file works after a failure.
+    pub(super) fn recover(&self) {
+        self.state().unsaved.recover();
+    }
+
+    /// Returns when the oldest frame was sealed that was taken and is not durable; `None` when all are.
+    pub(super) fn oldest_unsaved(&self) -> Option<Instant> {
+        self.state().unsaved.oldest()
     }
 
     /// Returns how often syncing a file failed, for [`Syncer::wait_until_synced`].
@@ -148,6 +172,7 @@ impl Syncer {
             state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         state.is_asked = false;
+        state.unsaved.begin_sync();
         Pass {
             dirty: std::mem::take(&mut state.dirty),
             unnamed: std::mem::take(&mut state.unnamed),
@@ -158,6 +183,7 @@ impl Syncer {
 
     fn end_pass(&self, pass: &Pass, failed: Vec<(u32, FailureKind)>) {
         let mut state = self.state();
+        state.unsaved.end_sync(failed.is_empty());
         if failed.is_empty() {
             state.synced = pass.position;
         }

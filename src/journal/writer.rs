@@ -96,6 +96,12 @@ impl Batch {
         self.records.push(record);
     }
 
+    /// When the oldest frame in it was sealed.
+    fn oldest(&self) -> Option<Instant> {
+        let sealed = self.records.iter().filter_map(Record::sealed_at);
+        sealed.min()
+    }
+
     fn clear(&mut self) {
         self.records.clear();
         self.encoded.clear();
@@ -239,8 +245,11 @@ impl Writer {
     /// Writes a batch with one call, or discards it if no file takes it; it is empty afterwards.
     fn write_batch(&mut self, series: Series, source: Source) -> bool {
         let mut batch = std::mem::take(self.batch(series));
+        self.parts.syncer.begin_write(batch.oldest());
         let is_written = batch.records.is_empty()
             || self.has_room(source, &batch) && self.open_file(series) && self.write(series, source, &batch);
+        let file = self.current(series).as_ref().map(|current| current.number);
+        self.parts.syncer.end_write(file.filter(|_| is_written));
         if source == Source::Queue {
             let held = batch.records.iter().map(Record::held_bytes).sum();
             self.parts.waiting_bytes.fetch_sub(held, Ordering::Relaxed);
@@ -335,6 +344,7 @@ impl Writer {
                 self.parts.observer.files(self.ledger.file_count());
                 if is_recovery {
                     self.parts.status.recover();
+                    self.parts.syncer.recover();
                 }
                 true
             }

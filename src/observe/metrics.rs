@@ -2,13 +2,16 @@
 //!
 //! Labels come from closed sets; there is never a tenant, call or number in one.
 
+mod labels;
 mod names;
+mod zero;
 
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use crate::{journal, store};
 
+pub use labels::labels_of;
 pub use names::*;
 
 pub use super::local_histogram::LocalHistogram;
@@ -111,6 +114,24 @@ pub const ALL: &[Metric] = &[
         Kind::Gauge,
         Unit::Seconds,
         "Age of the oldest segment that waits for the store.",
+    ),
+    metric(
+        DROPPING,
+        Kind::Gauge,
+        Unit::Count,
+        "1 while audio of running calls is dropped before it is sealed. Normal is 0.",
+    ),
+    metric(
+        STORE_LAG,
+        Kind::Gauge,
+        Unit::Seconds,
+        "Age of the oldest sealed frame that is not in the store, those of open segments among them.",
+    ),
+    metric(
+        OLDEST_UNSAVED,
+        Kind::Gauge,
+        Unit::Seconds,
+        "Age of the oldest sealed frame that is neither durable in the journal nor in the store.",
     ),
     metric(RECORDINGS_FINISHED, Kind::Counter, Unit::Count, "Recordings finished, by life."),
     metric(RECORDINGS_RECOVERED, Kind::Counter, Unit::Count, "Recordings finished after a crash."),
@@ -328,6 +349,27 @@ pub const ALL: &[Metric] = &[
         Unit::Seconds,
         "Age of the oldest notice in the outbox at the last look.",
     ),
+    metric(
+        STREAMS,
+        Kind::Gauge,
+        Unit::Count,
+        "Streams that are recorded or could be, by provider and state.",
+    ),
+    metric(
+        LOOP_LAG,
+        Kind::Histogram,
+        Unit::Seconds,
+        "How late a timer of the server's runtime is; timers have a grain of 1 ms.",
+    ),
+    metric(
+        LOOP_LONGEST_LAG,
+        Kind::Gauge,
+        Unit::Seconds,
+        "The longest of these delays in the last 10 to 20 seconds.",
+    ),
+    metric(BUILD, Kind::Gauge, Unit::Count, "1, with the version as a label."),
+    metric(PROCESS_STARTED, Kind::Gauge, Unit::Seconds, "When the process began, Unix time."),
+    metric(PROCESS_MAX_FILES, Kind::Gauge, Unit::Count, "Files that the process may have open."),
     metric(PROCESS_MEMORY, Kind::Gauge, Unit::Bytes, "Resident memory of the process."),
     metric(PROCESS_FILES, Kind::Gauge, Unit::Count, "Open files of the process."),
 ];
@@ -372,39 +414,11 @@ fn describe_all() {
             Kind::Histogram => describe_histogram!(*name, *unit, *help),
         }
     }
-    // Losses are shown as zero from the start, so that an alert never meets an absent series.
-    for reason in ["overload", "lost_before_us"] {
-        metrics::counter!(AUDIO_LOST, "reason" => reason).absolute(0);
-    }
-    for purpose in ["mint", "open", "rewrap"] {
-        for kind in
-            ["bad_envelope", "bad_login", "denied", "foreign_kek", "no_kek", "timed_out", "unavailable"]
-        {
-            metrics::counter!(KEY_ERRORS, "use" => purpose, "kind" => kind).absolute(0);
-        }
-    }
-    for reason in ["clock", "too_much_due", "store", "recording"] {
-        metrics::counter!(RETENTION_FAILURES, "reason" => reason).absolute(0);
-    }
-    for reason in ["queue_full", "random", "unreadable"] {
-        metrics::counter!(NOTICES_LOST, "reason" => reason).absolute(0);
-    }
-    metrics::counter!(NOTICES_DEAD).absolute(0);
-    for name in [
-        INTEGRITY_FAILURES,
-        RECOVERY_FAILED,
-        REPAIR_FAILED,
-        AUDIT_FAILURES,
-        INDEX_FAILURES,
-        FRAMES_SEALED,
-        MESSAGES_IN,
-    ] {
-        metrics::counter!(name).absolute(0);
-    }
-    metrics::counter!(KEYS_UNLOCKED).absolute(0);
+    zero::show_all();
 }
 
-/// Reads memory and open files of this process and sets their gauges. Nothing happens where `/proc` is missing.
+/// Reads memory, open files and their limit of this process and sets their gauges. Nothing happens where `/proc` is
+/// missing.
 #[expect(clippy::cast_precision_loss, reason = "memory and files are far below 2^52")]
 pub fn sample_process() {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
@@ -414,5 +428,8 @@ pub fn sample_process() {
     }
     if let Ok(entries) = std::fs::read_dir("/proc/self/fd") {
         metrics::gauge!(PROCESS_FILES).set(entries.count() as f64);
+    }
+    if let Some(most) = rustix::process::getrlimit(rustix::process::Resource::Nofile).current {
+        metrics::gauge!(PROCESS_MAX_FILES).set(most as f64);
     }
 }

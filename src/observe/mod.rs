@@ -1,5 +1,6 @@
 //! What operators see: metrics and logs. Neither ever holds keys, tokens, grants, signatures, audio, numbers or URLs.
 
+pub mod event_loop;
 mod local_histogram;
 pub mod logs;
 pub mod metrics;

@@ -159,6 +159,11 @@ impl Uploader {
         self.shared.backlog.spilled_bytes()
     }
 
+    /// Returns how long ago the first frame of the oldest segment was sealed that waits for the store; zero when none waits.
+    pub fn oldest_age(&self) -> Duration {
+        self.shared.backlog.oldest_age()
+    }
+
     /// Waits until every lane has ended; answers how many have not.
     pub async fn drained(&self, limit: Duration) -> usize {
         let mut lanes = self.shared.lanes.subscribe();
@@ -177,6 +182,7 @@ impl Uploader {
         ::metrics::gauge!(metrics::UPLOAD_SPILLED).set(backlog.spilled_bytes() as f64);
         ::metrics::gauge!(metrics::OLDEST_UNSTORED).set(backlog.oldest_age().as_secs_f64());
         ::metrics::gauge!(metrics::BREAKER_OPEN).set(f64::from(u8::from(door.is_open())));
+        ::metrics::gauge!(metrics::DROPPING).set(f64::from(u8::from(backlog.is_full())));
     }
 }
 

@@ -379,9 +379,13 @@ impl CallSession {
     /// Returns when the session wants [`CallSession::handle_timeout`]; `None` while its segment holds no audio and none of
     /// the agent's waits.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let open = self.open.as_ref().filter(|open| open.has_content());
-        let cut = open.map(|open| open.opened_at + self.max_age());
+        let cut = self.open_since().map(|at| at + self.max_age());
         [cut, self.play_by].into_iter().flatten().min()
+    }
+
+    /// Returns when the first audio of the open segment was sealed; `None` while it holds none.
+    pub fn open_since(&self) -> Option<Instant> {
+        self.open.as_ref().filter(|open| open.has_content()).map(|open| open.opened_at)
     }
 
     /// Returns the next thing to do.

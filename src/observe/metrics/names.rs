@@ -68,6 +68,13 @@ pub const UPLOAD_SPILLED: &str = "upload_spilled_bytes";
 pub const BREAKER_OPEN: &str = "upload_breaker_open";
 /// Gauge: seconds since the oldest segment that waits for the store was begun; 0 when none waits.
 pub const OLDEST_UNSTORED: &str = "upload_oldest_unstored_seconds";
+/// Gauge: 1 while audio of running calls is dropped, because neither the store nor the journal takes enough, else 0.
+pub const DROPPING: &str = "upload_dropping";
+/// Gauge: seconds since the oldest frame was sealed that the store does not have, open segments among them; 0 when it
+/// has all.
+pub const STORE_LAG: &str = "store_lag_seconds";
+/// Gauge: seconds since the oldest frame was sealed that neither the journal nor the store has for certain.
+pub const OLDEST_UNSAVED: &str = "oldest_unsaved_seconds";
 /// Counter, label `life`: recordings finished.
 pub const RECORDINGS_FINISHED: &str = "recordings_finished_total";
 /// Counter: recordings finished after a crash.
@@ -161,6 +168,18 @@ pub const NOTICES_LOST: &str = "notices_lost_total";
 pub const NOTICES_WAITING: &str = "notices_waiting";
 /// Gauge: seconds since the oldest waiting notice was made; 0 when none waits.
 pub const NOTICES_OLDEST: &str = "notices_oldest_waiting_seconds";
+/// Gauge, labels `provider` and `state`: streams that are recorded or could be.
+pub const STREAMS: &str = "streams";
+/// Histogram: seconds by which the timer of the server's own tasks is late.
+pub const LOOP_LAG: &str = "event_loop_lag_seconds";
+/// Gauge: the longest of these delays in the last 10 to 20 seconds.
+pub const LOOP_LONGEST_LAG: &str = "event_loop_longest_lag_seconds";
+/// Gauge, label `version`: 1.
+pub const BUILD: &str = "callseal_build_info";
+/// Gauge: when the process began, Unix seconds.
+pub const PROCESS_STARTED: &str = "process_start_time_seconds";
+/// Gauge: how many files the process may have open.
+pub const PROCESS_MAX_FILES: &str = "process_max_fds";
 /// Gauge: resident memory of the process.
 pub const PROCESS_MEMORY: &str = "process_resident_memory_bytes";
 /// Gauge: open files of the process.
