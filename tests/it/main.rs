@@ -22,6 +22,7 @@ mod load;
 #[cfg(target_os = "linux")]
 mod memory;
 mod metrics;
+mod monitoring;
 mod playback;
 mod reader;
 mod relay;
