@@ -36,6 +36,7 @@
 //! | [`authorities`] | who vouches for those whom we dial | who they are |
 //! | [`jitter`] | how waits are spread | what for |
 //! | [`locked`] | pages that nobody else reads | which keys lie there |
+//! | [`tenants`] | who the tenants are now | what is done for them |
 //! | [`tickets`] | which tickets were used | what is in them |
 //! | [`admin`] | the API of operators: routes, roles, tokens | wire formats of providers, bare keys |
 //! | [`live`] | which streams are live, and what is wanted of them | sockets, sessions |
@@ -77,6 +78,7 @@ pub mod relay;
 pub mod server;
 pub mod simulate;
 pub mod store;
+pub mod tenants;
 pub mod tickets;
 pub mod upload;
 pub mod websocket;

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use metrics_exporter_prometheus::PrometheusHandle;
 
 use crate::calls::Calls;
@@ -21,6 +20,7 @@ use crate::notices::Notices;
 use crate::observe::metrics as names;
 use crate::relay::Dialer;
 use crate::store::Store;
+use crate::tenants::Tenants;
 use crate::tickets::Tickets;
 use crate::upload::Uploader;
 
@@ -64,7 +64,7 @@ pub struct Node {
     /// Renders the metrics page.
     pub metrics: PrometheusHandle,
     /// The tenants as they are now.
-    pub tenants: ArcSwap<Vec<Arc<Tenant>>>,
+    pub tenants: Tenants,
     /// Whether the journal of earlier processes was worked off.
     pub recovered: AtomicBool,
     /// Whether the store was seen not to do what the configuration claims of it.
@@ -74,13 +74,13 @@ pub struct Node {
 impl Node {
     /// Returns a tenant.
     pub fn tenant(&self, id: &TenantId) -> Option<Arc<Tenant>> {
-        self.tenants.load().iter().find(|tenant| tenant.id == *id).cloned()
+        self.tenants.find(id)
     }
 
     /// Puts other tenants in place; running calls keep what they began with.
     pub fn replace_tenants(&self, tenants: Vec<Tenant>) {
         self.notices.replace_tenants(&tenants);
-        self.tenants.store(Arc::new(tenants.into_iter().map(Arc::new).collect()));
+        self.tenants.replace(tenants);
     }
 
     /// Publishes what is only known at the moment somebody asks.

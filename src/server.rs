@@ -13,7 +13,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_rustls::TlsAcceptor;
@@ -40,6 +39,7 @@ use crate::store::folder::Folder;
 use crate::store::metered::Metered;
 use crate::store::s3::S3Store;
 use crate::store::{Store, StoreError};
+use crate::tenants::Tenants;
 use crate::tickets::Tickets;
 use crate::upload::{RetryPolicy, Uploader};
 
@@ -215,7 +215,6 @@ pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running,
     let listeners = Listeners::bind(&config).await?;
     let (options, name) = (audit_options(&config)?, config.node.as_str().to_owned());
     let audit = AuditLog::start_with(options, name, Arc::clone(&keys), Arc::clone(&store));
-    let tenants = config.tenants.iter().cloned().map(Arc::new).collect();
     let node = Arc::new(Node {
         tickets: Tickets::new(Arc::clone(&store)),
         live: Live::default(),
@@ -233,7 +232,7 @@ pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running,
         drain: Drain::new(),
         limits: StreamLimits::default(),
         metrics,
-        tenants: ArcSwap::from_pointee(tenants),
+        tenants: Tenants::new(config.tenants.iter().cloned()),
         recovered: AtomicBool::new(false),
         claims_broken: AtomicBool::new(false),
         config,
@@ -331,7 +330,7 @@ fn spawn_recovery(node: &Arc<Node>, replay: Replay) {
         if options.enabled {
             let schedule = Schedule { after: options.after, interval: options.interval };
             let repair = Repair::new(settler, Arc::clone(&recovering.store), schedule);
-            let tenants = || recovering.tenants.load().iter().map(|tenant| tenant.id.clone()).collect();
+            let tenants = || recovering.tenants.ids();
             repair.run(tenants, |recording| recovering.uploader.is_live(recording)).await;
         }
     });

@@ -36,7 +36,7 @@ pub(super) async fn keep(node: Arc<Node>) {
 
 async fn round(node: &Node, wait: Duration) {
     tokio::time::sleep(wait).await;
-    let tenants = Arc::clone(&node.tenants.load());
+    let tenants = node.tenants.load();
     for tenant in tenants.iter().filter(|tenant| tenant.status != TenantStatus::Closed) {
         node.audit.begin(&tenant.id).await;
         tokio::time::sleep(PAUSE).await;

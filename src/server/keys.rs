@@ -122,7 +122,7 @@ pub(super) async fn watch_ages(node: Arc<Node>, providers: Arc<Providers>) {
     let (mut next_look, mut taken) = (clock::monotonic(), None);
     loop {
         if clock::monotonic() >= next_look {
-            ages.look(&node.tenants.load_full()).await;
+            ages.look(&node.tenants.load()).await;
             next_look = clock::monotonic() + jittered(AGE_INTERVAL);
         }
         let now = changed_at(&config.keyring_file);

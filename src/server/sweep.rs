@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use crate::config::Config;
 use crate::control::sweep::{SweepOptions, SweepReport, Sweeper};
-use crate::domain::ids::TenantId;
 use crate::drain::Phase;
 use crate::jitter::jittered;
 use crate::node::Node;
@@ -25,7 +24,7 @@ pub(super) async fn sweep_on(node: Arc<Node>) {
             () = tokio::time::sleep(wait) => {}
             () = node.drain.reached(Phase::Draining) => return,
         }
-        let tenants: Vec<TenantId> = node.tenants.load().iter().map(|tenant| tenant.id.clone()).collect();
+        let tenants = node.tenants.ids();
         // What stops it is logged and counted by the sweeper.
         if let Ok(SweepReport { due, deleted, held, failed, overdue, .. }) = sweeper.run(&tenants).await {
             tracing::debug!(due, deleted, held, failed, overdue, "expired recordings were swept");

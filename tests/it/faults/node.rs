@@ -236,7 +236,7 @@ impl TestNode {
             drain: Drain::new(),
             limits: StreamLimits::default(),
             metrics: metrics_handle(),
-            tenants: arc_swap::ArcSwap::from_pointee(config.tenants.iter().cloned().map(Arc::new).collect()),
+            tenants: callseal::tenants::Tenants::new(config.tenants.iter().cloned()),
             recovered: AtomicBool::new(true),
             claims_broken: AtomicBool::new(false),
             dialer: Dialer::new(None, config.relay.connect_timeout, &config.ingest, Reach::Any).unwrap(),
