@@ -96,8 +96,12 @@ impl Api {
 /// Every operation with its description.
 fn operations() -> OpenApiRouter<Shared> {
     OpenApiRouter::new()
-        .routes(routes!(tenants::list))
+        .routes(routes!(tenants::list, tenants::change::create))
         .routes(routes!(tenants::show))
+        .routes(routes!(tenants::change::settings, tenants::change::update))
+        .routes(routes!(tenants::change::suspend))
+        .routes(routes!(tenants::change::resume))
+        .routes(routes!(tenants::change::close))
         .routes(routes!(tickets::create))
         .routes(routes!(live::list))
         .routes(routes!(live::pause))

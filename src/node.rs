@@ -53,6 +53,8 @@ pub struct Node {
     pub notices: Notices,
     /// Dials agents.
     pub dialer: Dialer,
+    /// Dials agents of tenants that may name hosts of the internet alone.
+    pub public_dialer: Dialer,
     /// Dials Vapi.
     pub vapi_dialer: Dialer,
     /// Ends phone calls whose agents are lost.

@@ -1,11 +1,13 @@
 //! Puts a node together, runs it and stops it: the order of start and stop.
 
 mod audit;
+mod closing;
 mod keys;
 mod listeners;
 mod notices;
 mod requests;
 mod sweep;
+mod tenants;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -15,6 +17,7 @@ use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 
 use crate::admin::tokens::TokensError;
@@ -39,7 +42,7 @@ use crate::store::folder::Folder;
 use crate::store::metered::Metered;
 use crate::store::s3::S3Store;
 use crate::store::{Store, StoreError};
-use crate::tenants::Tenants;
+use crate::tenants::{Ask, Book, Tenants};
 use crate::tickets::Tickets;
 use crate::upload::{RetryPolicy, Uploader};
 
@@ -47,8 +50,10 @@ pub use audit::purge_audit;
 pub use keys::open_keys;
 pub use notices::open_poster;
 pub use sweep::sweep_options;
+pub use tenants::{complete, make_kek};
 
 use listeners::{Addresses, Listeners};
+use tenants::Keeper;
 
 /// Closed calls must have finished their recordings in this time.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -191,7 +196,7 @@ pub struct Running {
     node: Arc<Node>,
     addresses: Addresses,
     certificate: Arc<Certificate>,
-    providers: Arc<Providers>,
+    keeper: Arc<Keeper>,
 }
 
 /// Starts a node: reads keys, opens store and journal, binds, and begins to recover what a crash left.
@@ -203,18 +208,21 @@ pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running,
     let acceptor = TlsAcceptor::from(server_config(Arc::clone(&certificate))?);
     let store = open_store(&config).await?;
     let claims = check_claims(&config, &*store).await?;
+    let files = config.tenants.clone();
+    let (config, stored, view) = tenants::first_look(config, &store).await;
     let providers = Arc::new(keys::open(&config)?);
     let provider: Arc<dyn KeyProvider> = Arc::<Providers>::clone(&providers);
     let keys = Arc::new(KeyService::new(provider, Arc::clone(&store)));
     let (journal, replay) = open_journal(&config).await?;
     let uploader = open_uploader(&config, &store, &journal);
-    let (dialer, vapi_dialer) = open_dialers(&config)?;
+    let (dialer, public_dialer, vapi_dialer) = open_dialers(&config)?;
     let hang_ups = HangUps::new(&config.relay.twilio_api)?;
     let (notices, courier) = notices::open(&config, &keys, &store)?;
     let (inbox, waiting) = vapi::Inbox::new();
     let listeners = Listeners::bind(&config).await?;
     let (options, name) = (audit_options(&config)?, config.node.as_str().to_owned());
     let audit = AuditLog::start_with(options, name, Arc::clone(&keys), Arc::clone(&store));
+    let (tenants, asked) = open_tenants(&config, &store);
     let node = Arc::new(Node {
         tickets: Tickets::new(Arc::clone(&store)),
         live: Live::default(),
@@ -227,24 +235,29 @@ pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running,
         vapi: inbox,
         notices,
         dialer,
+        public_dialer,
         vapi_dialer,
         hang_ups,
         drain: Drain::new(),
         limits: StreamLimits::default(),
         metrics,
-        tenants: Tenants::new(config.tenants.iter().cloned()),
+        tenants,
         recovered: AtomicBool::new(false),
         claims_broken: AtomicBool::new(false),
         config,
     });
+    let keeper = Arc::new(Keeper::new(Arc::clone(&node), Arc::clone(&providers), files, stored));
     let running = Running {
         addresses: listeners.addresses()?,
         certificate: Arc::clone(&certificate),
-        providers: Arc::clone(&providers),
+        keeper: Arc::clone(&keeper),
         node: Arc::clone(&node),
     };
     if node.keys.opens() {
         tokio::spawn(courier.run());
+    }
+    if let Some(asked) = asked {
+        tokio::spawn(keeper.keep(view, asked));
     }
     spawn_recovery(&node, replay);
     spawn_tasks(&node, certificate);
@@ -256,6 +269,18 @@ pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running,
     tokio::spawn(vapi::work(waiting, Arc::clone(&node)));
     listeners.serve(acceptor, &node);
     Ok(running)
+}
+
+/// Holds the tenants, and those of the store if there may be any.
+fn open_tenants(config: &Config, store: &Arc<dyn Store>) -> (Tenants, Option<mpsc::Receiver<Ask>>) {
+    let tenants = Tenants::new(config.tenants.iter().cloned());
+    match &config.stored_tenants {
+        Some(rules) => {
+            let (tenants, asked) = tenants.with_stored(Book::new(Arc::clone(store), rules));
+            (tenants, Some(asked))
+        }
+        None => (tenants, None),
+    }
 }
 
 /// Returns how the configuration wants the audit log to be written.
@@ -365,17 +390,20 @@ fn spawn_tasks(node: &Arc<Node>, certificate: Arc<Certificate>) {
     tokio::spawn(requests::watch(Arc::clone(node)));
     if node.config.retention.sweep {
         tokio::spawn(sweep::sweep_on(Arc::clone(node)));
+        tokio::spawn(closing::close_on(Arc::clone(node)));
     }
 }
 
-/// Makes what dials agents, whom the configuration names, and what dials Vapi, which webhooks and tickets name.
-fn open_dialers(config: &Config) -> Result<(Dialer, Dialer), AuthoritiesError> {
+/// Makes what dials agents, whom the configuration names, or who must be on the internet, and what dials Vapi, which webhooks and
+/// tickets name.
+fn open_dialers(config: &Config) -> Result<(Dialer, Dialer, Dialer), AuthoritiesError> {
     let (relay, vapi) = (&config.relay, &config.vapi);
     let vapi_reach = if vapi.allow_private_hosts { Reach::Any } else { Reach::Public };
     let open = |ca_file: &Option<std::path::PathBuf>, reach| {
         Dialer::new(ca_file.as_deref(), relay.connect_timeout, &config.ingest, reach)
     };
-    Ok((open(&relay.ca_file, Reach::Any)?, open(&vapi.ca_file, vapi_reach)?))
+    let agents = |reach| open(&relay.ca_file, reach);
+    Ok((agents(Reach::Any)?, agents(Reach::Public)?, open(&vapi.ca_file, vapi_reach)?))
 }
 
 fn open_certificate(config: &Config) -> Result<Arc<Certificate>, StartError> {
@@ -483,11 +511,8 @@ impl Running {
 
     fn reload(&self, config_file: &std::path::Path) {
         match Config::load(config_file, process_environment()) {
-            Ok(config) => match keys::replace(&self.providers, &self.node.keys, &config) {
-                Ok(()) => {
-                    self.node.replace_tenants(config.tenants);
-                    tracing::info!("tenants, their secrets and keys were read again");
-                }
+            Ok(config) => match self.keeper.take_config(config) {
+                Ok(()) => tracing::info!("tenants, their secrets and keys were read again"),
                 Err(error) => {
                     let error = &error as &dyn std::error::Error;
                     tracing::error!(error, "keys cannot be used; the old configuration stays");

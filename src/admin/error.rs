@@ -6,6 +6,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::config::Fault;
 use crate::control::audit::AuditError;
 use crate::control::erase::EraseError;
 use crate::control::index::IndexError;
@@ -16,6 +17,7 @@ use crate::control::requests::RequestError;
 use crate::control::retention::RetentionError;
 use crate::domain::access::Operation;
 use crate::store::StoreError;
+use crate::tenants::{ChangeError, NotAdmitted};
 
 /// Seconds after which it is worth trying again.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("2");
@@ -31,6 +33,15 @@ pub(super) enum ApiError {
         /// What is wrong with it, and what is allowed.
         problem: String,
     },
+    /// Several fields of the body are not allowed.
+    #[error("{} fields are not allowed", .0.len())]
+    Faults(Vec<Fault>),
+    /// A change does not say what it is a change of.
+    #[error("if-match: is missing; allowed: the ETag that was read")]
+    NoPrecondition,
+    /// It is a change of something that has changed since.
+    #[error("{0}")]
+    Stale(String),
     /// Not JSON by its header.
     #[error("the body must be application/json")]
     NotJson,
@@ -90,8 +101,20 @@ pub(super) struct Problem {
     /// The field, parameter or header that is wrong, where there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     field: Option<String>,
+    /// Everything that is wrong, where that is more than one field.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    faults: Vec<FaultView>,
     /// The request's id, as in `X-Request-Id` and the audit log.
     request: String,
+}
+
+/// One thing that is wrong.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub(super) struct FaultView {
+    /// The field.
+    field: String,
+    /// What is wrong with it, and what is allowed.
+    problem: String,
 }
 
 /// What an error carries until the request's id is known.
@@ -100,6 +123,7 @@ struct Untold {
     code: &'static str,
     detail: String,
     field: Option<String>,
+    faults: Vec<FaultView>,
 }
 
 impl ApiError {
@@ -109,7 +133,9 @@ impl ApiError {
 
     fn status(&self) -> StatusCode {
         match self {
-            Self::Invalid { .. } => StatusCode::BAD_REQUEST,
+            Self::Invalid { .. } | Self::Faults(_) => StatusCode::BAD_REQUEST,
+            Self::NoPrecondition => StatusCode::PRECONDITION_REQUIRED,
+            Self::Stale(_) => StatusCode::PRECONDITION_FAILED,
             Self::NotJson => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Unauthorized(_) => StatusCode::UNAUTHORIZED,
@@ -127,7 +153,9 @@ impl ApiError {
     /// The stable code.
     pub(super) fn code(&self) -> &'static str {
         match self {
-            Self::Invalid { .. } => "invalid",
+            Self::Invalid { .. } | Self::Faults(_) => "invalid",
+            Self::NoPrecondition => "precondition_required",
+            Self::Stale(_) => "stale",
             Self::NotJson => "not_json",
             Self::TooLarge => "too_large",
             Self::Unauthorized(_) => "unauthorized",
@@ -145,7 +173,13 @@ impl ApiError {
 }
 
 fn names(operation: &Operation) -> String {
-    operation.roles.iter().map(|role| role.name()).collect::<Vec<_>>().join(", ")
+    let roles = operation.roles.iter().map(|role| role.name()).collect::<Vec<_>>().join(", ");
+    if operation.all_tenants { format!("{roles}, and a token for all tenants") } else { roles }
+}
+
+fn views(faults: &[Fault]) -> Vec<FaultView> {
+    let view = |fault: &Fault| FaultView { field: fault.option.clone(), problem: fault.problem.clone() };
+    faults.iter().map(view).collect()
 }
 
 impl IntoResponse for ApiError {
@@ -165,20 +199,30 @@ impl IntoResponse for ApiError {
             headers.insert(header::RETRY_AFTER, RETRY_AFTER);
         }
         let (code, detail) = (self.code(), self.to_string());
-        let field = if let Self::Invalid { field, .. } = self { Some(field) } else { None };
-        response.extensions_mut().insert(Untold { code, detail, field });
+        let faults = if let Self::Faults(faults) = &self { views(faults) } else { Vec::new() };
+        let first = faults.first().map(|fault| fault.field.clone());
+        let field = if let Self::Invalid { field, .. } = self { Some(field) } else { first };
+        response.extensions_mut().insert(Untold { code, detail, field, faults });
         response
     }
 }
 
 /// Gives every answer the request's id, and problems their body.
 pub(super) fn with_request(mut response: Response, id: &str) -> Response {
-    if let Some(Untold { code, detail, field }) = response.extensions_mut().remove::<Untold>() {
+    if let Some(Untold { code, detail, field, faults }) = response.extensions_mut().remove::<Untold>() {
         let status = response.status();
         let title = status.canonical_reason().unwrap_or("Error");
         let request = id.to_owned();
-        let problem =
-            Problem { r#type: "about:blank", title, status: status.as_u16(), code, detail, field, request };
+        let problem = Problem {
+            r#type: "about:blank",
+            title,
+            status: status.as_u16(),
+            code,
+            detail,
+            field,
+            faults,
+            request,
+        };
         *response.body_mut() = Body::from(serde_json::to_vec(&problem).unwrap_or_default());
         let kind = HeaderValue::from_static("application/problem+json");
         let headers = response.headers_mut();
@@ -297,6 +341,33 @@ impl From<RequestError> for ApiError {
             RequestError::Erase(error) => error.into(),
             RequestError::Recordings(error) => error.into(),
         }
+    }
+}
+
+impl From<ChangeError> for ApiError {
+    fn from(error: ChangeError) -> Self {
+        let detail = error.to_string();
+        match error {
+            ChangeError::Invalid(faults) => Self::Faults(faults),
+            ChangeError::NotFound => Self::NotFound,
+            ChangeError::OfFile => Self::Conflict { code: "file_tenant", detail },
+            ChangeError::Exists => Self::Conflict { code: "exists", detail },
+            ChangeError::Stale { .. } | ChangeError::Contended => Self::Stale(detail),
+            ChangeError::Status { .. } => Self::Conflict { code: "status", detail },
+            ChangeError::Book(error) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "a tenant cannot be read or written"
+                );
+                Self::Unavailable("the store")
+            }
+        }
+    }
+}
+
+impl From<NotAdmitted> for ApiError {
+    fn from(NotAdmitted { option, problem }: NotAdmitted) -> Self {
+        Self::Faults(vec![Fault { option: option.to_owned(), problem }])
     }
 }
 

@@ -24,12 +24,16 @@ pub fn document() -> OpenApi {
     components.add_security_scheme("token", bearer);
     document.security = Some(vec![SecurityRequirement::new("token", [] as [&str; 0])]);
     for item in document.paths.paths.values_mut() {
-        for operation in [&mut item.get, &mut item.post, &mut item.delete].into_iter().flatten() {
+        let operations = [&mut item.get, &mut item.post, &mut item.put, &mut item.delete];
+        for operation in operations.into_iter().flatten() {
             let known = OPERATIONS.iter().find(|known| operation.operation_id.as_deref() == Some(known.id));
             let Some(known) = known else { continue };
             let roles: Vec<_> = known.roles.iter().map(|role| role.name()).collect();
             let mut description = operation.description.take().unwrap_or_default();
             description.push_str(&format!("\n\nRoles: {}.", roles.join(", ")));
+            if known.all_tenants {
+                description.push_str(" It needs a token for all tenants.");
+            }
             if known.needs_reason {
                 description.push_str(" A reason is required, in the header `X-Callseal-Reason`.");
             } else if known.roles.contains(&Role::Operator) {
@@ -56,12 +60,13 @@ mod tests {
         let document = document();
         let mut described = Vec::new();
         for (path, item) in &document.paths.paths {
-            let methods = [("GET", &item.get), ("POST", &item.post), ("DELETE", &item.delete)];
+            let methods =
+                [("GET", &item.get), ("POST", &item.post), ("PUT", &item.put), ("DELETE", &item.delete)];
             for (method, operation) in methods {
                 let Some(operation) = operation else { continue };
                 described.push((operation.operation_id.clone().unwrap(), method, path.clone()));
             }
-            assert!(item.put.is_none() && item.patch.is_none() && item.head.is_none());
+            assert!(item.patch.is_none() && item.head.is_none());
         }
         described.sort();
         let mut allowed: Vec<_> =

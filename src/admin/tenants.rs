@@ -1,11 +1,15 @@
-//! Tenants, as their files say; nothing of their secrets.
+//! Tenants; nothing of their secrets.
+
+pub(super) mod change;
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue, header};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::config::{Record, RouteMode, RouteProvider, Tenant, TenantStatus};
+use crate::clock;
+use crate::config::{Origin, Record, RouteMode, RouteProvider, Tenant};
 
 use super::Shared;
 use super::error::{ApiError, Problem};
@@ -21,6 +25,14 @@ pub(super) struct TenantList {
 #[derive(Serialize, ToSchema)]
 pub(super) struct TenantView {
     id: String,
+    /// `file` or `store`: where it is kept. Only those of the store can be changed here.
+    source: &'static str,
+    /// Counts the changes of a tenant of the store, from 1; its ETag.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    revision: Option<u32>,
+    /// When what it has is deleted, if it is being closed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    close_by: Option<String>,
     /// `active`, `suspended`, `closing` or `closed`.
     status: &'static str,
     /// Days from the end of a call to the expiry of its audio.
@@ -63,14 +75,16 @@ impl TenantView {
             },
             require_ticket: route.require_ticket,
         });
+        let (source, revision, close_by) = match tenant.origin {
+            Origin::File => ("file", None, None),
+            Origin::Store { revision, close_by } => ("store", Some(revision), close_by.map(clock::rfc3339)),
+        };
         Self {
+            source,
+            revision,
+            close_by,
             id: tenant.id.to_string(),
-            status: match tenant.status {
-                TenantStatus::Active => "active",
-                TenantStatus::Suspended => "suspended",
-                TenantStatus::Closing => "closing",
-                TenantStatus::Closed => "closed",
-            },
+            status: tenant.status.name(),
             call_audio_days: tenant.retention.call_audio_days,
             access_log_days: tenant.retention.access_log_days,
             max_streams: tenant.limits.max_streams,
@@ -102,6 +116,19 @@ pub(super) async fn list(State(shared): State<Shared>, caller: Caller) -> Result
         (status = "default", body = Problem, content_type = "application/problem+json"),
     ),
 )]
-pub(super) async fn show(caller: Caller) -> Result<Json<TenantView>, ApiError> {
-    Ok(Json(TenantView::of(caller.tenant()?)))
+pub(super) async fn show(caller: Caller) -> Result<Shown, ApiError> {
+    Ok(shown(TenantView::of(caller.tenant()?)))
+}
+
+/// A tenant and its ETag.
+type Shown = (HeaderMap, Json<TenantView>);
+
+fn shown(view: TenantView) -> Shown {
+    (etag(view.revision), Json(view))
+}
+
+/// A tenant of a file has no revision, and so no ETag.
+fn etag(revision: Option<u32>) -> HeaderMap {
+    let value = revision.and_then(|revision| HeaderValue::from_str(&format!("\"{revision}\"")).ok());
+    value.map(|value| (header::ETAG, value)).into_iter().collect()
 }

@@ -18,8 +18,10 @@ use crate::config::{Config, KeyProviderKind, Tenant, process_environment};
 use crate::domain::ids::TenantId;
 use crate::domain::sign::encode_hex;
 use crate::keys::{Keyring, system_random};
+use crate::server::open_store;
+use crate::tenants::{Book, View, together};
 
-use super::{CommandResult, ConfigArg, Failure, output};
+use super::{CommandResult, ConfigArg, Failure, output, runtime};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum KeysCommand {
@@ -71,6 +73,10 @@ pub(super) fn init(config_file: &Path) -> CommandResult {
         }
     }
     let config = Config::load(config_file, process_environment()).map_err(Failure::Config)?;
+    let config = match &config.stored_tenants {
+        Some(_) => runtime()?.block_on(with_all_stored(config))?,
+        None => config,
+    };
     let in_keyring = |tenant: &&Tenant| tenant.keks.current.provider == KeyProviderKind::Local;
     let tenants: Vec<TenantId> =
         config.tenants.iter().filter(in_keyring).map(|tenant| tenant.id.clone()).collect();
@@ -91,6 +97,19 @@ pub(super) fn init(config_file: &Path) -> CommandResult {
         tenants.len()
     ));
     Ok(())
+}
+
+/// Adds the tenants of the store, also those that have no key yet.
+async fn with_all_stored(mut config: Config) -> anyhow::Result<Config> {
+    let Some(rules) = &config.stored_tenants else { return Ok(config) };
+    let store = open_store(&config).await?;
+    let mut view = View::default();
+    view.look(&Book::new(store, rules), &config).await.context("tenants of the store")?;
+    for problem in view.trouble() {
+        output::error(&format!("warning: {problem}"));
+    }
+    config.tenants = together(&config.tenants, view.tenants());
+    Ok(config)
 }
 
 /// Writes 64 hexadecimal digits of random, mode 0600.

@@ -7,10 +7,12 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use crate::config::{Config, S3, StoreKind};
+use crate::server::open_store;
 use crate::store::Store;
 use crate::store::probe::{self, Feature, Found};
 use crate::store::s3::{BucketRules, Rule, S3Store};
 
+use super::target::with_stored;
 use super::{CommandResult, ConfigArg, output, runtime};
 
 const DAY_SECS: u64 = 24 * 3600;
@@ -48,11 +50,16 @@ pub(super) struct ApplyArgs {
 }
 
 pub(super) fn run(command: &LifecycleCommand) -> CommandResult {
-    let runtime = runtime()?;
-    match command {
-        LifecycleCommand::Show(args) => runtime.block_on(show(args, &args.config.load()?))?,
-        LifecycleCommand::Apply(args) => runtime.block_on(apply(args, &args.config.load()?))?,
-    }
+    let (LifecycleCommand::Show(ShowArgs { config, .. }) | LifecycleCommand::Apply(ApplyArgs { config, .. })) =
+        command;
+    let config = config.load()?;
+    runtime()?.block_on(async {
+        let config = complete(config).await?;
+        match command {
+            LifecycleCommand::Show(args) => show(args, &config).await,
+            LifecycleCommand::Apply(args) => apply(args, &config).await,
+        }
+    })?;
     Ok(())
 }
 
@@ -105,6 +112,17 @@ async fn apply(args: &ApplyArgs, config: &Config) -> anyhow::Result<()> {
         bail!("other rules of the bucket may delete recordings before their time: {}", dangers.join(", "));
     }
     Ok(())
+}
+
+/// Rules are for the days of all tenants, also of those of the store.
+async fn complete(config: Config) -> anyhow::Result<Config> {
+    match config.stored_tenants {
+        Some(_) => {
+            let store = open_store(&config).await?;
+            with_stored(config, &store).await
+        }
+        None => Ok(config),
+    }
 }
 
 fn bucket(config: &Config) -> anyhow::Result<&S3> {

@@ -19,6 +19,7 @@ mod serve;
 mod store;
 mod sweep;
 mod target;
+mod tenant;
 mod ticket;
 mod token;
 mod webhooks;
@@ -66,6 +67,9 @@ enum Command {
     /// Tokens of the admin API
     #[command(subcommand)]
     Token(token::TokenCommand),
+    /// Tenants that are kept in the store, for all nodes
+    #[command(subcommand)]
+    Tenant(tenant::TenantCommand),
     /// Recordings in the store
     #[command(subcommand)]
     Recordings(recordings::RecordingsCommand),
@@ -144,6 +148,7 @@ pub fn run() -> ExitCode {
         Command::Grant(args) => grant::run(&args),
         Command::Ticket(args) => ticket::run(&args),
         Command::Token(command) => token::run(&command),
+        Command::Tenant(command) => tenant::run(&command),
         Command::Recordings(command) => recordings::run(&command),
         Command::Open(args) => recordings::open(&args),
         Command::Verify(args) => recordings::verify(&args),

@@ -11,7 +11,7 @@ use crate::control::audit::AuditLog;
 use crate::domain::ids::{RecordingId, TenantId};
 use crate::keys::{KeyError, KeyService};
 use crate::notices::Notices;
-use crate::server::{audit_options, open_keys, open_store};
+use crate::server::{audit_options, complete, open_keys, open_store};
 use crate::store::Store;
 
 use super::{ConfigArg, Failure, output};
@@ -49,9 +49,9 @@ pub(super) struct Opened {
 impl TenantArg {
     /// Opens store and keys; the tenant must be configured.
     pub(super) async fn open(&self) -> Result<Opened, Failure> {
-        let config = self.config.load()?;
-        config.tenant(&self.tenant).with_context(|| format!("there is no tenant {}", self.tenant))?;
-        Ok(Opened::of(config).await?)
+        let opened = Opened::of(self.config.load()?).await?;
+        opened.config.tenant(&self.tenant).with_context(|| format!("there is no tenant {}", self.tenant))?;
+        Ok(opened)
     }
 
     /// The same, on a node that opens recordings.
@@ -63,9 +63,15 @@ impl TenantArg {
 }
 
 impl Opened {
-    /// Opens the store and the keys of a node.
+    /// Opens the store and the keys of a node; tenants of the store stand beside those of files.
     pub(super) async fn of(config: Config) -> anyhow::Result<Self> {
         let store = open_store(&config).await?;
+        let config = with_stored(config, &store).await?;
+        Self::with(config, store)
+    }
+
+    /// Opens the keys of a node whose store is open. To be called within a runtime.
+    pub(super) fn with(config: Config, store: Arc<dyn Store>) -> anyhow::Result<Self> {
         let keys = open_keys(&config, &store)?;
         Ok(Self { config, store, keys })
     }
@@ -87,6 +93,15 @@ impl Opened {
         let node = self.config.node.as_str().to_owned();
         Ok(AuditLog::start_with(options, node, Arc::clone(&self.keys), Arc::clone(&self.store)))
     }
+}
+
+/// Adds the tenants of the store, and says what is wrong with some of them.
+pub(super) async fn with_stored(config: Config, store: &Arc<dyn Store>) -> anyhow::Result<Config> {
+    let (config, trouble) = complete(config, store).await.context("tenants of the store")?;
+    for problem in trouble {
+        output::error(&format!("warning: {problem}"));
+    }
+    Ok(config)
 }
 
 /// Ends the audit chains of a command, so that they do not look as if somebody had cut them off.

@@ -8,11 +8,13 @@ use serde_json::json;
 
 use crate::admin::tokens::{NewToken, TokenList};
 use crate::clock;
-use crate::config::Admin;
+use crate::config::{Admin, Config};
 use crate::domain::access::{Reach, Role};
 use crate::domain::ids::TenantId;
+use crate::server::open_store;
+use crate::tenants::Book;
 
-use super::{CommandResult, ConfigArg, output};
+use super::{CommandResult, ConfigArg, output, runtime};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -85,8 +87,10 @@ fn admin(config: &ConfigArg) -> Result<Admin, super::Failure> {
 
 fn create(args: &CreateArgs) -> CommandResult {
     let config = args.config.load()?;
-    if let Some(tenant) = &args.tenant {
-        config.tenant(tenant).with_context(|| format!("there is no tenant {tenant}"))?;
+    if let Some(tenant) = &args.tenant
+        && config.tenant(tenant).is_none()
+    {
+        must_be_stored(&config, tenant)?;
     }
     let admin = config.admin.context("the configuration has no [admin]; add it first")?;
     let mut tokens = TokenList::load(&admin.tokens_file)?;
@@ -109,6 +113,16 @@ fn create(args: &CreateArgs) -> CommandResult {
         (*text).clone()
     });
     Ok(())
+}
+
+/// Looks for a tenant that no file has.
+fn must_be_stored(config: &Config, tenant: &TenantId) -> anyhow::Result<()> {
+    let rules = config.stored_tenants.as_ref().with_context(|| format!("there is no tenant {tenant}"))?;
+    let newest = runtime()?.block_on(async {
+        let book = Book::new(open_store(config).await?, rules);
+        anyhow::Ok(book.revisions(tenant.tag()).await?.last().copied())
+    })?;
+    newest.map(drop).with_context(|| format!("there is no tenant {tenant}"))
 }
 
 fn list(config: &ConfigArg, as_json: bool) -> CommandResult {

@@ -208,6 +208,11 @@ impl KeysConfig {
         }
     }
 
+    /// Returns where the KEKs of tenants are that have none of their own.
+    pub fn default_provider(&self) -> KeyProviderKind {
+        self.default.provider
+    }
+
     /// Returns the KEKs of a tenant that has none of its own.
     fn keks_of(&self, tenant: &str) -> TenantKeks {
         let former = self.former.iter().map(|rule| rule.of(tenant)).collect();

@@ -29,6 +29,7 @@ mod scope;
 mod secret;
 mod serving;
 mod store;
+mod stored;
 mod sweep;
 mod tenant;
 #[cfg(test)]
@@ -73,9 +74,10 @@ pub use route::{Dtmf, Record, Route, RouteMode, RouteProvider};
 pub use secret::{Secret, SecretRef};
 pub use serving::{Drain, Ingest, Log, LogFormat, Playback, Repair};
 pub use store::{AwsCredentials, S3, S3Checksum, S3Claims, S3Encryption, S3ObjectLock, StoreKind};
+pub use stored::StoredTenants;
 pub use sweep::Sweep;
 pub use tenant::{
-    HipaaMode, Limits, NoKeyPolicy, Retention, Tenant, TenantPlayback, TenantStatus, TenantTickets,
+    HipaaMode, Limits, NoKeyPolicy, Origin, Retention, Tenant, TenantPlayback, TenantStatus, TenantTickets,
 };
 pub use twilio::{ApiUser, Twilio, TwilioApi};
 pub use upstream::{OnLoss, Relay, Upstream};
@@ -141,6 +143,8 @@ pub struct Config {
     pub log: Log,
     /// The tenants, with different ids, in the order of their files' names.
     pub tenants: Vec<Tenant>,
+    /// How further tenants are kept in the store; `None` where there are none.
+    pub stored_tenants: Option<StoredTenants>,
 }
 
 /// Where secrets belong, for the command that makes them.
@@ -180,7 +184,8 @@ impl Config {
         let env = Environment::new(env);
         let faults = Collector::default();
         let overrides = env.apply(&mut table, &faults);
-        let checked = Self::check(table, &References { dir: base_dir, env: &env, files }, &faults);
+        let checked =
+            Self::check(table, &References { dir: base_dir, env: &env, files, from_store: None }, &faults);
         for (option, variable) in overrides {
             faults.name_variable(&option, &variable);
         }
@@ -243,7 +248,9 @@ impl Config {
         let drain = Drain::check(raw.drain, &top);
         let log = Log::check(raw.log, &top);
         let admin = Admin::check(raw.admin, &top, references, keys.role);
-        let tenants = check_tenants(raw.tenants, &top, references, (&keys, playback.max_ttl), faults);
+        let (scope, mut raw_tenants): (_, raw::Tenants) = top.section("tenants", raw.tenants);
+        let stored_tenants = StoredTenants::check(&mut raw_tenants, &scope, references);
+        let tenants = check_tenants(raw_tenants, &scope, references, (&keys, playback.max_ttl), faults);
         keys::require_services(&tenants, absent, &top);
         recipient::refuse_services(keys.role, services, &top);
         let recipient = RecipientFiles::check(raw.recipient, &top, references, (&keys, &tenants));
@@ -277,6 +284,7 @@ impl Config {
             drain,
             log,
             tenants,
+            stored_tenants,
         })
     }
 }
@@ -315,13 +323,12 @@ fn check_public_url(given: Option<&str>, scope: &Scope<'_>) -> Option<PublicUrl>
 
 /// Reads and checks the tenants' files; those with a fault are left out.
 fn check_tenants(
-    table: Option<Table>,
-    top: &Scope<'_>,
+    raw: raw::Tenants,
+    scope: &Scope<'_>,
     node: &References<'_>,
     rules: (&KeysConfig, Duration),
     faults: &Collector,
 ) -> Vec<Tenant> {
-    let (scope, raw): (_, raw::Tenants) = top.section("tenants", table);
     let dir = scope.path("dir", raw.dir, || PathBuf::from("tenants"));
     let references = References { dir: &node.dir.join(&dir), ..*node };
     let files = node.files.tenant_files(references.dir).unwrap_or_else(|problem| {

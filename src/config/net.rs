@@ -4,6 +4,8 @@ use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 
+use crate::domain::address::is_public;
+
 const PUBLIC_SCHEME: &str = "wss://";
 
 /// Why a text is not a valid name; it says what is allowed, not what was given.
@@ -256,6 +258,15 @@ pub(super) fn host_of(authority: &str) -> Option<&str> {
 
 fn is_port(text: &str) -> bool {
     text.bytes().all(|b| b.is_ascii_digit()) && text.parse::<u16>().is_ok_and(|port| port != 0)
+}
+
+/// Whether a host is on this machine or in this network by what is written; where a name leads to is seen when it is dialled.
+pub(super) fn is_private_host(host: &str) -> bool {
+    let name = host.trim_end_matches('.');
+    host.parse::<IpAddr>().map_or_else(
+        |_| name.eq_ignore_ascii_case("localhost") || name.to_ascii_lowercase().ends_with(".localhost"),
+        |address| !is_public(address),
+    )
 }
 
 fn is_local(host: &str) -> bool {

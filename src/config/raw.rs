@@ -215,7 +215,15 @@ section!(
 );
 section!(Drain { max_secs: i64 } later []);
 section!(Log { format: String, level: String } later []);
-section!(Tenants { dir: String } later []);
+section!(
+    Tenants {
+        dir: String,
+        keys: Value,
+        kid: String,
+        allow_private_hosts: bool,
+        close_after_days: i64,
+    } later []
+);
 
 section!(
     /// The top of a tenant's file.

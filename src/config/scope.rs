@@ -42,23 +42,32 @@ pub(super) struct Scope<'f> {
     file: String,
     /// The table's name, empty at the top.
     path: String,
+    /// Whether a text where another kind of value is wanted may stand in a fault. In what a tenant says it may be a secret that
+    /// was written in the wrong place.
+    may_echo: bool,
     faults: &'f Collector,
 }
 
 impl<'f> Scope<'f> {
     /// Opens the top of the node's file.
     pub(super) fn node(faults: &'f Collector) -> Self {
-        Self { file: String::new(), path: String::new(), faults }
+        Self { file: String::new(), path: String::new(), may_echo: true, faults }
     }
 
     /// Opens the top of a tenant's file.
     pub(super) fn tenant_file(faults: &'f Collector, label: &str) -> Self {
-        Self { file: format!("{label}: "), path: String::new(), faults }
+        Self { file: format!("{label}: "), path: String::new(), may_echo: false, faults }
+    }
+
+    /// Opens the top of what the store has of a tenant.
+    pub(super) fn stored_tenant(faults: &'f Collector) -> Self {
+        Self { file: String::new(), path: String::new(), may_echo: false, faults }
     }
 
     /// Opens the table `name` inside this one and reads it; a missing table is an empty one.
     pub(super) fn section<T: RawSection>(&self, name: &str, table: Option<Table>) -> (Scope<'f>, T) {
-        let inner = Self { file: self.file.clone(), path: self.join(name), faults: self.faults };
+        let (file, path) = (self.file.clone(), self.join(name));
+        let inner = Self { file, path, may_echo: self.may_echo, faults: self.faults };
         let raw = inner.read(table.unwrap_or_default());
         (inner, raw)
     }
@@ -67,7 +76,7 @@ impl<'f> Scope<'f> {
     pub(super) fn read<T: RawSection>(&self, table: Table) -> T {
         let mut sound = Table::new();
         for (name, value) in table {
-            match check_kind::<T>(&name, &value, self.may_echo()) {
+            match check_kind::<T>(&name, &value, self.may_echo) {
                 Ok(()) => drop(sound.insert(name, value)),
                 Err(problem) => self.fault(&printable(&name), problem),
             }
@@ -164,13 +173,6 @@ impl<'f> Scope<'f> {
             self.fault(option, format!("{given:?} is given; {problem}"));
         }
         parsed.ok()
-    }
-
-    /// Tells whether a text where another kind of value is wanted may stand in a fault.
-    ///
-    /// In a tenant's file it may be a secret that was written in the wrong place.
-    fn may_echo(&self) -> bool {
-        self.file.is_empty()
     }
 
     fn join(&self, option: &str) -> String {

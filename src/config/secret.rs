@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use toml::Value;
+use toml::{Table, Value};
 use zeroize::Zeroizing;
 
 use super::environment::Environment;
@@ -15,6 +15,7 @@ use super::scope::Scope;
 /// How long a secret may be, in bytes: far more than any token, far less than a file named by mistake.
 pub(super) const MAX_SECRET_BYTES: usize = 4096;
 
+const NOT_A_VALUE: &str = "allowed: { value = \"…\" }, or { kept = \"…\" } for the one that is there";
 const NOT_A_REFERENCE: &str =
     "allowed: { file = \"…\" } or { env = \"…\" }; the secret itself must not stand in the configuration";
 
@@ -95,6 +96,14 @@ pub(super) struct References<'a> {
     pub(super) dir: &'a Path,
     pub(super) env: &'a Environment,
     pub(super) files: &'a dyn Files,
+    /// For a tenant of the store, whose secrets are values: nothing that it says is looked up anywhere.
+    pub(super) from_store: Option<FromStore>,
+}
+
+/// What holds for a tenant of the store.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FromStore {
+    pub(super) allow_private_hosts: bool,
 }
 
 impl References<'_> {
@@ -104,7 +113,7 @@ impl References<'_> {
             None => return Vec::new(),
             Some(Value::Array(entries)) => entries,
             Some(_) => {
-                scope.fault(option, format!("is not a list of references; {NOT_A_REFERENCE}"));
+                scope.fault(option, format!("is not a list of references; {}", self.allowed()));
                 return Vec::new();
             }
         };
@@ -124,7 +133,7 @@ impl References<'_> {
             None => return BTreeMap::new(),
             Some(Value::Table(entries)) => entries,
             Some(_) => {
-                scope.fault(option, format!("is not a table of references; {NOT_A_REFERENCE}"));
+                scope.fault(option, format!("is not a table of references; {}", self.allowed()));
                 return BTreeMap::new();
             }
         };
@@ -145,7 +154,17 @@ impl References<'_> {
         secrets
     }
 
-    fn read(&self, scope: &Scope<'_>, option: &str, entry: &Value) -> Option<Secret> {
+    /// Whether what a tenant names must be of the internet.
+    pub(super) fn public_only(&self) -> bool {
+        self.from_store.is_some_and(|rules| !rules.allow_private_hosts)
+    }
+
+    /// Whether a table can only be meant as a reference.
+    pub(super) fn is_reference(table: &Table) -> bool {
+        table.len() == 1 && ["file", "env"].iter().any(|kind| table.get(*kind).is_some_and(Value::is_str))
+    }
+
+    pub(super) fn read(&self, scope: &Scope<'_>, option: &str, entry: &Value) -> Option<Secret> {
         let secret = self.look_up(entry);
         if let Err(problem) = &secret {
             scope.fault(option, problem);
@@ -158,6 +177,7 @@ impl References<'_> {
         let checked = self.place(entry).and_then(|place| match place {
             Place::File(path) => self.files.read_given_secret(&path).map(|_| SecretRef(Source::File(path))),
             Place::Variable(name) => self.variable(name).map(|secret| SecretRef(Source::Fixed(secret))),
+            Place::Here(text) => value(text).map(|secret| SecretRef(Source::Fixed(secret))),
         });
         if let Err(problem) = &checked {
             scope.fault(option, problem);
@@ -169,17 +189,27 @@ impl References<'_> {
         match self.place(entry)? {
             Place::File(path) => self.files.read_secret(&path),
             Place::Variable(name) => self.variable(name),
+            Place::Here(text) => value(text),
         }
+    }
+
+    fn allowed(&self) -> &'static str {
+        if self.from_store.is_some() { NOT_A_VALUE } else { NOT_A_REFERENCE }
     }
 
     fn place<'e>(&self, entry: &'e Value) -> Result<Place<'e>, String> {
         let reference = entry.as_table().filter(|table| table.len() == 1);
-        let (kind, target) = reference.and_then(|table| table.iter().next()).ok_or_else(not_a_reference)?;
+        let what = if self.from_store.is_some() { "is no secret" } else { "is not a reference" };
+        let not_one = || format!("{what}; {}", self.allowed());
+        let (kind, target) = reference.and_then(|table| table.iter().next()).ok_or_else(not_one)?;
+        if self.from_store.is_some() {
+            return target.as_str().filter(|_| kind == "value").map(Place::Here).ok_or_else(not_one);
+        }
         match (kind.as_str(), target.as_str()) {
             ("file", Some(path)) if !path.is_empty() => Ok(Place::File(self.dir.join(path))),
             ("env", Some(name)) if is_variable_name(name) => Ok(Place::Variable(name)),
             ("env", Some(_)) => Err("env must name a variable; allowed: A-Z, 0-9 and '_'".to_owned()),
-            _ => Err(not_a_reference()),
+            _ => Err(not_one()),
         }
     }
 
@@ -194,10 +224,11 @@ impl References<'_> {
 enum Place<'e> {
     File(PathBuf),
     Variable(&'e str),
+    Here(&'e str),
 }
 
-fn not_a_reference() -> String {
-    format!("is not a reference; {NOT_A_REFERENCE}")
+fn value(text: &str) -> Result<Secret, String> {
+    Secret::from_text(Zeroizing::new(text.as_bytes().to_vec()))
 }
 
 /// Tells whether a text can only be a variable's name; anything else might be the secret itself and is not shown.

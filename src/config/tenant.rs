@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::domain::ids::{RouteName, TenantId};
+use crate::domain::time::UnixMillis;
 
 use super::keys::{KeysConfig, TenantKeks};
 use super::net::WebOrigin;
@@ -29,7 +31,7 @@ const MAX_STARTS_PER_SEC: Bounds = Bounds::new(20, 1..=10_000);
 const MAX_STREAM_HOURS: Bounds = Bounds::new(24, 1..=24);
 /// A day: tickets are made when a call is placed, or for calls that are planned.
 const TICKET_TTL_SECS: Bounds = Bounds::new(3_600, 1..=86_400);
-const MAX_KID: usize = 32;
+pub(super) const MAX_KID: usize = 32;
 /// As many bytes as the HMACs of grants and tickets have; a shorter key would be their weakest part.
 const MIN_KEY_BYTES: usize = 32;
 
@@ -38,6 +40,8 @@ const MIN_KEY_BYTES: usize = 32;
 pub struct Tenant {
     /// The name in URLs.
     pub id: TenantId,
+    /// Where it is kept.
+    pub origin: Origin,
     /// What may be done for this tenant.
     pub status: TenantStatus,
     /// What becomes of a call when no key can be had.
@@ -64,8 +68,23 @@ pub struct Tenant {
     pub routes: Vec<Route>,
 }
 
-/// What may be done for a tenant.
+/// Where a tenant is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// In a file of this node.
+    File,
+    /// In the store, for all nodes.
+    Store {
+        /// Counts its changes, from 1.
+        revision: u32,
+        /// When what it has is deleted, if it is being closed.
+        close_by: Option<UnixMillis>,
+    },
+}
+
+/// What may be done for a tenant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum TenantStatus {
     /// Take calls, play recordings.
     Active,
@@ -172,6 +191,7 @@ impl Tenant {
         }
         let tenant = id.clone().map(|id| Self {
             id,
+            origin: Origin::File,
             status,
             no_key_policy,
             retention,
@@ -226,6 +246,16 @@ fn check_id(given: Option<&str>, scope: &Scope<'_>) -> Option<TenantId> {
 }
 
 impl TenantStatus {
+    /// Returns the word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Suspended => "suspended",
+            Self::Closing => "closing",
+            Self::Closed => "closed",
+        }
+    }
+
     fn check(given: Option<&str>, scope: &Scope<'_>) -> Self {
         let words = Words {
             default: Self::Active,
@@ -340,7 +370,11 @@ impl TenantPlayback {
 }
 
 /// Reports keys that are too short.
-fn check_keys(scope: &Scope<'_>, option: &str, keys: BTreeMap<String, Secret>) -> BTreeMap<String, Secret> {
+pub(super) fn check_keys(
+    scope: &Scope<'_>,
+    option: &str,
+    keys: BTreeMap<String, Secret>,
+) -> BTreeMap<String, Secret> {
     for (kid, _) in keys.iter().filter(|(_, key)| key.expose().len() < MIN_KEY_BYTES) {
         let problem = format!("the secret is too short; allowed: at least {MIN_KEY_BYTES} bytes");
         scope.fault(&format!("{option}.{kid}"), problem);
@@ -349,12 +383,12 @@ fn check_keys(scope: &Scope<'_>, option: &str, keys: BTreeMap<String, Secret>) -
 }
 
 /// Returns the names of all keys as written, also of those that cannot be read.
-fn key_names(given: Option<&Value>) -> Vec<String> {
+pub(super) fn key_names(given: Option<&Value>) -> Vec<String> {
     given.and_then(Value::as_table).map(|keys| keys.keys().cloned().collect()).unwrap_or_default()
 }
 
 /// Finds the key that signs or seals; a single key needs no naming. A wrong name is not shown: it may be a key.
-fn check_kid(
+pub(super) fn check_kid(
     (option, keys): (&str, &str),
     given: Option<String>,
     names: &[String],

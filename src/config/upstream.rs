@@ -6,7 +6,7 @@ use std::time::Duration;
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use toml::Table;
 
-use super::net::SocketUrl;
+use super::net::{SocketUrl, is_private_host};
 use super::raw;
 use super::route::RouteProvider;
 use super::scope::{Bounds, Scope, Words};
@@ -56,6 +56,8 @@ pub struct Upstream {
     pub secrets: Vec<Secret>,
     /// What becomes of a call whose agent is lost.
     pub on_loss: OnLoss,
+    /// Only addresses of the internet are dialled: somebody else than the node's operator has named the host.
+    pub public_only: bool,
 }
 
 /// What becomes of a call whose agent is lost.
@@ -118,11 +120,19 @@ impl Upstream {
         let secrets = references.list(&scope, "secrets", raw.secrets);
         let on_loss = check_on_loss(&scope, raw.on_loss.as_deref(), raw.hold_secs, provider);
         // Not shown when it is wrong: its path may be a secret.
-        let url = raw.url?.parse();
+        let url = raw.url?.parse::<SocketUrl>();
+        let public_only = references.public_only();
+        if public_only && url.as_ref().is_ok_and(|url| is_private_host(url.host())) {
+            scope.fault(
+                "url",
+                "leads to this machine or network; allowed: a host of the internet, or any where the node's file has \
+                 tenants.allow_private_hosts = true",
+            );
+        }
         if let Err(problem) = &url {
             scope.fault("url", format!("is no such URL; {problem}"));
         }
-        Some(Self { url: url.ok()?, headers, secrets, on_loss })
+        Some(Self { url: url.ok()?, headers, secrets, on_loss, public_only })
     }
 }
 

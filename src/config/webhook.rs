@@ -1,16 +1,14 @@
 //! Where a tenant is told what happens to its recordings, and how the node tells it.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use toml::Table;
 
-use crate::domain::address::is_public;
 use crate::domain::notice::{NoticeKind, Schedule};
 
-use super::net::HttpsUrl;
+use super::net::{HttpsUrl, is_private_host};
 use super::raw;
 use super::recipient::KeysRole;
 use super::scope::{Bounds, Scope};
@@ -106,6 +104,12 @@ impl Webhook {
         }
         let events = check_events(&scope, raw.events);
         let allow_private = raw.allow_private.unwrap_or(false);
+        if allow_private && references.public_only() {
+            scope.fault(
+                "allow_private",
+                "true is given; allowed: false, or true where the node's file has tenants.allow_private_hosts = true",
+            );
+        }
         let url = raw.url.and_then(|url| check_url(&scope, &url, allow_private));
         let call_ids = raw.call_ids.unwrap_or(false);
         Some(Self { url: url?, secrets, events, allow_private, call_ids })
@@ -121,9 +125,7 @@ fn check_url(scope: &Scope<'_>, given: &str, allow_private: bool) -> Option<Http
             return None;
         }
     };
-    let host = url.host();
-    let is_private = host.parse::<IpAddr>().map_or(host == "localhost", |address| !is_public(address));
-    if is_private && !allow_private {
+    if is_private_host(url.host()) && !allow_private {
         scope.fault(
             "url",
             "leads to this machine or network; allowed: a host of the internet, or allow_private = true",

@@ -4,6 +4,7 @@
 //! Knows tenants and object names. Must not know frame layouts or sockets.
 
 pub mod audit;
+pub mod closing;
 mod deletion;
 pub mod erase;
 pub mod index;

@@ -112,9 +112,10 @@ pub struct Principal {
 }
 
 impl Principal {
-    /// Returns the first of its roles that may do this; `None` when none may.
+    /// Returns the first of its roles that may do this; `None` when none may, or it must reach all tenants for that.
     pub fn role_for(&self, operation: &Operation) -> Option<Role> {
-        operation.roles.iter().copied().find(|role| self.roles.contains(role))
+        let reaches = !operation.all_tenants || self.reach == Reach::AllTenants;
+        operation.roles.iter().copied().find(|role| reaches && self.roles.contains(role))
     }
 }
 
@@ -131,10 +132,12 @@ pub struct Operation {
     pub roles: &'static [Role],
     /// Whether a reason must be given. Operators must give one everywhere.
     pub needs_reason: bool,
+    /// Whether it needs a token for all tenants: what a tenant may is not for itself to say.
+    pub all_tenants: bool,
 }
 
 /// Every operation.
-pub const OPERATIONS: [Operation; 24] = {
+pub const OPERATIONS: [Operation; 30] = {
     use Role::{Admin, Auditor, Ingest, Operator, Player};
     const fn free(
         id: &'static str,
@@ -142,7 +145,7 @@ pub const OPERATIONS: [Operation; 24] = {
         path: &'static str,
         roles: &'static [Role],
     ) -> Operation {
-        Operation { id, method, path, roles, needs_reason: false }
+        Operation { id, method, path, roles, needs_reason: false, all_tenants: false }
     }
     const fn reasoned(
         id: &'static str,
@@ -150,11 +153,23 @@ pub const OPERATIONS: [Operation; 24] = {
         path: &'static str,
         roles: &'static [Role],
     ) -> Operation {
-        Operation { id, method, path, roles, needs_reason: true }
+        Operation { id, method, path, roles, needs_reason: true, all_tenants: false }
+    }
+    const fn about_tenants(id: &'static str, method: &'static str, path: &'static str) -> Operation {
+        Operation { id, method, path, roles: &[Admin], needs_reason: true, all_tenants: true }
     }
     [
         free("list_tenants", "GET", "/v1/tenants", &[Auditor, Operator, Admin]),
         free("show_tenant", "GET", "/v1/tenants/{tenant}", &[Auditor, Operator, Admin]),
+        about_tenants("create_tenant", "POST", "/v1/tenants"),
+        Operation {
+            needs_reason: false,
+            ..about_tenants("show_settings", "GET", "/v1/tenants/{tenant}/settings")
+        },
+        about_tenants("update_tenant", "PUT", "/v1/tenants/{tenant}/settings"),
+        about_tenants("suspend_tenant", "POST", "/v1/tenants/{tenant}/suspend"),
+        about_tenants("resume_tenant", "POST", "/v1/tenants/{tenant}/resume"),
+        about_tenants("close_tenant", "POST", "/v1/tenants/{tenant}/close"),
         free("create_ticket", "POST", "/v1/tenants/{tenant}/tickets", &[Ingest, Admin]),
         free("list_streams", "GET", "/v1/tenants/{tenant}/streams", &[Ingest, Operator, Admin]),
         free(
@@ -283,6 +298,11 @@ mod tests {
         assert_eq!(principal(&[Role::Player, Role::Ingest]).role_for(hold), None);
         assert_eq!(principal(&[Role::Admin, Role::Operator]).role_for(hold), Some(Role::Operator));
         assert_eq!(principal(&[]).role_for(hold), None);
+        let suspend = operation("POST", "/v1/tenants/{tenant}/suspend").unwrap();
+        let everywhere = principal(&[Role::Admin]);
+        let at_home = Principal { reach: Reach::parse("acme").unwrap(), ..everywhere.clone() };
+        assert_eq!((everywhere.role_for(suspend), at_home.role_for(suspend)), (Some(Role::Admin), None));
+        assert_eq!(at_home.role_for(hold), Some(Role::Admin));
     }
 
     #[test]

@@ -176,9 +176,7 @@ fn check_grant<'g>(
     source: IpAddr,
     node: &Node,
 ) -> Result<&'g Grant, Refused> {
-    let playable =
-        tenant.filter(|tenant| matches!(tenant.status, TenantStatus::Active | TenantStatus::Closing));
-    let key = playable.and_then(|tenant| tenant.playback.grant_keys.get(signed.kid()));
+    let key = tenant.and_then(|tenant| tenant.playback.grant_keys.get(signed.kid()));
     let max_ttl = tenant.map_or(node.config.playback.max_ttl, |tenant| tenant.playback.max_ttl);
     let check = GrantCheck {
         key: key.map(|secret| secret.expose()),
@@ -190,9 +188,23 @@ fn check_grant<'g>(
         source: Some(source),
         not_before: None,
     };
-    signed.verify(&check).map_err(|denied| {
+    let grant = signed.verify(&check).map_err(|denied| {
         Refused::new(StatusCode::FORBIDDEN, denied.code(), "this link does not give access")
-    })
+    })?;
+    // Said to nobody who does not hold a link of the tenant.
+    match tenant.map(|tenant| tenant.status) {
+        Some(TenantStatus::Suspended) => Err(Refused::new(
+            StatusCode::FORBIDDEN,
+            "tenant_suspended",
+            "nothing is played for this tenant now",
+        )),
+        Some(TenantStatus::Closed) => Err(Refused::new(
+            StatusCode::FORBIDDEN,
+            "tenant_closed",
+            "nothing is played for this tenant any more",
+        )),
+        Some(TenantStatus::Active | TenantStatus::Closing) | None => Ok(grant),
+    }
 }
 
 fn wav_layout(grant: &Grant, recording: &StoredRecording) -> Result<(Encoding, WavLayout), Refused> {

@@ -74,6 +74,12 @@ pub(super) struct Refused {
 pub(super) const FORBIDDEN: Refused =
     Refused { status: StatusCode::FORBIDDEN, code: "forbidden", detail: "forbidden" };
 
+/// Says why a provider that has proved itself is refused; the provider learns no more than a stranger.
+pub(super) fn log_no_calls(tenant: &Tenant) {
+    let status = tenant.status.name();
+    tracing::warn!(tenant = %tenant.id, status, "call refused: its tenant takes none");
+}
+
 /// Answers a handshake, and counts it.
 pub(super) fn answer(outcome: Result<Answer, Refused>, id: &str) -> Answer {
     let answer = outcome.unwrap_or_else(|Refused { status, code, detail }| problem(status, code, detail, id));

@@ -52,7 +52,8 @@ impl Dialling {
     /// Begins to dial.
     pub(super) fn begin(node: &Node, tenant: &TenantId, route: &Route, upstream: &Upstream) -> Self {
         let handshake = handshake(tenant, route, upstream);
-        Self::dial(&node.dialer, handshake, upstream.on_loss)
+        let dialer = if upstream.public_only { &node.public_dialer } else { &node.dialer };
+        Self::dial(dialer, handshake, upstream.on_loss)
     }
 
     /// Begins to dial Vapi's end of a call. It can be dialled once: when it is lost, so is the call.

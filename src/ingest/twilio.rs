@@ -21,7 +21,7 @@ use crate::domain::ticket::Ticket;
 use crate::node::Node;
 
 use super::Peer;
-use super::admission::{self, FORBIDDEN, Refused, admit, check_form, open_ticket, upgrade};
+use super::admission::{self, FORBIDDEN, Refused, admit, check_form, log_no_calls, open_ticket, upgrade};
 
 const SIGNATURE: HeaderName = HeaderName::from_static("x-twilio-signature");
 const SETTINGS: HeaderName = HeaderName::from_static("x-twilio-webhooks-signature-settings");
@@ -98,6 +98,10 @@ fn authenticate(
         (Some(tenant), Some(route), Ok(())) if tenant.status == TenantStatus::Active && !target.has_more => {
             let ticket = open_ticket(target.ticket.as_deref(), &tenant, &route)?;
             Ok((tenant, route, ticket))
+        }
+        (Some(tenant), Some(_), Ok(())) if tenant.status != TenantStatus::Active => {
+            log_no_calls(&tenant);
+            Err(FORBIDDEN)
         }
         _ => Err(FORBIDDEN),
     }

@@ -58,7 +58,8 @@ pub enum KeyringError {
     },
 }
 
-/// The KEKs of a node's tenants. `Debug` counts them.
+/// The KEKs of a node's tenants; none by default. `Debug` counts them.
+#[derive(Default)]
 pub struct Keyring {
     keks: Vec<Kek>,
 }
@@ -202,6 +203,24 @@ impl Keyring {
         }
         ring.keks.retain(|kek| kek.tenant != *tenant || kek.version != version);
         ring.write(path).map_err(io_error(path))
+    }
+
+    /// Takes all versions of a tenant's KEK out of a keyring file, for good; answers whether there were any.
+    ///
+    /// The caller has made sure that nothing of the tenant is left that they could open.
+    ///
+    /// # Errors
+    /// [`KeyringError`]; the file is then unchanged.
+    pub fn remove(path: &Path, tenant: &TenantId) -> Result<bool, KeyringError> {
+        let _only_one = lock(path)?;
+        let mut ring = Self::load(path)?;
+        let before = ring.keks.len();
+        ring.keks.retain(|kek| kek.tenant != *tenant);
+        let has_changed = ring.keks.len() < before;
+        if has_changed {
+            ring.write(path).map_err(io_error(path))?;
+        }
+        Ok(has_changed)
     }
 
     /// Returns the versions of a tenant's KEK, the oldest first, and when each was made (RFC 3339).

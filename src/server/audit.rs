@@ -66,7 +66,7 @@ async fn remove_old(node: &Node, tenant: &Tenant) {
 }
 
 /// Reads the store's clock; none while it and ours are a day apart, because then one of them is wrong.
-async fn believed_now(store: &dyn Store) -> Result<Option<UnixMillis>, AuditError> {
+pub(super) async fn believed_now(store: &dyn Store) -> Result<Option<UnixMillis>, AuditError> {
     let (theirs, ours) = (store.now().await?, clock::wall());
     if theirs.0.abs_diff(ours.0) > 24 * 3600 * 1000 {
         tracing::error!(

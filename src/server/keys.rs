@@ -48,7 +48,10 @@ pub(super) fn open(config: &Config) -> Result<Providers, StartError> {
         let what = what.to_owned();
         |source| StartError::System { what, source }
     };
-    let is_used = |kind| config.tenants.iter().any(|tenant| tenant.keks.use_provider(kind));
+    // Tenants of the store that come later may have their keys in any service that there is.
+    let is_used = |kind| {
+        config.stored_tenants.is_some() || config.tenants.iter().any(|tenant| tenant.keks.use_provider(kind))
+    };
     if is_used(KeyProviderKind::AwsKms) {
         providers = providers
             .with_aws_kms(&config.key_services.aws_kms, &config.keys)
@@ -147,7 +150,7 @@ fn changed_at(file: &Path) -> Option<(u64, i64, i64)> {
     Some((metadata.ino(), metadata.mtime(), metadata.mtime_nsec()))
 }
 
-fn take_keyring(providers: &Providers, file: &Path) -> Result<(), KeyringError> {
+pub(super) fn take_keyring(providers: &Providers, file: &Path) -> Result<(), KeyringError> {
     let _only_one = RING.lock().unwrap_or_else(PoisonError::into_inner);
     providers.replace_ring(Keyring::load(file)?);
     Ok(())
@@ -194,10 +197,15 @@ fn load_keyring(config: &Config) -> Result<Option<Keyring>, StartError> {
     if config.keys.role == KeysRole::Ingest && keyring_file.exists() {
         return Err(StartError::KeyringOnIngest(keyring_file.clone()));
     }
-    if !config.tenants.iter().any(|tenant| tenant.keks.use_provider(kind)) {
-        return Ok(None);
-    }
-    let ring = Keyring::load(keyring_file)?;
+    let is_used = config.tenants.iter().any(|tenant| tenant.keks.use_provider(kind));
+    let ring = match Keyring::load(keyring_file) {
+        _ if !is_used && (config.stored_tenants.is_none() || config.keys.role == KeysRole::Ingest) => {
+            return Ok(None);
+        }
+        // Tenants of the store may get keys in it later.
+        Err(KeyringError::Missing(_)) if !is_used => Keyring::default(),
+        ring => ring?,
+    };
     let needs = |tenant: &&Tenant| tenant.keks.current.provider == kind && !ring.has(&tenant.id);
     match config.tenants.iter().find(needs) {
         Some(tenant) => Err(StartError::NoKek { tenant: tenant.id.clone(), keyring: keyring_file.clone() }),

@@ -21,6 +21,7 @@
 //! q/<tenant tag>/r/<request>/<revision>               requests of people about what is kept of them; the highest counts
 //! q/<tenant tag>/open/<Unix ms>-<request>             open requests, in the order of their dates
 //! q/<tenant tag>/restricted/<blind id>/<request>      parties whose recordings nobody may use
+//! t/<tenant tag>/<revision>                           a tenant's settings, sealed; the highest revision counts
 //! a/<tenant tag>/<yyyy>/<mm>/<dd>/<time>-<chain>-<seq>.car   audit records; listed, they are in the order of time
 //! ```
 
@@ -302,6 +303,26 @@ pub fn audit_prefix(tenant: TenantTag) -> String {
     format!("a/{tenant}/")
 }
 
+/// The prefix of what the store has of tenants.
+pub const TENANTS_PREFIX: &str = "t/";
+
+/// The prefix of a tenant's revisions; they are in the order of their numbers.
+pub fn tenant_prefix(tenant: TenantTag) -> String {
+    format!("{TENANTS_PREFIX}{tenant}/")
+}
+
+/// One revision of a tenant.
+pub fn tenant_revision(tenant: TenantTag, revision: u32) -> ObjectName {
+    name(format!("{TENANTS_PREFIX}{tenant}/{revision:08}"))
+}
+
+/// Reads tenant and revision out of the name of an object.
+pub fn tenant_revision_of(name: &ObjectName) -> Option<(TenantTag, u32)> {
+    let (tenant, revision) = name.as_str().strip_prefix(TENANTS_PREFIX)?.split_once('/')?;
+    let revision = revision.parse().ok().filter(|number| format!("{number:08}") == revision)?;
+    Some((tenant.parse().ok()?, revision))
+}
+
 /// Where a notice is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum NoticePlace {
@@ -420,6 +441,17 @@ mod tests {
         }
         assert_eq!(notice_of(&name(format!("o/{tenant}/waiting/{notice}"))), None);
         assert_eq!(notice_of(&name(format!("o/{tenant}/sent/{notice}/0000"))), None);
+    }
+
+    #[test]
+    fn revisions_of_tenants_are_read_from_their_names() {
+        let tenant = TenantTag([1; 16]);
+        for revision in [1, 9, 99_999_999] {
+            assert_eq!(tenant_revision_of(&tenant_revision(tenant, revision)), Some((tenant, revision)));
+        }
+        for foreign in ["1", "+0000001", "00000001/x", "0000000a"] {
+            assert_eq!(tenant_revision_of(&name(format!("t/{tenant}/{foreign}"))), None, "{foreign}");
+        }
     }
 
     #[test]

@@ -116,6 +116,8 @@ pub enum ObjectClass {
     Ledger,
     /// A request of a person about what is kept of them, or what it has in force.
     Request,
+    /// A revision of a tenant.
+    Tenant,
 }
 
 impl ObjectClass {
@@ -134,6 +136,7 @@ impl ObjectClass {
             Self::Index => "index",
             Self::Ledger => "ledger",
             Self::Request => "request",
+            Self::Tenant => "tenant",
         }
     }
 }

@@ -5,6 +5,7 @@ mod calls;
 mod deletions;
 mod recordings;
 mod requests;
+mod tenants;
 
 use callseal::simulate::HttpsClient;
 use hyper::Method;
@@ -59,6 +60,7 @@ struct Answered {
     status: u16,
     body: Value,
     request: String,
+    etag: String,
 }
 
 impl Asker {
@@ -67,9 +69,21 @@ impl Asker {
     }
 
     async fn ask(&self, method: Method, path: &str, reason: Option<&str>, body: Option<Value>) -> Answered {
+        let reason: Vec<_> = reason.map(|reason| ("x-callseal-reason", reason)).into_iter().collect();
+        self.ask_with(method, path, &reason, body).await
+    }
+
+    /// Asks with further headers.
+    async fn ask_with(
+        &self,
+        method: Method,
+        path: &str,
+        more: &[(&str, &str)],
+        body: Option<Value>,
+    ) -> Answered {
         let bearer = format!("Bearer {}", self.token);
         let mut headers = vec![("authorization", bearer.as_str())];
-        headers.extend(reason.map(|reason| ("x-callseal-reason", reason)));
+        headers.extend(more);
         headers.extend(body.as_ref().map(|_| ("content-type", "application/json")));
         let body = body.map(|body| body.to_string().into()).unwrap_or_default();
         let answer = self.client.request(method, path, &headers, body).await.unwrap();
@@ -87,7 +101,8 @@ impl Asker {
                 (&answer.status.as_u16().into(), &request.clone().into())
             );
         }
-        Answered { status: answer.status.as_u16(), body, request }
+        let etag = header("etag").to_owned();
+        Answered { status: answer.status.as_u16(), body, request, etag }
     }
 
     async fn get(&self, path: &str) -> Answered {

@@ -117,6 +117,7 @@ async fn every_refusal_looks_the_same() {
     let (_home, mut server) = Setup::new().add_tenant(suspended).serve();
     server.allow(REFUSED);
     server.allow("ticket is not taken");
+    server.allow("call refused: its tenant takes none");
     let other = sign_url(b"another token", &format!("wss://media.example.com{PATH}"));
     let requests = [
         ("another signature", upgrade(PATH, &format!("x-twilio-signature: {other}\r\n"))),

@@ -184,9 +184,9 @@ impl By {
 
 pub(crate) fn rotate(args: &RotateArgs) -> CommandResult {
     let config = args.target.config.load()?;
-    let tenants = args.target.tenants(&config)?;
     runtime()?.block_on(async {
         let opened = Rotation::of(config).await?;
+        let tenants = args.target.tenants(&opened.config)?;
         let done = rotate_all(args, &opened, &tenants).await;
         end_audit(&opened.audit).await;
         done
@@ -219,12 +219,12 @@ async fn rotate_all(args: &RotateArgs, opened: &Rotation, tenants: &[TenantId]) 
 pub(crate) fn rewrap(args: &RewrapArgs) -> CommandResult {
     let config = args.target.config.load()?;
     serve::install_logs(&config)?;
-    let tenants = args.target.tenants(&config)?;
     runtime()?.block_on(async {
         let opened = Rotation::of(config).await?;
         if !opened.keys.opens() {
             return Err(KeyError::WriteOnly.into());
         }
+        let tenants = args.target.tenants(&opened.config)?;
         let done = rewrap_all(args, &opened, &tenants).await;
         end_audit(&opened.audit).await;
         done
@@ -294,9 +294,9 @@ fn print_report(args: &RewrapArgs, tenant: &TenantId, report: RewrapReport) {
 pub(crate) fn status(args: &StatusArgs) -> CommandResult {
     let config = args.target.config.load()?;
     serve::install_logs(&config)?;
-    let tenants = args.target.tenants(&config)?;
     runtime()?.block_on(async {
         let opened = Rotation::of(config).await?;
+        let tenants = args.target.tenants(&opened.config)?;
         for tenant in &tenants {
             let bar = spinner();
             let status = opened.rewrap(1).status(tenant, |read| bar.set_position(read)).await?;
@@ -416,9 +416,9 @@ fn days_since(UnixMillis(made): UnixMillis) -> Option<u64> {
 pub(crate) fn retire(args: &RetireArgs) -> CommandResult {
     let config = args.config.load()?;
     let tenant = &args.tenant;
-    config.tenant(tenant).with_context(|| format!("there is no tenant {tenant}"))?;
     runtime()?.block_on(async {
         let opened = Rotation::of(config).await?;
+        opened.config.tenant(tenant).with_context(|| format!("there is no tenant {tenant}"))?;
         let done = retire_one(args, &opened).await;
         end_audit(&opened.audit).await;
         done

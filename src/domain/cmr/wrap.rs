@@ -64,6 +64,8 @@ impl SealedBox {
     pub const AUDIT_RECORD: Self = Self { label: b"callseal audit\0" };
     /// A notice, or what became of it, under a key of the tenant's outbox.
     pub const NOTICE: Self = Self { label: b"callseal notice\0" };
+    /// A revision of a tenant under the nodes' key for tenants.
+    pub const TENANT: Self = Self { label: b"callseal tenant\0" };
 
     /// Seals `text` under `key`, bound to `context`. `salt` must be fresh random bytes.
     ///

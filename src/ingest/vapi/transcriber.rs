@@ -13,7 +13,7 @@ use crate::config::{Route, RouteProvider, Tenant, TenantStatus};
 use crate::domain::ids::{RouteName, TenantId};
 use crate::domain::ticket::Ticket;
 use crate::ingest::Peer;
-use crate::ingest::admission::{self, Refused, admit, check_form, open_ticket, upgrade};
+use crate::ingest::admission::{self, Refused, admit, check_form, log_no_calls, open_ticket, upgrade};
 use crate::node::Node;
 
 use super::{PREFIX, is_known};
@@ -68,6 +68,9 @@ fn authenticate(
     let tenant = tenant.filter(|tenant| is_known(tenant, headers)).ok_or(UNAUTHORIZED)?;
     let route = target.route.parse().ok().and_then(|route| tenant.route(&route).cloned());
     let route = route.filter(|route| route.provider == RouteProvider::VapiTranscriber);
+    if tenant.status != TenantStatus::Active {
+        log_no_calls(&tenant);
+    }
     let is_open = tenant.status == TenantStatus::Active && !target.has_more;
     let route = route.filter(|_| is_open).ok_or(NOT_FOUND)?;
     let ticket = open_ticket(target.ticket, &tenant, &route).map_err(|_| NOT_FOUND)?;

@@ -226,6 +226,8 @@ impl TestNode {
             calls: Calls::new(Arc::clone(&store)),
             vapi: Inbox::new().0,
             notices: Notices::off(),
+            public_dialer: Dialer::new(None, config.relay.connect_timeout, &config.ingest, Reach::Public)
+                .unwrap(),
             vapi_dialer: Dialer::new(None, config.relay.connect_timeout, &config.ingest, Reach::Any).unwrap(),
             hang_ups: HangUps::new(&config.relay.twilio_api).unwrap(),
             audit: AuditLog::start("test".to_owned(), Arc::clone(&keys), Arc::clone(&store)),
