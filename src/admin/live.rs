@@ -79,72 +79,62 @@ pub(super) async fn list(State(shared): State<Shared>, caller: Caller) -> Result
     Ok(Json(StreamList { node, streams: streams.iter().map(|stream| StreamView::of(stream)).collect() }))
 }
 
-/// Pause a live recording
-///
-/// From this moment on neither audio nor keys pressed are sealed; the call goes on. The recording has silence there, and says
-/// that it was paused.
-#[utoipa::path(
-    post, path = "/v1/tenants/{tenant}/recordings/{recording}/pause", operation_id = "pause_recording", tag = "calls",
-    params(
-        ("tenant" = String, Path, description = "The tenant's id"),
-        ("recording" = String, Path, description = "The recording's id"),
-    ),
-    responses(
-        (status = 200, body = Ordered, description = "It is paused"),
-        (status = 202, body = Ordered, description = "Another node has the call and will pause it within about a second"),
-        (status = "default", body = Problem, content_type = "application/problem+json"),
-    ),
-)]
-pub(super) async fn pause(
-    State(shared): State<Shared>,
-    caller: Caller,
-    Named(recording): Named,
-) -> Result<(StatusCode, Json<Ordered>), ApiError> {
-    order(&shared, &caller, recording, LiveOrder::Pause).await
+/// Makes the operation of one order. They differ in what the document says of them, and in nothing else.
+macro_rules! operation {
+    ($(#[$about:meta])* $name:ident = $order:expr, $path:literal, $id:literal, $now:literal, $soon:literal) => {
+        $(#[$about])*
+        #[utoipa::path(
+            post, path = $path, operation_id = $id, tag = "calls",
+            params(
+                ("tenant" = String, Path, description = "The tenant's id"),
+                ("recording" = String, Path, description = "The recording's id"),
+            ),
+            responses(
+                (status = 200, body = Ordered, description = $now),
+                (status = 202, body = Ordered, description = $soon),
+                (status = "default", body = Problem, content_type = "application/problem+json"),
+            ),
+        )]
+        pub(super) async fn $name(
+            State(shared): State<Shared>,
+            caller: Caller,
+            Named(recording): Named,
+        ) -> Result<(StatusCode, Json<Ordered>), ApiError> {
+            order(&shared, &caller, recording, $order).await
+        }
+    };
 }
 
-/// Resume a paused recording
-#[utoipa::path(
-    post, path = "/v1/tenants/{tenant}/recordings/{recording}/resume", operation_id = "resume_recording", tag = "calls",
-    params(
-        ("tenant" = String, Path, description = "The tenant's id"),
-        ("recording" = String, Path, description = "The recording's id"),
-    ),
-    responses(
-        (status = 200, body = Ordered, description = "It goes on"),
-        (status = 202, body = Ordered, description = "Another node has the call and will go on within about a second"),
-        (status = "default", body = Problem, content_type = "application/problem+json"),
-    ),
-)]
-pub(super) async fn resume(
-    State(shared): State<Shared>,
-    caller: Caller,
-    Named(recording): Named,
-) -> Result<(StatusCode, Json<Ordered>), ApiError> {
-    order(&shared, &caller, recording, LiveOrder::Resume).await
+operation! {
+    /// Pause a live recording
+    ///
+    /// From this moment on neither audio nor keys pressed are sealed; the call goes on. The recording has silence there, and
+    /// says that it was paused.
+    pause = LiveOrder::Pause,
+    "/v1/tenants/{tenant}/recordings/{recording}/pause",
+    "pause_recording",
+    "It is paused",
+    "Another node has the call and will pause it within about a second"
 }
 
-/// Say that the caller agrees to be recorded
-///
-/// For routes with `record = "on-consent"`. The recording begins now; what was said before is nowhere.
-#[utoipa::path(
-    post, path = "/v1/tenants/{tenant}/recordings/{recording}/consent", operation_id = "consent_to_recording", tag = "calls",
-    params(
-        ("tenant" = String, Path, description = "The tenant's id"),
-        ("recording" = String, Path, description = "The recording's id"),
-    ),
-    responses(
-        (status = 200, body = Ordered, description = "It is recorded from now on"),
-        (status = 202, body = Ordered, description = "Another node has the call and will record it within about a second"),
-        (status = "default", body = Problem, content_type = "application/problem+json"),
-    ),
-)]
-pub(super) async fn consent(
-    State(shared): State<Shared>,
-    caller: Caller,
-    Named(recording): Named,
-) -> Result<(StatusCode, Json<Ordered>), ApiError> {
-    order(&shared, &caller, recording, LiveOrder::Consent).await
+operation! {
+    /// Resume a paused recording
+    resume = LiveOrder::Resume,
+    "/v1/tenants/{tenant}/recordings/{recording}/resume",
+    "resume_recording",
+    "It goes on",
+    "Another node has the call and will go on within about a second"
+}
+
+operation! {
+    /// Say that the caller agrees to be recorded
+    ///
+    /// For routes with `record = "on-consent"`. The recording begins now; what was said before is nowhere.
+    consent = LiveOrder::Consent,
+    "/v1/tenants/{tenant}/recordings/{recording}/consent",
+    "consent_to_recording",
+    "It is recorded from now on",
+    "Another node has the call and will record it within about a second"
 }
 
 /// Gives an order. A pause comes before its audit record, because a card number does not wait for a store; what lets more be

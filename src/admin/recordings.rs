@@ -130,7 +130,7 @@ pub(super) async fn list(
             if query.details {
                 match StoredRecording::open(Arc::clone(&node.store), &node.keys, &tenant, recording).await {
                     Ok(stored) => {
-                        (listed.state, listed.seconds) = (Some(state(&stored)), Some(seconds(&stored)));
+                        (listed.state, listed.seconds) = (Some(stored.state_name()), Some(stored.seconds()));
                     }
                     Err(RecordingError::Unavailable(cause)) => {
                         return Err(ApiError::from(RecordingError::Unavailable(cause)));
@@ -252,8 +252,8 @@ pub(super) async fn show(
     let order = newest_order(&*node.store, tenant.id.tag(), recording).await?.map(|(_, order)| order);
     Ok(Json(RecordingView {
         recording: recording.to_string(),
-        state: state(&stored),
-        seconds: seconds(&stored),
+        state: stored.state_name(),
+        seconds: stored.seconds(),
         created: clock::rfc3339(UnixMillis(recording.created_ms())),
         ended: ended(&stored),
         hold: order.as_ref().is_some_and(|order| order.hold),
@@ -304,15 +304,6 @@ fn ended(stored: &StoredRecording) -> Option<Ended> {
         gaps: gaps.collect(),
         root: encode_hex(&finished.root),
     })
-}
-
-fn state(stored: &StoredRecording) -> &'static str {
-    stored.manifest().map_or("receiving", |finished| finished.end.life.name())
-}
-
-#[expect(clippy::cast_precision_loss, reason = "samples of a call are far below 2^52")]
-fn seconds(stored: &StoredRecording) -> f64 {
-    stored.timeline().samples() as f64 / f64::from(stored.format().rate())
 }
 
 /// What holds for a recording after an order.

@@ -126,7 +126,7 @@ async fn print_list(
         let stored =
             StoredRecording::open(Arc::clone(&opened.store), &opened.keys, &target.tenant, recording).await;
         let (state, seconds) = match &stored {
-            Ok(stored) => (state_name(stored), seconds(stored)),
+            Ok(stored) => (stored.state_name(), stored.seconds()),
             Err(_) => ("unreadable", 0.0),
         };
         output::line(&if as_json {
@@ -153,8 +153,8 @@ async fn show(target: &RecordingArg, as_json: bool) -> CommandResult {
     let objects = objects(&opened, target).await?;
     let mut shown = json!({
         "recording": target.recording.to_string(),
-        "state": state_name(&stored),
-        "seconds": seconds(&stored),
+        "state": stored.state_name(),
+        "seconds": stored.seconds(),
         "segments": stored.timeline().rows().len(),
         "objects": objects.iter().map(|(name, size, tags)| json!({
             "name": name.as_str(),
@@ -218,7 +218,7 @@ pub(super) fn open(args: &OpenArgs) -> CommandResult {
         check_unrestricted(&opened, &args.target).await?;
         let stored = open_recording(&opened, &args.target).await?;
         let bytes = write_wav(&stored, &args.out, (args.track.selection(), args.format.encoding())).await?;
-        output::line(&format!("{}: {bytes} bytes, {:.2} s, verified", args.out.display(), seconds(&stored)));
+        output::line(&format!("{}: {bytes} bytes, {:.2} s, verified", args.out.display(), stored.seconds()));
         Ok(())
     })
 }
@@ -286,10 +286,10 @@ pub(super) fn verify(args: &VerifyArgs) -> CommandResult {
         let rows = stored.timeline().rows().len();
         output::line(&if args.json {
             json!({"recording": args.target.recording.to_string(), "grade": grade.name(), "segments": rows,
-                "frames": frames, "state": state_name(&stored)})
+                "frames": frames, "state": stored.state_name()})
             .to_string()
         } else {
-            format!("{}: {rows} segments, {frames} frames, {}", grade.name(), state_name(&stored))
+            format!("{}: {rows} segments, {frames} frames, {}", grade.name(), stored.state_name())
         });
         Ok(())
     })
@@ -361,13 +361,4 @@ fn show_texts(shown: &mut serde_json::Map<String, serde_json::Value>, finished: 
             shown.insert(name.into(), json!(texts));
         }
     }
-}
-
-fn state_name(stored: &StoredRecording) -> &'static str {
-    stored.manifest().map_or("receiving", |finished| finished.end.life.name())
-}
-
-#[expect(clippy::cast_precision_loss, reason = "samples of a call are far below 2^52")]
-fn seconds(stored: &StoredRecording) -> f64 {
-    stored.timeline().samples() as f64 / f64::from(stored.format().rate())
 }

@@ -245,6 +245,17 @@ impl StoredRecording {
         self.finished.as_ref()
     }
 
+    /// Names how far it has come: `receiving` while the call goes on, then how it ended.
+    pub fn state_name(&self) -> &'static str {
+        self.manifest().map_or("receiving", |finished| finished.end.life.name())
+    }
+
+    /// Returns how long it is, silence included.
+    #[expect(clippy::cast_precision_loss, reason = "samples of a call are far below 2^52")]
+    pub fn seconds(&self) -> f64 {
+        self.timeline.samples() as f64 / f64::from(self.format.rate())
+    }
+
     /// Returns 16 bytes that change whenever the recording does: the playback ETag.
     pub fn version(&self) -> [u8; 16] {
         self.version

@@ -247,7 +247,7 @@ fn respond<B>(
             return Ok(answer);
         }
     };
-    let life = life_of(&play_request.recording);
+    let life = play_request.recording.state_name();
     let file = format!("{}.wav", play_request.recording.ids().recording);
     let mut answer = empty(status);
     if request.method() == Method::GET {
@@ -276,10 +276,6 @@ fn insert(headers: &mut HeaderMap, name: header::HeaderName, value: Option<Strin
     if let Some(value) = value.and_then(|value| HeaderValue::from_str(&value).ok()) {
         headers.insert(name, value);
     }
-}
-
-fn life_of(recording: &StoredRecording) -> &'static str {
-    recording.manifest().map_or("receiving", |finished| finished.end.life.name())
 }
 
 fn parse_path(path: &str) -> Option<(TenantId, RecordingId)> {
