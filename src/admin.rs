@@ -11,6 +11,7 @@ mod deletions;
 mod error;
 mod grants;
 mod guard;
+mod idempotency;
 mod input;
 mod live;
 mod openapi;
@@ -35,6 +36,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::answer::{Answer, CutOff, add_common_headers};
+use crate::control::answers::Answers;
 use crate::node::Node;
 
 use error::ApiError;
@@ -60,6 +62,7 @@ struct Shared {
     pace: Arc<Pace>,
     /// Places for deletions that go on behind their answers.
     deletions: Arc<Semaphore>,
+    answers: Arc<Answers>,
 }
 
 impl Api {
@@ -70,7 +73,8 @@ impl Api {
                 (admin.requests_per_sec, admin.request_timeout)
             });
         let deletions = Arc::new(Semaphore::new(MAX_DELETIONS));
-        let shared = Shared { node, tokens, pace: Arc::new(Pace::new(per_sec, timeout)), deletions };
+        let answers = Arc::new(Answers::new(Arc::clone(&node.store), Arc::clone(&node.keys)));
+        let shared = Shared { node, tokens, pace: Arc::new(Pace::new(per_sec, timeout)), deletions, answers };
         let (operations, _) = operations().split_for_parts();
         let router = operations
             .route_layer(axum::middleware::from_fn_with_state(shared.clone(), guard::guard))

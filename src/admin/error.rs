@@ -7,6 +7,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::config::Fault;
+use crate::control::answers::AnswersError;
 use crate::control::audit::AuditError;
 use crate::control::erase::EraseError;
 use crate::control::index::IndexError;
@@ -68,6 +69,12 @@ pub(super) enum ApiError {
         /// Why.
         detail: String,
     },
+    /// The same request, by its `Idempotency-Key`, is being worked on.
+    #[error("the request with this Idempotency-Key is being worked on; ask again")]
+    InProgress,
+    /// Its `Idempotency-Key` was that of another request.
+    #[error("this Idempotency-Key was used for another request; allowed: a new key for each request")]
+    KeyReused,
     /// It was there.
     #[error("{0}")]
     Gone(String),
@@ -142,7 +149,8 @@ impl ApiError {
             Self::Forbidden(_) => StatusCode::FORBIDDEN,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed(_) => StatusCode::METHOD_NOT_ALLOWED,
-            Self::Conflict { .. } => StatusCode::CONFLICT,
+            Self::Conflict { .. } | Self::InProgress => StatusCode::CONFLICT,
+            Self::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Gone(_) => StatusCode::GONE,
             Self::Restricted => StatusCode::UNAVAILABLE_FOR_LEGAL_REASONS,
             Self::TooMany => StatusCode::TOO_MANY_REQUESTS,
@@ -163,6 +171,8 @@ impl ApiError {
             Self::NotFound => "not_found",
             Self::MethodNotAllowed(_) => "method_not_allowed",
             Self::Conflict { code, .. } => code,
+            Self::InProgress => "in_progress",
+            Self::KeyReused => "idempotency_key_reused",
             Self::Gone(_) => "deleted",
             Self::Restricted => "restricted",
             Self::TooMany => "too_many_requests",
@@ -195,7 +205,7 @@ impl IntoResponse for ApiError {
         {
             headers.insert(header::ALLOW, allowed);
         }
-        if let Self::TooMany | Self::Unavailable(_) | Self::Damaged = &self {
+        if let Self::TooMany | Self::InProgress | Self::Unavailable(_) | Self::Damaged = &self {
             headers.insert(header::RETRY_AFTER, RETRY_AFTER);
         }
         let (code, detail) = (self.code(), self.to_string());
@@ -253,6 +263,27 @@ impl From<StoreError> for ApiError {
         }
         tracing::warn!(error = &error as &dyn std::error::Error, "store fails for the admin API");
         Self::Unavailable("the store")
+    }
+}
+
+impl From<AnswersError> for ApiError {
+    fn from(error: AnswersError) -> Self {
+        match error {
+            AnswersError::Damaged => {
+                tracing::error!("a kept answer of the admin API is damaged");
+                Self::Damaged
+            }
+            AnswersError::Key(_)
+            | AnswersError::Store(_)
+            | AnswersError::TimedOut
+            | AnswersError::TooLarge => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "answers cannot be kept or looked up"
+                );
+                Self::Unavailable("the store of kept answers")
+            }
+        }
     }
 }
 

@@ -17,8 +17,8 @@ use crate::control::audit::AuditEvent;
 use crate::domain::access::{OPERATIONS, Operation, Principal, Role, operation};
 use crate::observe::metrics as names;
 
-use super::Shared;
 use super::error::ApiError;
+use super::{Shared, idempotency};
 
 /// Where the reason for an access stands.
 pub(super) const REASON: &str = "x-callseal-reason";
@@ -51,6 +51,11 @@ impl Caller {
     /// Returns whose things it is about.
     pub(super) fn tenant(&self) -> Result<&Arc<Tenant>, ApiError> {
         self.tenant.as_ref().ok_or(ApiError::NotFound)
+    }
+
+    /// Returns the id of the request.
+    pub(super) fn request(&self) -> &str {
+        &self.meta.id
     }
 
     /// Returns the role that allows it.
@@ -106,10 +111,13 @@ pub(super) async fn guard(
         return ApiError::MethodNotAllowed(methods.join(", ")).into_response();
     };
     let response = match admit(&shared, wanted, request).await {
-        Ok(request) => match tokio::time::timeout(shared.pace.timeout, next.run(request)).await {
-            Ok(response) => response,
-            Err(_) => ApiError::Unavailable("an answer in time").into_response(),
-        },
+        Ok(request) => {
+            let answering = idempotency::answer(&shared, wanted, request, next);
+            match tokio::time::timeout(shared.pace.timeout, answering).await {
+                Ok(response) => response,
+                Err(_) => ApiError::Unavailable("an answer in time").into_response(),
+            }
+        }
         Err(refused) => refused.into_response(),
     };
     let status = response.status().as_u16().to_string();
@@ -215,7 +223,7 @@ fn reason(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
 /// How often each principal may ask, and how long one request may take.
 pub(super) struct Pace {
     per_sec: u32,
-    timeout: Duration,
+    pub(super) timeout: Duration,
     /// Requests left of each principal, and when that was so.
     left: Mutex<HashMap<String, (f64, Instant)>>,
 }

@@ -1,6 +1,6 @@
 //! What requests bring: JSON bodies and queries, bounded, with errors that name the field.
 
-use axum::body::Bytes;
+use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
@@ -22,12 +22,16 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
 
     async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
         let (parts, body) = request.into_parts();
-        let body = match Limited::new(body, MAX_BODY_BYTES).collect().await {
-            Ok(body) => body.to_bytes(),
-            Err(error) if error.is::<LengthLimitError>() => return Err(ApiError::TooLarge),
-            Err(_) => return Err(ApiError::invalid("body", "it broke off")),
-        };
-        parse(&parts.headers, &body).map(Self)
+        parse(&parts.headers, &whole(body).await?).map(Self)
+    }
+}
+
+/// Reads a body to its end.
+pub(super) async fn whole(body: Body) -> Result<Bytes, ApiError> {
+    match Limited::new(body, MAX_BODY_BYTES).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(ApiError::TooLarge),
+        Err(_) => Err(ApiError::invalid("body", "it broke off")),
     }
 }
 

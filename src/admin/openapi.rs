@@ -2,8 +2,10 @@
 
 use axum::Json;
 use axum::response::IntoResponse;
+use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
+use utoipa::openapi::schema::Type;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
-use utoipa::openapi::{Components, InfoBuilder, License, OpenApi};
+use utoipa::openapi::{Components, InfoBuilder, License, ObjectBuilder, OpenApi, Required};
 
 use crate::domain::access::{OPERATIONS, Role};
 
@@ -41,9 +43,26 @@ pub fn document() -> OpenApi {
                     .push_str(" As an operator, a reason is required, in the header `X-Callseal-Reason`.");
             }
             operation.description = Some(description.trim().to_owned());
+            if known.creates {
+                operation.parameters.get_or_insert_default().push(idempotency_key().into());
+            }
         }
     }
     document
+}
+
+/// Describes the header by which a request may come again.
+fn idempotency_key() -> Parameter {
+    ParameterBuilder::new()
+        .name("Idempotency-Key")
+        .parameter_in(ParameterIn::Header)
+        .required(Required::False)
+        .schema(Some(ObjectBuilder::new().schema_type(Type::String).min_length(Some(1)).max_length(Some(128))))
+        .description(Some(
+            "Within 24 hours the same request with the same key is given the same answer and does nothing again; another \
+             request with it is refused with 422 `idempotency_key_reused`.",
+        ))
+        .build()
 }
 
 /// Serves it. It is the same for everybody and holds no secret.

@@ -1,8 +1,9 @@
 //! What is done about recordings beside recording and playing them: audit, recovery, listing, the blind index, retention,
-//! rewrap of keys.
+//! rewrap of keys, kept answers.
 //!
 //! Knows tenants and object names. Must not know frame layouts or sockets.
 
+pub mod answers;
 pub mod audit;
 pub mod closing;
 mod deletion;

@@ -14,6 +14,7 @@ use futures_util::{StreamExt, stream};
 use serde::Serialize;
 
 use crate::clock;
+use crate::control::answers;
 use crate::control::audit::AuditLog;
 use crate::control::deletion::{Case, DeletionError, Deletions, Verdict};
 use crate::control::ledger::Ledger;
@@ -198,6 +199,12 @@ impl Sweeper {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
                 "used tickets of earlier days stay in the store"
+            );
+        }
+        if let Err(error) = answers::forget(&*self.deletions.store, now).await {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "kept answers of the API stay in the store"
             );
         }
         if let Some(too_much) = too_much {

@@ -134,6 +134,8 @@ pub struct Operation {
     pub needs_reason: bool,
     /// Whether it needs a token for all tenants: what a tenant may is not for itself to say.
     pub all_tenants: bool,
+    /// Whether it makes something that there would be twice if it were asked twice. Then an `Idempotency-Key` counts.
+    pub creates: bool,
 }
 
 /// Every operation.
@@ -145,7 +147,16 @@ pub const OPERATIONS: [Operation; 30] = {
         path: &'static str,
         roles: &'static [Role],
     ) -> Operation {
-        Operation { id, method, path, roles, needs_reason: false, all_tenants: false }
+        Operation { id, method, path, roles, needs_reason: false, all_tenants: false, creates: false }
+    }
+    /// Of a tenant, whose key its answers are kept under.
+    const fn creating(
+        id: &'static str,
+        method: &'static str,
+        path: &'static str,
+        roles: &'static [Role],
+    ) -> Operation {
+        Operation { id, method, path, roles, needs_reason: false, all_tenants: false, creates: true }
     }
     const fn reasoned(
         id: &'static str,
@@ -153,10 +164,10 @@ pub const OPERATIONS: [Operation; 30] = {
         path: &'static str,
         roles: &'static [Role],
     ) -> Operation {
-        Operation { id, method, path, roles, needs_reason: true, all_tenants: false }
+        Operation { id, method, path, roles, needs_reason: true, all_tenants: false, creates: false }
     }
     const fn about_tenants(id: &'static str, method: &'static str, path: &'static str) -> Operation {
-        Operation { id, method, path, roles: &[Admin], needs_reason: true, all_tenants: true }
+        Operation { id, method, path, roles: &[Admin], needs_reason: true, all_tenants: true, creates: false }
     }
     [
         free("list_tenants", "GET", "/v1/tenants", &[Auditor, Operator, Admin]),
@@ -170,7 +181,7 @@ pub const OPERATIONS: [Operation; 30] = {
         about_tenants("suspend_tenant", "POST", "/v1/tenants/{tenant}/suspend"),
         about_tenants("resume_tenant", "POST", "/v1/tenants/{tenant}/resume"),
         about_tenants("close_tenant", "POST", "/v1/tenants/{tenant}/close"),
-        free("create_ticket", "POST", "/v1/tenants/{tenant}/tickets", &[Ingest, Admin]),
+        creating("create_ticket", "POST", "/v1/tenants/{tenant}/tickets", &[Ingest, Admin]),
         free("list_streams", "GET", "/v1/tenants/{tenant}/streams", &[Ingest, Operator, Admin]),
         free(
             "list_recordings",
@@ -190,7 +201,7 @@ pub const OPERATIONS: [Operation; 30] = {
             "/v1/tenants/{tenant}/recordings/{recording}",
             &[Operator, Admin],
         ),
-        free(
+        creating(
             "create_grant",
             "POST",
             "/v1/tenants/{tenant}/recordings/{recording}/grants",
@@ -275,6 +286,7 @@ mod tests {
         for (index, one) in OPERATIONS.iter().enumerate() {
             assert!(one.roles.contains(&Role::Admin), "{}", one.id);
             assert!(one.path.starts_with("/v1/"), "{}", one.id);
+            assert!(!one.creates || (one.method == "POST" && one.path.contains("{tenant}")), "{}", one.id);
             for other in &OPERATIONS[index + 1..] {
                 assert_ne!(one.id, other.id);
                 assert_ne!((one.method, one.path), (other.method, other.path));

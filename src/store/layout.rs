@@ -22,10 +22,12 @@
 //! q/<tenant tag>/open/<Unix ms>-<request>             open requests, in the order of their dates
 //! q/<tenant tag>/restricted/<blind id>/<request>      parties whose recordings nobody may use
 //! t/<tenant tag>/<revision>                           a tenant's settings, sealed; the highest revision counts
+//! y/<tenant tag>/<blind id>/<revision>-run            requests to the admin API that may come again, for a day
+//! y/<tenant tag>/<blind id>/<revision>-done           their answers
 //! a/<tenant tag>/<yyyy>/<mm>/<dd>/<time>-<chain>-<seq>.car   audit records; listed, they are in the order of time
 //! ```
 
-use crate::domain::ids::{NoticeId, RecordingId, RequestId, TenantTag, WriterId};
+use crate::domain::ids::{BlindId, NoticeId, RecordingId, RequestId, TenantTag, WriterId};
 use crate::domain::index::{IndexEntry, IndexKind};
 use crate::domain::time::UnixMillis;
 
@@ -283,6 +285,31 @@ pub fn restriction_request(name: &ObjectName) -> Option<RequestId> {
     name.as_str().rsplit_once('/')?.1.parse().ok()
 }
 
+/// The prefix of kept answers.
+pub const ANSWERS_PREFIX: &str = "y/";
+
+/// The prefix of what is kept under one key.
+pub fn answers_prefix(tenant: TenantTag, blind: BlindId) -> String {
+    format!("{ANSWERS_PREFIX}{tenant}/{blind}/")
+}
+
+/// Says that somebody works on a request, or holds the answer to it.
+pub fn answer(tenant: TenantTag, blind: BlindId, revision: u32, is_done: bool) -> ObjectName {
+    let what = if is_done { "done" } else { "run" };
+    name(format!("{}{revision:04}-{what}", answers_prefix(tenant, blind)))
+}
+
+/// Reads the revision out of the name of such an object, and whether it is the answer.
+pub fn answer_of(name: &ObjectName) -> Option<(u32, bool)> {
+    let (revision, what) = name.as_str().rsplit_once('/')?.1.split_once('-')?;
+    let is_done = match what {
+        "run" => false,
+        "done" => true,
+        _ => return None,
+    };
+    Some((revision.parse().ok()?, is_done))
+}
+
 /// One object of audit records; `moment` is `yyyy/mm/dd/hhmmssmmm`.
 pub fn audit(tenant: TenantTag, moment: &str, chain: RecordingId, seq: u32) -> ObjectName {
     name(format!("a/{tenant}/{moment}-{chain}-{seq:08}.car"))
@@ -455,10 +482,21 @@ mod tests {
     }
 
     #[test]
+    fn answers_are_read_from_their_names() {
+        let (tenant, blind) = (TenantTag([1; 16]), BlindId([2; 16]));
+        for (revision, is_done) in [(0, false), (0, true), (12_345, true)] {
+            assert_eq!(answer_of(&answer(tenant, blind, revision, is_done)), Some((revision, is_done)));
+        }
+        for foreign in ["0000-other", "x-run", "0000"] {
+            assert_eq!(answer_of(&name(format!("{}{foreign}", answers_prefix(tenant, blind)))), None);
+        }
+    }
+
+    #[test]
     fn index_entries_are_read_from_their_names() {
         let (tenant, recording) = (TenantTag([1; 16]), RecordingId([2; 16]));
         for kind in [IndexKind::Call, IndexKind::Party] {
-            let entry = IndexEntry { kind, blind: crate::domain::ids::BlindId([3; 16]) };
+            let entry = IndexEntry { kind, blind: BlindId([3; 16]) };
             assert_eq!(index_entry_of(&index_of(tenant, recording, entry)), Some(entry));
             assert_eq!(index_recording(&index_entry(tenant, entry, recording)), Some(recording));
         }

@@ -118,6 +118,8 @@ pub enum ObjectClass {
     Request,
     /// A revision of a tenant.
     Tenant,
+    /// An answer of the admin API that is kept.
+    Answer,
 }
 
 impl ObjectClass {
@@ -137,6 +139,7 @@ impl ObjectClass {
             Self::Ledger => "ledger",
             Self::Request => "request",
             Self::Tenant => "tenant",
+            Self::Answer => "answer",
         }
     }
 }

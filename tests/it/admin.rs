@@ -3,6 +3,7 @@
 mod access;
 mod calls;
 mod deletions;
+mod idempotency;
 mod recordings;
 mod requests;
 mod tenants;
@@ -33,7 +34,7 @@ fn setup() -> Setup {
 }
 
 /// Makes a token; answers its text.
-fn token(home: &Home, role: &str, tenant: Option<&str>) -> String {
+pub(crate) fn token(home: &Home, role: &str, tenant: Option<&str>) -> String {
     let made = ["token", "create", "--name", role, "--role", role];
     let reach = tenant.map_or(vec!["--all-tenants"], |tenant| vec!["--tenant", tenant]);
     home.run_ok(&[&made[..], &reach[..]].concat()).trim().to_owned()
@@ -49,22 +50,23 @@ fn serve(roles: &[&str]) -> (Home, Server, Vec<Asker>) {
 }
 
 /// Somebody with a token.
-struct Asker {
+pub(crate) struct Asker {
     client: HttpsClient,
     token: String,
 }
 
 /// What the API answered.
 #[derive(Debug)]
-struct Answered {
-    status: u16,
-    body: Value,
+pub(crate) struct Answered {
+    pub(crate) status: u16,
+    pub(crate) body: Value,
     request: String,
     etag: String,
+    pub(crate) headers: hyper::HeaderMap,
 }
 
 impl Asker {
-    fn new(server: &Server, token: &str) -> Self {
+    pub(crate) fn new(server: &Server, token: &str) -> Self {
         Self { client: server.admin(), token: token.to_owned() }
     }
 
@@ -74,7 +76,7 @@ impl Asker {
     }
 
     /// Asks with further headers.
-    async fn ask_with(
+    pub(crate) async fn ask_with(
         &self,
         method: Method,
         path: &str,
@@ -102,29 +104,29 @@ impl Asker {
             );
         }
         let etag = header("etag").to_owned();
-        Answered { status: answer.status.as_u16(), body, request, etag }
+        Answered { status: answer.status.as_u16(), body, request, etag, headers: answer.headers }
     }
 
-    async fn get(&self, path: &str) -> Answered {
+    pub(crate) async fn get(&self, path: &str) -> Answered {
         self.ask(Method::GET, path, None, None).await
     }
 
-    async fn post(&self, path: &str, body: Value) -> Answered {
+    pub(crate) async fn post(&self, path: &str, body: Value) -> Answered {
         self.ask(Method::POST, path, None, Some(body)).await
     }
 
-    async fn post_because(&self, path: &str, reason: &str) -> Answered {
+    pub(crate) async fn post_because(&self, path: &str, reason: &str) -> Answered {
         self.ask(Method::POST, path, Some(reason), None).await
     }
 }
 
 /// Writes the path of something of [`TENANT`].
-fn path(rest: &str) -> String {
+pub(crate) fn path(rest: &str) -> String {
     format!("/v1/tenants/{TENANT}/{rest}")
 }
 
 /// Returns the audit records of [`TENANT`] with this action.
-fn audited(home: &Home, action: &str) -> Vec<Value> {
+pub(crate) fn audited(home: &Home, action: &str) -> Vec<Value> {
     let mut records = home.run_json(&["audit", "show", "--tenant", TENANT]);
     records.retain(|record| record["action"] == action);
     records

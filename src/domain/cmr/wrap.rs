@@ -66,6 +66,8 @@ impl SealedBox {
     pub const NOTICE: Self = Self { label: b"callseal notice\0" };
     /// A revision of a tenant under the nodes' key for tenants.
     pub const TENANT: Self = Self { label: b"callseal tenant\0" };
+    /// An answer of the admin API that is kept, under the tenant's index key.
+    pub const ANSWER: Self = Self { label: b"callseal answer\0" };
 
     /// Seals `text` under `key`, bound to `context`. `salt` must be fresh random bytes.
     ///
