@@ -20,6 +20,7 @@ mod requests;
 mod tenants;
 mod tickets;
 pub mod tokens;
+mod webhooks;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -126,4 +127,9 @@ fn operations() -> OpenApiRouter<Shared> {
         .routes(routes!(grants::create))
         .routes(routes!(recordings::hold))
         .routes(routes!(recordings::release))
+        .routes(routes!(webhooks::show))
+        .routes(routes!(webhooks::test))
+        .routes(routes!(webhooks::list))
+        .routes(routes!(webhooks::notice))
+        .routes(routes!(webhooks::redeliver))
 }

@@ -16,7 +16,7 @@ use crate::ingest::{HangUps, StreamLimits};
 use crate::journal::{Journal, JournalState};
 use crate::keys::KeyService;
 use crate::live::Live;
-use crate::notices::Notices;
+use crate::notices::{Notices, Poster};
 use crate::observe::metrics as names;
 use crate::relay::Dialer;
 use crate::store::Store;
@@ -51,6 +51,8 @@ pub struct Node {
     pub vapi: Inbox,
     /// Tells tenants what happens to their recordings.
     pub notices: Notices,
+    /// Posts a notice at once, past the outbox: to try a receiver.
+    pub poster: Poster,
     /// Dials agents.
     pub dialer: Dialer,
     /// Dials agents of tenants that may name hosts of the internet alone.

@@ -217,7 +217,7 @@ pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running,
     let uploader = open_uploader(&config, &store, &journal);
     let (dialer, public_dialer, vapi_dialer) = open_dialers(&config)?;
     let hang_ups = HangUps::new(&config.relay.twilio_api)?;
-    let (notices, courier) = notices::open(&config, &keys, &store)?;
+    let (notices, courier, poster) = notices::open(&config, &keys, &store)?;
     let (inbox, waiting) = vapi::Inbox::new();
     let listeners = Listeners::bind(&config).await?;
     let (options, name) = (audit_options(&config)?, config.node.as_str().to_owned());
@@ -234,6 +234,7 @@ pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running,
         audit,
         vapi: inbox,
         notices,
+        poster,
         dialer,
         public_dialer,
         vapi_dialer,

@@ -17,6 +17,8 @@ use crate::control::recordings::RecordingError;
 use crate::control::requests::RequestError;
 use crate::control::retention::RetentionError;
 use crate::domain::access::Operation;
+use crate::notices::OutboxError;
+use crate::notices::manage::RedeliverError;
 use crate::store::StoreError;
 use crate::tenants::{ChangeError, NotAdmitted};
 
@@ -283,6 +285,34 @@ impl From<AnswersError> for ApiError {
                 );
                 Self::Unavailable("the store of kept answers")
             }
+        }
+    }
+}
+
+impl From<OutboxError> for ApiError {
+    fn from(error: OutboxError) -> Self {
+        match error {
+            OutboxError::Damaged(_) => {
+                tracing::error!("a notice in the store is damaged");
+                Self::Damaged
+            }
+            OutboxError::Store(_) | OutboxError::Key(_) | OutboxError::TimedOut | OutboxError::Seal => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "notices cannot be read or sent again"
+                );
+                Self::Unavailable("the store of notices")
+            }
+        }
+    }
+}
+
+impl From<RedeliverError> for ApiError {
+    fn from(error: RedeliverError) -> Self {
+        match error {
+            RedeliverError::NotFound => Self::NotFound,
+            RedeliverError::Waiting => Self::Conflict { code: "waiting", detail: error.to_string() },
+            RedeliverError::Outbox(error) => error.into(),
         }
     }
 }

@@ -1,5 +1,8 @@
 //! What requests bring: JSON bodies and queries, bounded, with errors that name the field.
 
+use std::collections::HashMap;
+use std::str::FromStr;
+
 use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
@@ -7,7 +10,7 @@ use axum::http::{HeaderMap, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 
-use crate::domain::ids::{RecordingId, RequestId};
+use crate::domain::ids::{NoticeId, RecordingId, RequestId};
 
 use super::error::ApiError;
 
@@ -83,10 +86,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Named {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        let path = Path::<std::collections::HashMap<String, String>>::from_request_parts(parts, state).await;
-        let Path(names) = path.map_err(|_| ApiError::NotFound)?;
-        let recording = names.get("recording").and_then(|name| name.parse().ok());
-        recording.map(Self).ok_or(ApiError::NotFound)
+        named(parts, state, "recording").await.map(Self)
     }
 }
 
@@ -97,11 +97,25 @@ impl<S: Send + Sync> FromRequestParts<S> for NamedRequest {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        let path = Path::<std::collections::HashMap<String, String>>::from_request_parts(parts, state).await;
-        let Path(names) = path.map_err(|_| ApiError::NotFound)?;
-        let request = names.get("request").and_then(|name| name.parse().ok());
-        request.map(Self).ok_or(ApiError::NotFound)
+        named(parts, state, "request").await.map(Self)
     }
+}
+
+/// The notice that a path names. A text that is no id names none.
+pub(super) struct NamedNotice(pub(super) NoticeId);
+
+impl<S: Send + Sync> FromRequestParts<S> for NamedNotice {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        named(parts, state, "notice").await.map(Self)
+    }
+}
+
+async fn named<T: FromStr, S: Send + Sync>(parts: &mut Parts, state: &S, name: &str) -> Result<T, ApiError> {
+    let path = Path::<HashMap<String, String>>::from_request_parts(parts, state).await;
+    let Path(names) = path.map_err(|_| ApiError::NotFound)?;
+    names.get(name).and_then(|name| name.parse().ok()).ok_or(ApiError::NotFound)
 }
 
 #[cfg(test)]

@@ -139,7 +139,7 @@ pub struct Operation {
 }
 
 /// Every operation.
-pub const OPERATIONS: [Operation; 30] = {
+pub const OPERATIONS: [Operation; 35] = {
     use Role::{Admin, Auditor, Ingest, Operator, Player};
     const fn free(
         id: &'static str,
@@ -261,6 +261,16 @@ pub const OPERATIONS: [Operation; 30] = {
             &[Operator, Admin],
         ),
         reasoned("lift_request", "POST", "/v1/tenants/{tenant}/requests/{request}/lift", &[Operator, Admin]),
+        free("show_webhook", "GET", "/v1/tenants/{tenant}/webhook", &[Auditor, Operator, Admin]),
+        free("test_webhook", "POST", "/v1/tenants/{tenant}/webhook/test", &[Operator, Admin]),
+        free("list_notices", "GET", "/v1/tenants/{tenant}/notices", &[Auditor, Operator, Admin]),
+        free("show_notice", "GET", "/v1/tenants/{tenant}/notices/{notice}", &[Auditor, Operator, Admin]),
+        free(
+            "redeliver_notice",
+            "POST",
+            "/v1/tenants/{tenant}/notices/{notice}/redeliver",
+            &[Operator, Admin],
+        ),
         free("query_audit", "GET", "/v1/tenants/{tenant}/audit", &[Auditor, Admin]),
         free(
             "consent_to_recording",

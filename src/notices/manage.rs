@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 use tokio::sync::mpsc;
 
@@ -17,6 +18,9 @@ use crate::store::{Store, StoreError};
 use super::Wake;
 use super::outbox::{Outbox, OutboxError};
 use super::post::{PostError, Poster};
+
+/// Notices of a page that are read at the same time.
+const LOOKS_AT_ONCE: usize = 8;
 
 /// A notice and where it stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -91,6 +95,38 @@ impl Desk {
             }
         }
         Ok(shown)
+    }
+
+    /// Lists the notices in one place in the order of their ids, after `after`; answers as well whether there may be more.
+    /// One that is settled meanwhile may be left out.
+    ///
+    /// # Errors
+    /// [`OutboxError`].
+    pub async fn page(
+        &self,
+        place: NoticePlace,
+        after: Option<NoticeId>,
+        limit: usize,
+    ) -> Result<(Vec<Shown>, Option<NoticeId>), OutboxError> {
+        let mut ids = self.outbox.ids_after(self.tenant.tag(), place, after, limit.saturating_add(1)).await?;
+        let has_more = ids.len() > limit;
+        ids.truncate(limit);
+        let next = ids.last().copied().filter(|_| has_more);
+        let mut looks = stream::iter(ids).map(|notice| self.look(place, notice)).buffered(LOOKS_AT_ONCE);
+        let mut shown = Vec::new();
+        while let Some(found) = looks.try_next().await? {
+            shown.extend(found);
+        }
+        Ok((shown, next))
+    }
+
+    /// Counts what waits, and says since when the oldest does.
+    ///
+    /// # Errors
+    /// [`OutboxError`].
+    pub async fn waiting(&self) -> Result<(usize, Option<UnixMillis>), OutboxError> {
+        let (_, count, oldest) = self.outbox.waiting(self.tenant.tag(), 0).await?;
+        Ok((count, oldest))
     }
 
     /// Returns the ids of all dead notices.

@@ -319,6 +319,34 @@ impl Outbox {
         Ok(found)
     }
 
+    /// Lists the ids of the notices in a place, in their order; at most `limit` after `after`.
+    ///
+    /// # Errors
+    /// [`OutboxError`].
+    pub(super) async fn ids_after(
+        &self,
+        tag: TenantTag,
+        place: NoticePlace,
+        after: Option<NoticeId>,
+        limit: usize,
+    ) -> Result<Vec<NoticeId>, OutboxError> {
+        let prefix = layout::notices_prefix(tag, place);
+        // Behind all attempts of a notice that waits, and behind a settled one.
+        let mut after = after.and_then(|notice| ObjectName::new(format!("{prefix}{notice}/z")).ok());
+        let mut found: Vec<NoticeId> = Vec::new();
+        loop {
+            let page = in_time(self.store.list_after(&prefix, after.as_ref(), PAGE)).await?;
+            let ids = page.iter().filter_map(|object| Some(layout::notice_of(&object.name)?.0));
+            found.extend(ids);
+            found.dedup();
+            if found.len() >= limit || page.len() < PAGE {
+                found.truncate(limit);
+                return Ok(found);
+            }
+            after = page.last().map(|object| object.name.clone());
+        }
+    }
+
     /// Reads the store's clock.
     pub(super) async fn now(&self) -> Result<UnixMillis, OutboxError> {
         in_time(self.store.now()).await

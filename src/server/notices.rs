@@ -18,11 +18,12 @@ pub(super) fn open(
     config: &Config,
     keys: &Arc<KeyService>,
     store: &Arc<dyn Store>,
-) -> Result<(Notices, Courier), StartError> {
+) -> Result<(Notices, Courier, Poster), StartError> {
     let poster = open_poster(config)?;
     let (keys, store) = (Arc::clone(keys), Arc::clone(store));
     let (notices, handover) = Notices::start(keys, store, config.node.as_str(), &config.tenants);
-    Ok((notices, Courier::new(handover, poster, (&config.webhook).into())))
+    let courier = Courier::new(handover, poster.clone(), (&config.webhook).into());
+    Ok((notices, courier, poster))
 }
 
 /// Makes what posts notices.

@@ -6,7 +6,7 @@ use hyper::Method;
 use super::{Asker, OTHER, audited, path, serve, setup, token};
 use crate::support::{TENANT, eventually};
 
-/// An id that no recording has.
+/// An id that no recording and no notice has.
 const NOTHING: &str = "0192f0c1a2b37c4d8e5f60718293a4b5";
 
 #[tokio::test]
@@ -17,21 +17,13 @@ async fn each_role_may_do_what_the_table_says_and_nothing_else() {
     let mut refusals = 0;
     for operation in &OPERATIONS {
         let method = Method::from_bytes(operation.method.as_bytes()).unwrap();
-        let target = operation
-            .path
-            .replace("{tenant}", TENANT)
-            .replace("{recording}", NOTHING)
-            .replace("{request}", NOTHING);
-        let other = operation
-            .path
-            .replace("{tenant}", OTHER)
-            .replace("{recording}", NOTHING)
-            .replace("{request}", NOTHING);
-        let unknown = operation
-            .path
-            .replace("{tenant}", "nobody")
-            .replace("{recording}", NOTHING)
-            .replace("{request}", NOTHING);
+        let of = |tenant: &str| {
+            let named = operation.path.replace("{tenant}", tenant);
+            ["{recording}", "{request}", "{notice}"]
+                .iter()
+                .fold(named, |path, name| path.replace(name, NOTHING))
+        };
+        let (target, other, unknown) = (of(TENANT), of(OTHER), of("nobody"));
         for (role, asker) in Role::ALL.iter().zip(&askers) {
             let ask = async |target: &str| asker.ask(method.clone(), target, Some("a test"), None).await;
             let own = ask(&target).await;

@@ -10,11 +10,11 @@ use super::world::{SECRETS, free_port, table};
 use crate::support::{Home, Server, Setup, TENANT, eventually};
 
 /// A node with a receiver for its tenant's notices.
-struct Site {
+pub(super) struct Site {
     dir: TempDir,
     identity: Identity,
     port: u16,
-    home: Home,
+    pub(super) home: Home,
 }
 
 impl Site {
@@ -22,7 +22,7 @@ impl Site {
         Self::with(more, |setup| setup)
     }
 
-    fn with(more: &str, change: impl FnOnce(Setup) -> Setup) -> Self {
+    pub(super) fn with(more: &str, change: impl FnOnce(Setup) -> Setup) -> Self {
         let (dir, port) = (TempDir::new().unwrap(), free_port());
         let identity = Identity::new(dir.path(), "receiver");
         let webhook = table(dir.path(), &format!("https://localhost:{port}/hooks?token=t0ken"), more);
@@ -35,12 +35,12 @@ impl Site {
         Self { dir, identity, port, home: change(setup).write() }
     }
 
-    async fn listen(&self) -> Receiver {
+    pub(super) async fn listen(&self) -> Receiver {
         self.identity.listen(self.port).await
     }
 }
 
-async fn call(server: &Server, route: &str, number: u8) {
+pub(super) async fn call(server: &Server, route: &str, number: u8) {
     let plan = server.plan(&format!("{TENANT}/{route}"), number, Track::whole(&DEMO_CALLER[..16_000]));
     TwilioCall::connect(plan, &server.tls()).await.unwrap().run(|_| ()).await.unwrap();
 }
