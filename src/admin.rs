@@ -17,6 +17,7 @@ mod live;
 mod openapi;
 mod recordings;
 mod requests;
+mod stream;
 mod tenants;
 mod tickets;
 pub mod tokens;
@@ -48,6 +49,8 @@ pub use openapi::document;
 
 /// Deletions at the same time: each has one request to the store at a time, and calls come first.
 const MAX_DELETIONS: usize = 4;
+/// Audit logs that are read from end to end at the same time: each reads 32 objects at once.
+const LOG_READERS: usize = 2;
 
 /// The admin API of a node; clones are the same.
 #[derive(Clone)]
@@ -64,6 +67,8 @@ struct Shared {
     /// Places for deletions that go on behind their answers.
     deletions: Arc<Semaphore>,
     answers: Arc<Answers>,
+    /// Who may read a whole audit log now.
+    log_readers: Arc<Semaphore>,
 }
 
 impl Api {
@@ -75,7 +80,14 @@ impl Api {
             });
         let deletions = Arc::new(Semaphore::new(MAX_DELETIONS));
         let answers = Arc::new(Answers::new(Arc::clone(&node.store), Arc::clone(&node.keys)));
-        let shared = Shared { node, tokens, pace: Arc::new(Pace::new(per_sec, timeout)), deletions, answers };
+        let shared = Shared {
+            node,
+            tokens,
+            pace: Arc::new(Pace::new(per_sec, timeout)),
+            deletions,
+            answers,
+            log_readers: Arc::new(Semaphore::new(LOG_READERS)),
+        };
         let (operations, _) = operations().split_for_parts();
         let router = operations
             .route_layer(axum::middleware::from_fn_with_state(shared.clone(), guard::guard))
@@ -113,6 +125,9 @@ fn operations() -> OpenApiRouter<Shared> {
         .routes(routes!(live::resume))
         .routes(routes!(live::consent))
         .routes(routes!(audit::query))
+        .routes(routes!(audit::verify))
+        .routes(routes!(audit::export))
+        .routes(routes!(audit::proof))
         .routes(routes!(recordings::list))
         .routes(routes!(recordings::show, recordings::delete))
         .routes(routes!(deletions::create))

@@ -86,6 +86,9 @@ pub(super) enum ApiError {
     /// Too many requests of one principal.
     #[error("more requests than this token may make in a second")]
     TooMany,
+    /// As much of this as may run at the same time runs.
+    #[error("{0} are running, as many as may; ask again later")]
+    Busy(&'static str),
     /// Store, keys or audit log do not answer; nothing was done, or doing it again is safe.
     #[error("{0} is not available now")]
     Unavailable(&'static str),
@@ -156,7 +159,7 @@ impl ApiError {
             Self::Gone(_) => StatusCode::GONE,
             Self::Restricted => StatusCode::UNAVAILABLE_FOR_LEGAL_REASONS,
             Self::TooMany => StatusCode::TOO_MANY_REQUESTS,
-            Self::Unavailable(_) | Self::Damaged => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Busy(_) | Self::Unavailable(_) | Self::Damaged => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 
@@ -178,6 +181,7 @@ impl ApiError {
             Self::Gone(_) => "deleted",
             Self::Restricted => "restricted",
             Self::TooMany => "too_many_requests",
+            Self::Busy(_) => "busy",
             Self::Unavailable(_) => "unavailable",
             Self::Damaged => "damaged",
         }
@@ -207,7 +211,8 @@ impl IntoResponse for ApiError {
         {
             headers.insert(header::ALLOW, allowed);
         }
-        if let Self::TooMany | Self::InProgress | Self::Unavailable(_) | Self::Damaged = &self {
+        if let Self::TooMany | Self::InProgress | Self::Busy(_) | Self::Unavailable(_) | Self::Damaged = &self
+        {
             headers.insert(header::RETRY_AFTER, RETRY_AFTER);
         }
         let (code, detail) = (self.code(), self.to_string());

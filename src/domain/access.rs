@@ -139,7 +139,7 @@ pub struct Operation {
 }
 
 /// Every operation.
-pub const OPERATIONS: [Operation; 35] = {
+pub const OPERATIONS: [Operation; 38] = {
     use Role::{Admin, Auditor, Ingest, Operator, Player};
     const fn free(
         id: &'static str,
@@ -272,6 +272,9 @@ pub const OPERATIONS: [Operation; 35] = {
             &[Operator, Admin],
         ),
         free("query_audit", "GET", "/v1/tenants/{tenant}/audit", &[Auditor, Admin]),
+        free("verify_audit", "GET", "/v1/tenants/{tenant}/audit/verification", &[Auditor, Admin]),
+        free("export_audit", "GET", "/v1/tenants/{tenant}/audit/export", &[Auditor, Admin]),
+        free("prove_audit", "GET", "/v1/tenants/{tenant}/audit/proof", &[Auditor, Admin]),
         free(
             "consent_to_recording",
             "POST",

@@ -1,6 +1,7 @@
 //! The admin API, as programs use it: over TLS, with tokens of the command line.
 
 mod access;
+mod audit;
 mod calls;
 mod deletions;
 mod idempotency;
