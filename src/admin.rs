@@ -9,6 +9,7 @@
 mod audit;
 mod deletions;
 mod error;
+mod exports;
 mod grants;
 mod guard;
 mod idempotency;
@@ -52,6 +53,9 @@ const MAX_DELETIONS: usize = 4;
 /// Audit logs that are read from end to end at the same time: each reads 32 objects at once.
 const LOG_READERS: usize = 2;
 
+/// Exports at the same time: each opens and seals audio on a core that calls need.
+const EXPORTERS: usize = 2;
+
 /// The admin API of a node; clones are the same.
 #[derive(Clone)]
 pub struct Api {
@@ -69,6 +73,8 @@ struct Shared {
     answers: Arc<Answers>,
     /// Who may read a whole audit log now.
     log_readers: Arc<Semaphore>,
+    /// Who may export recordings now.
+    exporters: Arc<Semaphore>,
 }
 
 impl Api {
@@ -87,6 +93,7 @@ impl Api {
             deletions,
             answers,
             log_readers: Arc::new(Semaphore::new(LOG_READERS)),
+            exporters: Arc::new(Semaphore::new(EXPORTERS)),
         };
         let (operations, _) = operations().split_for_parts();
         let router = operations
@@ -140,6 +147,7 @@ fn operations() -> OpenApiRouter<Shared> {
         .routes(routes!(requests::refuse))
         .routes(routes!(requests::lift))
         .routes(routes!(grants::create))
+        .routes(routes!(exports::create))
         .routes(routes!(recordings::hold))
         .routes(routes!(recordings::release))
         .routes(routes!(webhooks::show))

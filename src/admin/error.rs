@@ -10,6 +10,7 @@ use crate::config::Fault;
 use crate::control::answers::AnswersError;
 use crate::control::audit::AuditError;
 use crate::control::erase::EraseError;
+use crate::control::export::ExportError;
 use crate::control::index::IndexError;
 use crate::control::ledger::LedgerError;
 use crate::control::mint::MintRefused;
@@ -340,6 +341,21 @@ impl From<RecordingError> for ApiError {
             RecordingError::Integrity(cause) => {
                 tracing::error!(error = &*cause as &dyn std::error::Error, "recording is damaged");
                 Self::Damaged
+            }
+        }
+    }
+}
+
+impl From<ExportError> for ApiError {
+    fn from(error: ExportError) -> Self {
+        match error {
+            ExportError::Audit(error) => error.into(),
+            ExportError::List(error) => error.into(),
+            ExportError::Index(error) => error.into(),
+            // Whoever reads is gone.
+            ExportError::Tar(_) | ExportError::Manifest(_) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "an export is not whole");
+                Self::Unavailable("the archive")
             }
         }
     }

@@ -103,7 +103,7 @@ pub(super) async fn list(
     // The last id that could have been made before that time.
     let before = from.map(|from| RecordingId::new(from.0.saturating_sub(1), &[0xff; 10]));
     let place = (cursor.max(before), limit + 1);
-    let mut found = match term(&query)? {
+    let mut found = match wanted(query.call.as_deref(), query.party.as_deref())? {
         Some(term) => {
             let (store, keys) = (Arc::clone(&node.store), Arc::clone(&node.keys));
             let finder = Finder::new(store, keys, node.audit.clone());
@@ -149,8 +149,8 @@ pub(super) async fn list(
 }
 
 /// Returns what is looked for. Errors do not show it: it is personal.
-fn term(query: &ListQuery) -> Result<Option<Term>, ApiError> {
-    match (&query.call, &query.party) {
+pub(super) fn wanted(call: Option<&str>, party: Option<&str>) -> Result<Option<Term>, ApiError> {
+    match (call, party) {
         (None, None) => Ok(None),
         (Some(call), None) => {
             Term::call(call).map(Some).map_err(|why| ApiError::invalid("call", why.to_string()))

@@ -5,6 +5,7 @@
 mod audit;
 mod demo;
 mod dumps;
+mod export;
 mod find;
 mod grant;
 mod keys;
@@ -75,6 +76,8 @@ enum Command {
     Recordings(recordings::RecordingsCommand),
     /// Decrypt and verify a recording and write it as a WAV file; works without a running server
     Open(recordings::OpenArgs),
+    /// Write recordings into one tar archive, as WAV files or sealed, with a manifest and digests
+    Export(export::ExportArgs),
     /// Verify a recording and say how much that proves; works without a running server
     Verify(recordings::VerifyArgs),
     /// Delete the recordings whose time is over; `serve` does it by itself
@@ -151,6 +154,7 @@ pub fn run() -> ExitCode {
         Command::Tenant(command) => tenant::run(&command),
         Command::Recordings(command) => recordings::run(&command),
         Command::Open(args) => recordings::open(&args),
+        Command::Export(args) => export::run(&args),
         Command::Verify(args) => recordings::verify(&args),
         Command::Sweep(args) => sweep::run(&args),
         Command::Repair(args) => repair::run(&args),

@@ -14,12 +14,13 @@ use crate::clock;
 use crate::control::audit::{AuditError, AuditReader, Filter, Found};
 use crate::control::recordings::{Finished, StoredRecording, list};
 use crate::control::retention::{OrderedBy, receipt};
+use crate::control::wav::WavFile;
 use crate::domain::audio::Codec;
-use crate::domain::cmr::{Grade, RecordingVerifier};
+use crate::domain::cmr::Grade;
 use crate::domain::ids::RecordingId;
 use crate::domain::index::Term;
 use crate::domain::playback::grant::TrackSelection;
-use crate::domain::playback::wav::{Encoding, WavLayout};
+use crate::domain::playback::wav::Encoding;
 use crate::domain::retention::Receipt;
 use crate::domain::sign::encode_hex;
 use crate::domain::time::UnixMillis;
@@ -32,9 +33,6 @@ use super::requests::check_unrestricted;
 use super::retention::{self, DeleteArgs, OrderArgs, What};
 use super::target::{Opened, RecordingArg, TenantArg};
 use super::{CommandResult, Failure, output, runtime};
-
-/// Samples written at a time: five seconds.
-const WINDOW_SAMPLES: u64 = 40_000;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum RecordingsCommand {
@@ -241,47 +239,26 @@ async fn try_write_wav(
     out: &Path,
     (track, encoding): (TrackSelection, Encoding),
 ) -> anyhow::Result<u64> {
-    verify_rows(stored).await?;
-    let (timeline, format) = (stored.timeline(), stored.format());
-    if encoding == Encoding::Ulaw && format.codec() != Codec::Ulaw {
+    stored.verify().await?;
+    if encoding == Encoding::Ulaw && stored.format().codec() != Codec::Ulaw {
         anyhow::bail!("the recording has samples of 16 bits; allowed: --format pcm");
     }
-    let layout = WavLayout::new(encoding, track.channels(), format.rate(), timeline.samples())?;
+    let mut wav = WavFile::new(stored, track, encoding)?;
     let file = File::create(out).with_context(|| format!("write {}", out.display()))?;
     let mut out = BufWriter::new(file);
-    out.write_all(&layout.header())?;
-    let mut next = 0;
-    while next < timeline.samples() {
-        let window = timeline.window(next, timeline.samples(), WINDOW_SAMPLES);
-        let mut canvas = stored.canvas(&window);
-        for index in timeline.rows_for(&window) {
-            stored.paint(index, &stored.segment(index).await?, &mut canvas)?;
-        }
-        let (first, second) = canvas.channels(track);
-        let mut frames = Vec::new();
-        match format.codec() {
-            Codec::Ulaw => layout.write_frames(first, second, &mut frames)?,
-            Codec::S16le => layout.write_pcm_frames(first, second, &mut frames)?,
-        }
-        out.write_all(&frames)?;
-        next = window.end.max(next + 1);
+    while let Some(piece) = wav.piece().await? {
+        out.write_all(&piece)?;
     }
     out.flush()?;
-    let written = out.get_ref().metadata()?.len();
-    if written < layout.total_bytes() {
-        // The RIFF rule: chunks have an even length.
-        out.write_all(&[0])?;
-        out.flush()?;
-    }
     out.get_ref().sync_all()?;
-    Ok(layout.total_bytes())
+    Ok(wav.total_bytes())
 }
 
 pub(super) fn verify(args: &VerifyArgs) -> CommandResult {
     runtime()?.block_on(async {
         let opened = args.target.tenant.open().await?;
         let stored = open_recording(&opened, &args.target).await?;
-        let frames = verify_rows(&stored).await.context("recording does not verify")?;
+        let frames = stored.verify().await.context("recording does not verify")?;
         let grade = grade(&opened, args, &stored).await?;
         let rows = stored.timeline().rows().len();
         output::line(&if args.json {
@@ -319,19 +296,6 @@ async fn grade(opened: &Opened, args: &VerifyArgs, stored: &StoredRecording) -> 
         }
     }
     Ok(Grade::Authentic)
-}
-
-/// Checks every row, and that they follow each other. Answers how many frames there are.
-async fn verify_rows(stored: &StoredRecording) -> anyhow::Result<u64> {
-    let key = stored.key();
-    let mut verifier = RecordingVerifier::new(&key.dek, key.ids);
-    let mut frames = 0;
-    for (index, row) in stored.timeline().rows().iter().enumerate() {
-        let segment = stored.segment(index).await?;
-        let listed = stored.span(index).context("row without a place in the time index")?;
-        frames += u64::from(verifier.check_listed_row(&row.row, listed, &segment)?.frames);
-    }
-    Ok(frames)
 }
 
 async fn open_recording(opened: &Opened, target: &RecordingArg) -> anyhow::Result<StoredRecording> {

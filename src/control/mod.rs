@@ -1,5 +1,5 @@
 //! What is done about recordings beside recording and playing them: audit, recovery, listing, the blind index, retention,
-//! rewrap of keys, kept answers.
+//! rewrap of keys, export, kept answers.
 //!
 //! Knows tenants and object names. Must not know frame layouts or sockets.
 
@@ -8,6 +8,7 @@ pub mod audit;
 pub mod closing;
 mod deletion;
 pub mod erase;
+pub mod export;
 pub mod index;
 pub mod key_age;
 pub mod ledger;
@@ -20,3 +21,5 @@ pub mod restriction;
 pub mod retention;
 pub mod rewrap;
 pub mod sweep;
+pub mod tar;
+pub mod wav;

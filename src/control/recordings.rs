@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 
 use crate::domain::audio::AudioFormat;
-use crate::domain::cmr::{EndState, Expected, Manifest, ReadError, Row, RowSpan, open_row, sha256};
+use crate::domain::cmr::{
+    EndState, Expected, Manifest, ReadError, RecordingVerifier, Row, RowSpan, open_row, sha256,
+};
 use crate::domain::ids::{RecordingId, TenantId, WriterId, first_16};
 use crate::domain::playback::timeline::{Canvas, Timeline};
 use crate::domain::recording::{BadRecord, RecordingEnd, RecordingMetadata, from_cbor};
@@ -332,6 +334,22 @@ impl StoredRecording {
         let object = Arc::new(object);
         *self.replaced_by.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&object));
         object
+    }
+
+    /// Checks every row, and that they follow each other. Answers how many frames there are.
+    ///
+    /// # Errors
+    /// [`RecordingError`].
+    pub async fn verify(&self) -> Result<u64, RecordingError> {
+        let mut verifier = RecordingVerifier::new(&self.key.dek, self.key.ids);
+        let mut frames = 0;
+        for (index, row) in self.timeline.rows().iter().enumerate() {
+            let segment = self.segment(index).await?;
+            let unlisted = || RecordingError::Integrity("row without a place in the time index".into());
+            let listed = self.span(index).ok_or_else(unlisted)?;
+            frames += u64::from(verifier.check_listed_row(&row.row, listed, &segment)?.frames);
+        }
+        Ok(frames)
     }
 
     /// Opens the sealed bytes of one row and paints its audio.

@@ -139,7 +139,7 @@ pub struct Operation {
 }
 
 /// Every operation.
-pub const OPERATIONS: [Operation; 38] = {
+pub const OPERATIONS: [Operation; 39] = {
     use Role::{Admin, Auditor, Ingest, Operator, Player};
     const fn free(
         id: &'static str,
@@ -207,6 +207,7 @@ pub const OPERATIONS: [Operation; 38] = {
             "/v1/tenants/{tenant}/recordings/{recording}/grants",
             &[Player, Operator, Admin],
         ),
+        reasoned("export_recordings", "POST", "/v1/tenants/{tenant}/exports", &[Operator, Admin]),
         reasoned(
             "hold_recording",
             "POST",

@@ -178,6 +178,19 @@ impl KeyService {
         Ok(opened)
     }
 
+    /// Reads the envelope of a recording as it is stored.
+    ///
+    /// # Errors
+    /// [`KeyError::NoEnvelope`] for an unknown recording; see [`KeyError`].
+    pub async fn envelope(&self, tenant: &TenantId, recording: RecordingId) -> Result<Envelope, KeyError> {
+        let newest = match self.newest_envelope(tenant.tag(), recording).await? {
+            // As above.
+            None => self.newest_envelope(tenant.tag(), recording).await?,
+            newest => newest,
+        };
+        Ok(newest.ok_or(KeyError::NoEnvelope)?.envelope)
+    }
+
     async fn open_stored(
         &self,
         tenant: &TenantId,

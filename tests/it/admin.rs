@@ -4,6 +4,7 @@ mod access;
 mod audit;
 mod calls;
 mod deletions;
+mod exports;
 mod idempotency;
 mod recordings;
 mod requests;
