@@ -2,6 +2,7 @@
 
 mod audit;
 mod closing;
+mod error;
 mod keys;
 mod listeners;
 mod notices;
@@ -20,39 +21,38 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 
-use crate::admin::tokens::TokensError;
 use crate::authorities::AuthoritiesError;
 use crate::calls::Calls;
 use crate::claims::{self, Claims};
-use crate::config::{Config, KeyProviderKind, StoreKind, Tls, process_environment};
+use crate::config::{Config, StoreKind, process_environment};
 use crate::control::audit::{AuditFile, AuditLog, AuditOptions};
 use crate::control::recovery::Recovery;
 use crate::control::repair::{Repair, Schedule, Settler};
-use crate::domain::ids::TenantId;
 use crate::drain::{Drain, Phase};
-use crate::ingest::tls::{Certificate, SelfSigned, TlsError, server_config};
+use crate::ingest::tls::{Certificate, server_config};
 use crate::ingest::{HangUps, StreamLimits, vapi};
-use crate::journal::{Journal, JournalConfig, OpenError, Replay};
-use crate::keys::{KeyProvider, KeyService, KeyringError, Providers, RecipientError};
+use crate::journal::{Journal, JournalConfig, Replay};
+use crate::keys::{KeyProvider, KeyService, Providers};
 use crate::live::{Live, orders};
 use crate::node::Node;
 use crate::observe::event_loop;
 use crate::relay::{Dialer, Reach};
+use crate::store::Store;
 use crate::store::folder::Folder;
 use crate::store::metered::Metered;
 use crate::store::s3::S3Store;
-use crate::store::{Store, StoreError};
 use crate::tenants::{Ask, Book, Tenants};
 use crate::tickets::Tickets;
 use crate::upload::{RetryPolicy, Uploader};
 
 pub use audit::purge_audit;
+pub use error::StartError;
 pub use keys::open_keys;
 pub use notices::open_poster;
 pub use sweep::sweep_options;
 pub use tenants::{complete, make_kek};
 
-use listeners::{Addresses, Listeners};
+use listeners::{Addresses, Listeners, open_certificate};
 use tenants::Keeper;
 
 /// Closed calls must have finished their recordings in this time.
@@ -67,85 +67,6 @@ const JOURNAL_TIMEOUT: Duration = Duration::from_secs(5);
 const AUDIT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often unused keys are looked at.
 const KEY_INTERVAL: Duration = Duration::from_secs(60);
-
-/// Why a node does not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The keyring.
-    #[error(transparent)]
-    Keyring(#[from] KeyringError),
-    /// Keys cannot lie in locked memory, and the configuration requires that.
-    #[error(
-        "keys.require_locked_memory is set, and no memory can be locked; raise its limit (LimitMEMLOCK, ulimit -l)"
-    )]
-    NotLocked(#[source] std::io::Error),
-    /// A tenant has no KEK.
-    #[error("tenant {tenant} has no key in {}; make it with: callseal keys init", keyring.display())]
-    NoKek {
-        /// The tenant.
-        tenant: TenantId,
-        /// The keyring.
-        keyring: PathBuf,
-    },
-    /// A file of a key pair.
-    #[error(transparent)]
-    Recipient(#[from] RecipientError),
-    /// A tenant has a key pair that no file is of.
-    #[error("tenant {tenant} has the key pair {kek}, of which there is no file in {option}")]
-    NoRecipient {
-        /// The tenant.
-        tenant: TenantId,
-        /// The key pair.
-        kek: String,
-        /// Where it should be.
-        option: &'static str,
-    },
-    /// A keyring on a node that must not be able to open anything.
-    #[error("keyring {} is on this node, which opens nothing with keys.role = \"ingest\"; take it away", .0.display())]
-    KeyringOnIngest(PathBuf),
-    /// The role is another one than the node was started with.
-    #[error("keys.role is another one now; start the node anew")]
-    NewRole,
-    /// A tenant has a KEK in a kind of key service that this node has not opened.
-    #[error("a tenant's key is in {0}, which this node does not use yet; start the node anew")]
-    NewProvider(KeyProviderKind),
-    /// The store.
-    #[error("store")]
-    Store(#[from] StoreError),
-    /// The store does not do what the configuration says of it.
-    #[error("the store does not do what the configuration claims: {broken}; see: callseal store probe")]
-    Claims {
-        /// What it does not do, and what to do about it.
-        broken: String,
-    },
-    /// The journal.
-    #[error("journal")]
-    Journal(#[from] OpenError),
-    /// The certificate.
-    #[error("certificate")]
-    Tls(#[from] TlsError),
-    /// The tokens of the admin API.
-    #[error("API tokens")]
-    Tokens(#[from] TokensError),
-    /// The file that audit records are copied to.
-    #[error("audit.file")]
-    Audit(#[source] std::io::Error),
-    /// How agents are dialled.
-    #[error("relay")]
-    Relay(#[from] AuthoritiesError),
-    /// The authorities of receivers of notices.
-    #[error("webhook.ca_file")]
-    Webhook(#[source] AuthoritiesError),
-    /// An address that cannot be bound, or a signal that cannot be caught.
-    #[error("{what}")]
-    System {
-        /// What was tried.
-        what: String,
-        /// Why it failed.
-        #[source]
-        source: std::io::Error,
-    },
-}
 
 /// Opens the store that the configuration names.
 ///
@@ -257,9 +178,7 @@ pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running,
     if node.keys.opens() {
         tokio::spawn(courier.run());
     }
-    if let Some(asked) = asked {
-        tokio::spawn(keeper.keep(view, asked));
-    }
+    tokio::spawn(keeper.keep(view, asked));
     spawn_recovery(&node, replay);
     spawn_tasks(&node, certificate);
     if claims == Claims::Unknown {
@@ -405,17 +324,6 @@ fn open_dialers(config: &Config) -> Result<(Dialer, Dialer, Dialer), Authorities
     };
     let agents = |reach| open(&relay.ca_file, reach);
     Ok((agents(Reach::Any)?, agents(Reach::Public)?, open(&vapi.ca_file, vapi_reach)?))
-}
-
-fn open_certificate(config: &Config) -> Result<Arc<Certificate>, StartError> {
-    let (cert_file, key_file) = match &config.tls {
-        Tls::Files { cert_file, key_file } => (cert_file.clone(), key_file.clone()),
-        Tls::SelfSigned { dir } => {
-            let made = SelfSigned::ensure(dir, config.public_url.host())?;
-            (made.cert_file, made.key_file)
-        }
-    };
-    Ok(Certificate::load(&cert_file, &key_file)?)
 }
 
 impl Running {

@@ -137,12 +137,17 @@ impl KeyServices {
     }
 }
 
-/// Reports the tables that are missing although a tenant's KEK is there; `absent` says which are.
-pub(super) fn require_services(tenants: &[Tenant], absent: [(&str, bool); 2], top: &Scope<'_>) {
+/// Which tables of key services are given.
+pub(super) fn given_services(raw: &raw::Node) -> [(&'static str, bool); 3] {
+    let (aws_kms, vault, pkcs11) = (&raw.aws_kms, &raw.vault, &raw.pkcs11);
+    [("aws_kms", aws_kms.is_some()), ("vault", vault.is_some()), ("pkcs11", pkcs11.is_some())]
+}
+
+/// Reports the tables that are missing although a tenant's KEK is there. That of AWS KMS may be.
+pub(super) fn require_services(tenants: &[Tenant], given: [(&str, bool); 3], top: &Scope<'_>) {
     let is_used = |kind| tenants.iter().any(|tenant| tenant.keks.use_provider(kind));
-    let used = [is_used(KeyProviderKind::VaultTransit), is_used(KeyProviderKind::Pkcs11)];
-    for ((table, _), _) in absent.iter().zip(used).filter(|((_, is_absent), is_used)| *is_absent && *is_used)
-    {
+    let used = [false, is_used(KeyProviderKind::VaultTransit), is_used(KeyProviderKind::Pkcs11)];
+    for ((table, _), _) in given.iter().zip(used).filter(|((_, is_given), is_used)| !*is_given && *is_used) {
         top.fault(table, format!("is missing; allowed: a table [{table}], as a tenant has its key there"));
     }
 }

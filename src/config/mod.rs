@@ -217,6 +217,7 @@ impl Config {
     fn check(table: Table, references: &References<'_>, faults: &Collector) -> Option<Self> {
         let top = Scope::node(faults);
         let raw: raw::Node = top.read(table);
+        let services = keys::given_services(&raw);
         let public_url = check_public_url(raw.public_url.as_deref(), &top);
         let node = raw.node.map_or_else(|| Some(NodeName::default()), |name| top.parse("node", &name));
         let data_dir = top.path("data_dir", raw.data_dir, || PathBuf::from("data"));
@@ -227,12 +228,6 @@ impl Config {
         let listen = Listen::check(raw.listen, &top);
         let proxies = Proxies::check(raw.trusted_proxies, raw.client_ip_header.as_deref(), &top);
         let store = StoreKind::check(raw.store, &top, &data_dir, references);
-        let absent = [("vault", raw.vault.is_none()), ("pkcs11", raw.pkcs11.is_none())];
-        let services = [
-            ("aws_kms", raw.aws_kms.is_some()),
-            ("vault", raw.vault.is_some()),
-            ("pkcs11", raw.pkcs11.is_some()),
-        ];
         let key_services = KeyServices::check((raw.aws_kms, raw.vault, raw.pkcs11), &top, references);
         let keys = KeysConfig::check(raw.keys, &top, &data_dir);
         let journal = Journal::check(raw.journal, &top, &data_dir);
@@ -251,12 +246,11 @@ impl Config {
         let (scope, mut raw_tenants): (_, raw::Tenants) = top.section("tenants", raw.tenants);
         let stored_tenants = StoredTenants::check(&mut raw_tenants, &scope, references);
         let tenants = check_tenants(raw_tenants, &scope, references, (&keys, playback.max_ttl), faults);
-        keys::require_services(&tenants, absent, &top);
+        keys::require_services(&tenants, services, &top);
         recipient::refuse_services(keys.role, services, &top);
         let recipient = RecipientFiles::check(raw.recipient, &top, references, (&keys, &tenants));
         // Only here, after all faults have been found, may the check end early.
         let (public_url, node, tls, store, key_services) = (public_url?, node?, tls?, store?, key_services?);
-        let key_services = KeyServices { recipient, ..key_services };
         Some(Self {
             public_url,
             node,
@@ -267,7 +261,7 @@ impl Config {
             proxies,
             store,
             keys,
-            key_services,
+            key_services: KeyServices { recipient, ..key_services },
             journal,
             segments,
             ingest,

@@ -13,6 +13,7 @@ use crate::clock;
 use crate::control::audit::{AuditError, AuditEvent, AuditLog};
 use crate::control::index::{self, IndexError};
 use crate::control::recordings::{self, Finished, RecordingError, StoredRecording};
+use crate::control::restriction::is_restricted;
 use crate::control::tar::{Filed, Tar, TarError};
 use crate::control::wav::WavFile;
 use crate::domain::ids::{RecordingId, TenantId};
@@ -312,6 +313,10 @@ impl Exporter {
         let order = order.map_err(|error| named(error.into()))?.map_or(Order::NONE, |(_, order)| order);
         if order.deletion.is_some() {
             return Err(LeftOut::Named("deleted"));
+        }
+        let restricted = is_restricted(&*self.store, self.tenant.tag(), recording).await;
+        if restricted.map_err(|error| named(error.into()))? {
+            return Err(LeftOut::Named("restricted"));
         }
         let stored =
             StoredRecording::open(Arc::clone(&self.store), &self.keys, &self.tenant, recording).await;

@@ -227,7 +227,8 @@ impl Repair {
                 self.settle(tenant, found).await;
             }
         }
-        let is_unfinished = |recording| scan.unsettled.iter().any(|found| found.recording == recording);
+        let is_unfinished =
+            |recording: RecordingId| scan.unsettled.iter().any(|found| found.recording == recording);
         let indexed = self.settler.index_wanted(tenant, is_unfinished).await?.indexed;
         if indexed > 0 {
             tracing::info!(%tenant, indexed, "recordings of nodes that only record are found by call and number");

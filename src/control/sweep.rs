@@ -6,6 +6,8 @@
 //!
 //! Nothing is deleted while the clocks cannot be believed, or when far more is due than a store normally loses at once.
 
+mod error;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -20,13 +22,15 @@ use crate::control::deletion::{Case, DeletionError, Deletions, Verdict};
 use crate::control::ledger::Ledger;
 use crate::control::retention::put_expiry;
 use crate::domain::ids::{RecordingId, TenantId, TenantTag};
-use crate::domain::retention::{ClockFault, Fate, check_clocks, entries_needed};
+use crate::domain::retention::{Fate, check_clocks, entries_needed};
 use crate::domain::time::UnixMillis;
 use crate::keys::KeyService;
 use crate::notices::Notices;
 use crate::observe::metrics;
 use crate::store::{ObjectName, Store, StoreError, layout};
 use crate::upload::tag_hold;
+
+pub use error::{SweepError, TooMuchDue};
 
 /// Entries listed at a time.
 const PAGE: usize = 1000;
@@ -72,46 +76,6 @@ pub struct SweepReport {
     pub failed: u64,
     /// Recordings that are due for longer than one interval, and neither held nor deleted. Normal is 0.
     pub overdue: u64,
-}
-
-/// Too much is due at once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{due} of {entries} recordings are due, more than {allowed_percent} %; if that is right, run: callseal sweep \
-     --allow-share 100"
-)]
-pub struct TooMuchDue {
-    /// How many are due.
-    pub due: u64,
-    /// How many there are.
-    pub entries: u64,
-    /// How many may be.
-    pub allowed_percent: u8,
-}
-
-/// Why nothing was deleted.
-#[derive(Debug, thiserror::Error)]
-pub enum SweepError {
-    /// The clocks.
-    #[error("clocks cannot be believed")]
-    Clock(#[from] ClockFault),
-    /// The circuit breaker.
-    #[error(transparent)]
-    TooMuchDue(#[from] TooMuchDue),
-    /// The store does not give its clock or its index.
-    #[error("expiry index")]
-    Store(#[from] StoreError),
-}
-
-impl SweepError {
-    /// Names the kind for metrics.
-    fn label(&self) -> &'static str {
-        match self {
-            Self::Clock(_) => "clock",
-            Self::TooMuchDue(_) => "too_much_due",
-            Self::Store(_) => "store",
-        }
-    }
 }
 
 /// What a look at the index has found.

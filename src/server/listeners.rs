@@ -8,9 +8,10 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::admin::Api;
 use crate::admin::tokens::Tokens;
-use crate::config::Config;
+use crate::config::{Config, Tls};
 use crate::http::{self, serve_ops};
 use crate::ingest::serve_public;
+use crate::ingest::tls::{Certificate, SelfSigned};
 use crate::node::Node;
 
 use super::StartError;
@@ -71,6 +72,18 @@ impl Listeners {
         }
         tokio::spawn(serve_public(self.public, acceptor, Arc::clone(node), http::handle));
     }
+}
+
+/// Opens the certificate, and makes one first where it is to be our own.
+pub(super) fn open_certificate(config: &Config) -> Result<Arc<Certificate>, StartError> {
+    let (cert_file, key_file) = match &config.tls {
+        Tls::Files { cert_file, key_file } => (cert_file.clone(), key_file.clone()),
+        Tls::SelfSigned { dir } => {
+            let made = SelfSigned::ensure(dir, config.public_url.host())?;
+            (made.cert_file, made.key_file)
+        }
+    };
+    Ok(Certificate::load(&cert_file, &key_file)?)
 }
 
 async fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {

@@ -73,9 +73,10 @@ impl Keeper {
         Ok(())
     }
 
-    /// Looks at the store until the node drains, and answers what is asked meanwhile.
-    pub(super) async fn keep(self: Arc<Self>, mut view: View, mut asked: mpsc::Receiver<Ask>) {
-        let Some(book) = self.node.tenants.stored().map(|stored| stored.book.clone()) else { return };
+    /// Looks at the store until the node stops, and answers what is asked meanwhile; nothing to do without tenants in the store.
+    pub(super) async fn keep(self: Arc<Self>, mut view: View, asked: Option<mpsc::Receiver<Ask>>) {
+        let book = self.node.tenants.stored().map(|stored| stored.book.clone());
+        let Some((book, mut asked)) = book.zip(asked) else { return };
         // What was seen before the node ran may be old.
         let mut due = clock::monotonic();
         loop {

@@ -51,7 +51,7 @@ impl View {
             if newest.get(tag).is_none_or(|newest| *newest < known.revision)
                 && self.told.insert((*tag, u32::MAX))
             {
-                tracing::error!(tenant = %tag, revision = known.revision, "the newest revision of a tenant is gone from the store; it still holds");
+                tracing::error!(tenant = %tag, revision = known.revision, "newest revision of a tenant is gone; it still holds");
             }
         }
         for (tag, revision) in newest {
@@ -69,7 +69,7 @@ impl View {
                     self.trouble.push(format!("tenant {tag}: {}", with_cause(&error)));
                     if self.told.insert((tag, revision)) || !matches!(error, BookError::Unreadable { .. }) {
                         let error = &error as &dyn std::error::Error;
-                        tracing::error!(tenant = %tag, revision, error, "a tenant of the store cannot be read; what was known holds");
+                        tracing::error!(tenant = %tag, revision, error, "a tenant cannot be read; what was known holds");
                     }
                 }
             }

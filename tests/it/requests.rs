@@ -94,6 +94,12 @@ async fn a_restriction_counts_on_every_node_until_it_is_lifted() {
         let ran = home.run(&[command, &target].concat());
         assert!(ran.code == Some(1) && ran.err.contains("restricted"), "{command:?}: {}", ran.err);
     }
+    let tar = home.path().join("all.tar").display().to_string();
+    let exported =
+        home.run(&[&["export", "--tenant", TENANT, "--all", "--out", &tar, "--json"][..], &BY].concat());
+    assert!(exported.err.contains("1 recordings are not in the archive"), "{}", exported.err);
+    let report: Value = serde_json::from_str(&exported.out).unwrap();
+    assert_eq!((&report["exported"], &report["left_out"]), (&json!(1), &json!(1)));
     assert_unreadable(&home);
 
     // Another index key makes other blind ids, and the restriction counts all the same.

@@ -38,5 +38,5 @@ const LABELS: &[(&str, &[&str])] = &[
 
 /// Returns the names of a metric's labels.
 pub fn labels_of(name: &str) -> &'static [&'static str] {
-    LABELS.iter().find(|(labelled, _)| *labelled == name).map_or(&[], |(_, labels)| labels)
+    LABELS.iter().find(|(labelled, _)| *labelled == name).map_or(&[], |(_, labels)| *labels)
 }

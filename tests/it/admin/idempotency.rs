@@ -28,7 +28,7 @@ fn second(home: &Home) -> Server {
 /// Returns what is kept, in the order of names.
 fn kept(home: &Home) -> Vec<PathBuf> {
     let mut paths: Vec<_> =
-        files_below(&home.data().join("store/q")).into_iter().map(|(path, _)| path).collect();
+        files_below(&home.data().join("store/y")).into_iter().map(|(path, _)| path).collect();
     paths.sort();
     paths
 }
@@ -175,8 +175,8 @@ async fn keys_are_bounded_and_without_a_store_nothing_is_done() {
     assert_eq!(ticket(asker, &"x".repeat(128), json!({})).await.status, 201);
 
     server.allow("answers cannot be kept or looked up");
-    fs::remove_dir_all(home.data().join("store/q")).unwrap();
-    fs::write(home.data().join("store/q"), "no directory").unwrap();
+    fs::remove_dir_all(home.data().join("store/y")).unwrap();
+    fs::write(home.data().join("store/y"), "no directory").unwrap();
     let answer = ticket(asker, "k", json!({})).await;
     assert_eq!((answer.status, &answer.body["code"]), (503, &"unavailable".into()), "{answer:?}");
     assert_eq!(answer.headers["retry-after"], "2");

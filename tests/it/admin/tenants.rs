@@ -307,6 +307,7 @@ async fn commands_make_and_change_tenants_without_a_running_node() {
     assert!(stale.code == Some(1) && stale.err.contains("revision 1, not 2"), "{stale:?}");
     let updated = run(&[&["tenant", "update", "--from", &from][..], &target].concat());
     assert_eq!(updated.code, Some(0), "{updated:?}");
+    server.wait_log("tenants of the store were taken", 1).await;
     let shown = home.run_json(&["tenant", "show", "--tenant", NEW]).remove(0);
     assert_eq!((&shown["revision"], &shown["settings"]["limits"]["max_streams"]), (&2.into(), &6.into()));
     assert!(!shown.to_string().contains(AUTH_TOKEN) && shown["by"] == "ada", "{shown}");

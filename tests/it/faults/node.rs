@@ -20,7 +20,7 @@ use callseal::ingest::{HangUps, StreamLimits, serve_public};
 use callseal::journal::{Journal, JournalConfig, JournalFile, JournalFiles, JournalMetrics, SystemFiles};
 use callseal::keys::{KeyService, Keyring, LocalKeys};
 use callseal::node::Node;
-use callseal::notices::Notices;
+use callseal::notices::{Notices, Poster};
 use callseal::observe::metrics;
 use callseal::relay::{Dialer, Reach};
 use callseal::simulate::{CallIds, CallPlan, Endpoint, Pacing, TlsClient, Track};
@@ -226,6 +226,7 @@ impl TestNode {
             calls: Calls::new(Arc::clone(&store)),
             vapi: Inbox::new().0,
             notices: Notices::off(),
+            poster: Poster::new(None, Duration::from_secs(1)).unwrap(),
             public_dialer: Dialer::new(None, config.relay.connect_timeout, &config.ingest, Reach::Public)
                 .unwrap(),
             vapi_dialer: Dialer::new(None, config.relay.connect_timeout, &config.ingest, Reach::Any).unwrap(),

@@ -32,7 +32,7 @@ fn index(store: &Path) -> Vec<String> {
 async fn a_recording_is_found_by_number_once_a_node_that_opens_has_seen_it() {
     let nodes = Nodes::with(|setup| setup, |setup| setup.option("repair", "interval_secs", "1"));
     let mut ingest = nodes.ingest.serve();
-    let mut plan = ingest.plan(PATH, 1, Track::whole([0x42; 8_000]));
+    let mut plan = ingest.plan(PATH, 1, Track::whole(vec![0x42; 8_000]));
     plan.parameters = BTreeMap::from([("From".to_owned(), CALLER.to_owned())]);
     let call = plan.ids.call.clone();
     TwilioCall::connect(plan, &ingest.tls()).await.unwrap().run(|_| ()).await.unwrap();
@@ -63,7 +63,7 @@ async fn a_recording_is_found_by_number_once_a_node_that_opens_has_seen_it() {
 async fn a_request_for_a_recording_that_is_deleted_goes_away() {
     let nodes = Nodes::with(|setup| setup, |setup| setup.option("repair", "interval_secs", "1"));
     let mut ingest = nodes.ingest.serve();
-    let plan = ingest.plan(PATH, 1, Track::whole([0x42; 8_000]));
+    let plan = ingest.plan(PATH, 1, Track::whole(vec![0x42; 8_000]));
     TwilioCall::connect(plan, &ingest.tls()).await.unwrap().run(|_| ()).await.unwrap();
     let recording = ingest.stored(1).await;
     ingest.stop().await;
@@ -94,7 +94,7 @@ async fn a_node_that_only_records_writes_notices_and_another_delivers_them() {
     );
     let receiver = identity.listen(port).await;
     let mut ingest = nodes.ingest.serve();
-    let plan = ingest.plan(PATH, 1, Track::whole([0x42; 8_000]));
+    let plan = ingest.plan(PATH, 1, Track::whole(vec![0x42; 8_000]));
     TwilioCall::connect(plan, &ingest.tls()).await.unwrap().run(|_| ()).await.unwrap();
     let recording = ingest.stored(1).await;
     eventually("a notice in the outbox", || (ingest.metric("notices_made_total") >= 1.0).then_some(())).await;
