@@ -14,6 +14,7 @@ mod grants;
 mod guard;
 mod idempotency;
 mod input;
+pub mod jwt;
 mod live;
 mod openapi;
 mod recordings;
@@ -44,6 +45,7 @@ use crate::node::Node;
 
 use error::ApiError;
 use guard::{Meta, Pace};
+use jwt::Issuer;
 use tokens::Tokens;
 
 pub use openapi::document;
@@ -67,6 +69,8 @@ pub struct Api {
 struct Shared {
     node: Arc<Node>,
     tokens: Arc<Tokens>,
+    /// Who else says who somebody is.
+    issuer: Option<Arc<Issuer>>,
     pace: Arc<Pace>,
     /// Places for deletions that go on behind their answers.
     deletions: Arc<Semaphore>,
@@ -79,7 +83,7 @@ struct Shared {
 
 impl Api {
     /// Puts the API together.
-    pub fn new(node: Arc<Node>, tokens: Arc<Tokens>) -> Self {
+    pub fn new(node: Arc<Node>, tokens: Arc<Tokens>, issuer: Option<Arc<Issuer>>) -> Self {
         let (per_sec, timeout) =
             node.config.admin.as_ref().map_or((1, std::time::Duration::from_secs(1)), |admin| {
                 (admin.requests_per_sec, admin.request_timeout)
@@ -89,6 +93,7 @@ impl Api {
         let shared = Shared {
             node,
             tokens,
+            issuer,
             pace: Arc::new(Pace::new(per_sec, timeout)),
             deletions,
             answers,

@@ -18,6 +18,8 @@ use crate::domain::access::{OPERATIONS, Operation, Principal, Role, operation};
 use crate::observe::metrics as names;
 
 use super::error::ApiError;
+use super::jwt::JwtRefusal;
+use super::tokens::{self, TokenRefusal};
 use super::{Shared, idempotency};
 
 /// Where the reason for an access stands.
@@ -128,7 +130,7 @@ pub(super) async fn guard(
 async fn admit(shared: &Shared, wanted: &'static Operation, request: Request) -> Result<Request, ApiError> {
     let (mut parts, body) = request.into_parts();
     let meta: Meta = parts.extensions.get().cloned().ok_or(ApiError::Unauthorized("no request id"))?;
-    let principal = principal(shared, &parts.headers, &meta)?;
+    let principal = principal(shared, &parts.headers, &meta).await?;
     if !shared.pace.takes(&principal.actor, clock::monotonic()) {
         return Err(ApiError::TooMany);
     }
@@ -144,7 +146,7 @@ async fn admit(shared: &Shared, wanted: &'static Operation, request: Request) ->
     Ok(Request::from_parts(parts, body))
 }
 
-fn principal(shared: &Shared, headers: &HeaderMap, meta: &Meta) -> Result<Principal, ApiError> {
+fn bearer(headers: &HeaderMap) -> Result<&str, ApiError> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     let (first, more) = (values.next(), values.next());
     let Some(first) = first.filter(|_| more.is_none()) else {
@@ -156,11 +158,29 @@ fn principal(shared: &Shared, headers: &HeaderMap, meta: &Meta) -> Result<Princi
     let Some(token) = token else {
         return Err(ApiError::Unauthorized("send one header: Authorization: Bearer TOKEN"));
     };
-    shared.tokens.find(token).map_err(|why| {
+    Ok(token)
+}
+
+/// Says who asks. Whoever brings a token of an identity provider that is worth nothing is told only that.
+async fn principal(shared: &Shared, headers: &HeaderMap, meta: &Meta) -> Result<Principal, ApiError> {
+    let token = bearer(headers)?;
+    let refuse = |why: &dyn std::error::Error| {
         tracing::warn!(source = %meta.source, %why, "admin API refuses a token");
+    };
+    if let Some(issuer) = shared.issuer.as_ref().filter(|_| !tokens::is_ours(token)) {
+        return issuer.find(token).await.map_err(|why| {
+            refuse(&why);
+            match why {
+                JwtRefusal::Refused(_) => ApiError::Unauthorized("the token is not valid"),
+                JwtRefusal::NoKeys => ApiError::Unavailable("the key set of the identity provider"),
+            }
+        });
+    }
+    shared.tokens.find(token).map_err(|why| {
+        refuse(&why);
         match why {
-            super::tokens::TokenRefusal::Unknown => ApiError::Unauthorized("the token is not known"),
-            super::tokens::TokenRefusal::Expired => ApiError::Unauthorized("the token has expired"),
+            TokenRefusal::Unknown => ApiError::Unauthorized("the token is not known"),
+            TokenRefusal::Expired => ApiError::Unauthorized("the token has expired"),
         }
     })
 }

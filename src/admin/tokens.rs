@@ -107,6 +107,11 @@ pub struct NewToken {
     pub expires: UnixMillis,
 }
 
+/// Whether a text looks like one of our tokens, and not like somebody else's.
+pub fn is_ours(text: &str) -> bool {
+    text.starts_with(PREFIX)
+}
+
 /// The tokens of a file.
 #[derive(Debug, Clone, Default)]
 pub struct TokenList(Vec<Token>);

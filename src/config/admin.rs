@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use toml::Table;
 
+use super::admin_jwt::AdminJwt;
 use super::raw;
 use super::recipient::KeysRole;
 use super::scope::{Bounds, Scope};
@@ -23,16 +24,19 @@ pub struct Admin {
     pub requests_per_sec: u32,
     /// How long one request may take.
     pub request_timeout: Duration,
+    /// Tokens of an identity provider, if they are known beside those of callseal.
+    pub jwt: Option<AdminJwt>,
 }
 
 impl Admin {
     /// Checks the table; without one there is no admin API.
     pub(super) fn check(
-        table: Option<Table>,
+        (table, jwt): (Option<Table>, Option<Table>),
         top: &Scope<'_>,
         references: &References<'_>,
         role: KeysRole,
     ) -> Option<Self> {
+        let jwt = AdminJwt::check(jwt, top, references, table.is_some());
         let (scope, raw): (_, raw::Admin) = top.section("admin", Some(table?));
         if role == KeysRole::Ingest {
             top.fault(
@@ -46,6 +50,7 @@ impl Admin {
             tokens_file: references.dir.join(written),
             requests_per_sec: scope.count("requests_per_sec", raw.requests_per_sec, &REQUESTS_PER_SEC),
             request_timeout: scope.millis("request_timeout_ms", raw.request_timeout_ms, &REQUEST_TIMEOUT_MS),
+            jwt,
         })
     }
 }

@@ -10,6 +10,7 @@
 //! [`Config`].
 
 mod admin;
+mod admin_jwt;
 mod audit;
 mod aws_kms;
 mod environment;
@@ -55,6 +56,7 @@ use scope::Scope;
 use secret::References;
 
 pub use admin::Admin;
+pub use admin_jwt::{AdminJwt, JwtKeys};
 pub use audit::Audit;
 pub use aws_kms::AwsKms;
 pub(crate) use aws_kms::region_of_arn;
@@ -242,7 +244,7 @@ impl Config {
         let requests = Requests::check(raw.requests, &top);
         let drain = Drain::check(raw.drain, &top);
         let log = Log::check(raw.log, &top);
-        let admin = Admin::check(raw.admin, &top, references, keys.role);
+        let admin = Admin::check((raw.admin, raw.admin_jwt), &top, references, keys.role);
         let (scope, mut raw_tenants): (_, raw::Tenants) = top.section("tenants", raw.tenants);
         let stored_tenants = StoredTenants::check(&mut raw_tenants, &scope, references);
         let tenants = check_tenants(raw_tenants, &scope, references, (&keys, playback.max_ttl), faults);

@@ -70,10 +70,35 @@ section!(
         log: Table,
         tenants: Table,
         admin: Table,
+        admin_jwt: Table,
     } later ["require_client_cert"]
 );
 section!(Listen { public: String, admin: String, ops: String } later ["require_client_cert"]);
 section!(Admin { tokens_file: String, requests_per_sec: i64, request_timeout_ms: i64 } later []);
+section!(
+    AdminJwt {
+        issuer: String,
+        audience: Vec<String>,
+        azp: Vec<String>,
+        jwks_url: String,
+        jwks_file: String,
+        ca_file: String,
+        allow_private: bool,
+        algorithms: Vec<String>,
+        tenant_claim: String,
+        role_claim: String,
+        roles: Table,
+        required: Table,
+        mfa_claim: String,
+        mfa_values: Vec<String>,
+        mfa_roles: Vec<String>,
+        leeway_secs: i64,
+        max_age_secs: i64,
+        refresh_secs: i64,
+        unknown_kid_secs: i64,
+        stale_secs: i64,
+    } later []
+);
 section!(Tls { self_signed: bool, cert_file: String, key_file: String } later ["require_client_cert"]);
 section!(
     Store {
@@ -343,6 +368,7 @@ pub(super) fn node_sections() -> Vec<(&'static str, Vec<&'static str>)> {
         ("", all_names::<Node>()),
         ("listen", all_names::<Listen>()),
         ("admin", all_names::<Admin>()),
+        ("admin_jwt", all_names::<AdminJwt>()),
         ("tls", all_names::<Tls>()),
         ("store", all_names::<Store>()),
         ("keys", all_names::<Keys>()),

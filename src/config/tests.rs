@@ -1,5 +1,6 @@
 //! The configuration is checked whole, reports everything at once, and shows no secret.
 
+mod admin_jwt;
 mod keys;
 mod secrets;
 mod store;
@@ -150,6 +151,8 @@ fn the_commented_files_have_every_option() {
     let node = options_in(REFERENCE);
     assert_has_options::<raw::Node>(&node, "");
     assert_has_options::<raw::Listen>(&node, "listen");
+    assert_has_options::<raw::Admin>(&node, "admin");
+    assert_has_options::<raw::AdminJwt>(&node, "admin_jwt");
     assert_has_options::<raw::Tls>(&node, "tls");
     assert_has_options::<raw::Store>(&node, "store");
     assert_has_options::<raw::Keys>(&node, "keys");

@@ -9,6 +9,7 @@ pub mod audio;
 pub mod cmr;
 pub mod ids;
 pub mod index;
+pub mod jwt;
 pub mod ledger;
 pub mod live_order;
 pub mod notice;

@@ -202,6 +202,12 @@ pub const ALL: &[Metric] = &[
     metric(STREAMS_PAUSED, Kind::Gauge, Unit::Count, "Streams whose recording is paused."),
     metric(LONGEST_PAUSE, Kind::Gauge, Unit::Seconds, "How long the longest pause has lasted."),
     metric(ADMIN_REQUESTS, Kind::Counter, Unit::Count, "Requests to the admin API."),
+    metric(
+        KEY_SET_FAILURES,
+        Kind::Counter,
+        Unit::Count,
+        "Looks at the keys of an identity provider that failed. Normal is 0.",
+    ),
     metric(WITHOUT_CONSENT, Kind::Counter, Unit::Count, "Streams not recorded for want of consent."),
     metric(CALLS_UNRECORDED, Kind::Counter, Unit::Count, "Calls passed on without a recording."),
     metric(

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::admin::jwt::JwtError;
 use crate::admin::tokens::TokensError;
 use crate::authorities::AuthoritiesError;
 use crate::config::KeyProviderKind;
@@ -67,6 +68,9 @@ pub enum StartError {
     /// The certificate.
     #[error("certificate")]
     Tls(#[from] TlsError),
+    /// Tokens of an identity provider.
+    #[error(transparent)]
+    Jwt(#[from] JwtError),
     /// The tokens of the admin API.
     #[error("API tokens")]
     Tokens(#[from] TokensError),

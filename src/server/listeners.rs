@@ -7,6 +7,7 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
 use crate::admin::Api;
+use crate::admin::jwt::Issuer;
 use crate::admin::tokens::Tokens;
 use crate::config::{Config, Tls};
 use crate::http::{self, serve_ops};
@@ -27,6 +28,7 @@ pub(super) struct Listeners {
 struct Admin {
     listener: TcpListener,
     tokens: Arc<Tokens>,
+    issuer: Option<Arc<Issuer>>,
 }
 
 /// Where a node listens.
@@ -44,7 +46,8 @@ impl Listeners {
             None => None,
             Some(admin) => {
                 let tokens = Arc::new(Tokens::open(&admin.tokens_file)?);
-                Some(Admin { listener: bind(config.listen.admin).await?, tokens })
+                let issuer = admin.jwt.as_ref().map(Issuer::open).transpose()?;
+                Some(Admin { listener: bind(config.listen.admin).await?, tokens, issuer })
             }
         };
         Ok(Self { public: bind(config.listen.public).await?, admin, ops: bind(config.listen.ops).await? })
@@ -62,9 +65,12 @@ impl Listeners {
     /// Serves them until the node stops.
     pub(super) fn serve(self, acceptor: TlsAcceptor, node: &Arc<Node>) {
         tokio::spawn(serve_ops(self.ops, Arc::clone(node)));
-        if let Some(Admin { listener, tokens }) = self.admin {
+        if let Some(Admin { listener, tokens, issuer }) = self.admin {
             tokio::spawn(Arc::clone(&tokens).watch());
-            let api = Api::new(Arc::clone(node), tokens);
+            if let Some(issuer) = &issuer {
+                tokio::spawn(Arc::clone(issuer).watch());
+            }
+            let api = Api::new(Arc::clone(node), tokens, issuer);
             let handle = move |request, source, node: Arc<Node>| {
                 http::handle_admin(request, source, node, api.clone())
             };

@@ -6,6 +6,7 @@ mod calls;
 mod deletions;
 mod exports;
 mod idempotency;
+mod jwt;
 mod recordings;
 mod requests;
 mod tenants;

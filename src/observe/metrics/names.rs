@@ -121,6 +121,8 @@ pub const STREAMS_PAUSED: &str = "streams_paused";
 pub const LONGEST_PAUSE: &str = "streams_longest_pause_seconds";
 /// Counter, labels `operation`, `status`: requests to the admin API.
 pub const ADMIN_REQUESTS: &str = "admin_requests_total";
+/// Counter: looks at the keys of an identity provider that failed.
+pub const KEY_SET_FAILURES: &str = "admin_key_set_failures_total";
 /// Counter: audit records made durable.
 pub const AUDIT_RECORDS: &str = "audit_records_total";
 /// Counter: audit records that could not be made durable; the action did not happen.

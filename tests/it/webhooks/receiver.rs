@@ -44,6 +44,8 @@ impl Got {
 #[derive(Debug, Clone)]
 pub(crate) enum Answer {
     Status(u16),
+    /// 200 with this body.
+    Body(String),
     /// 302 to there.
     Redirect(String),
     /// Never.
@@ -152,9 +154,11 @@ impl Inner {
         self.got.lock().unwrap().push(got);
         let next = self.answers.lock().unwrap().pop_front();
         let answer = next.unwrap_or_else(|| self.usual.lock().unwrap().clone());
-        let (status, more) = match answer {
-            Answer::Status(status) => (status, String::new()),
-            Answer::Redirect(to) => (302, format!("location: {to}\r\n")),
+        let ok = || "ok".to_owned();
+        let (status, more, body) = match answer {
+            Answer::Status(status) => (status, String::new(), ok()),
+            Answer::Body(body) => (200, String::new(), body),
+            Answer::Redirect(to) => (302, format!("location: {to}\r\n"), ok()),
             Answer::Silent => return std::future::pending().await,
             Answer::Close => return Ok(()),
             Answer::Endless => {
@@ -172,9 +176,11 @@ impl Inner {
                 }
             }
         };
-        let head =
-            format!("HTTP/1.1 {status} Whatever\r\nconnection: close\r\n{more}content-length: 2\r\n\r\nok");
-        stream.write_all(head.as_bytes()).await?;
+        let length = body.len();
+        let answer = format!(
+            "HTTP/1.1 {status} Whatever\r\nconnection: close\r\n{more}content-length: {length}\r\n\r\n{body}"
+        );
+        stream.write_all(answer.as_bytes()).await?;
         stream.shutdown().await
     }
 }
@@ -188,12 +194,14 @@ async fn read(stream: &mut BufReader<TlsStream<TcpStream>>) -> io::Result<Got> {
     }
     let mut lines = head.lines();
     let first = lines.next().unwrap();
-    assert!(first.starts_with("POST ") && first.ends_with(" HTTP/1.1"), "{first}");
+    let is_known = first.starts_with("POST ") || first.starts_with("GET ");
+    assert!(is_known && first.ends_with(" HTTP/1.1"), "{first}");
     let headers: BTreeMap<_, _> = lines
         .filter_map(|line| line.split_once(": "))
         .map(|(name, value)| (name.to_lowercase(), value.to_owned()))
         .collect();
-    let mut body = vec![0; headers["content-length"].parse().unwrap()];
+    let length = headers.get("content-length").map_or("0", String::as_str);
+    let mut body = vec![0; length.parse().unwrap()];
     stream.read_exact(&mut body).await?;
     Ok(Got { target: first.split(' ').nth(1).unwrap().to_owned(), headers, body })
 }
