@@ -1,7 +1,7 @@
 //! The client end of TLS: one given root certificate, an explicit crypto provider, no session resumption.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, InvalidDnsNameError, ServerName};
 use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -94,7 +94,7 @@ impl TlsClient {
     pub async fn connect(&self, endpoint: &Endpoint) -> Result<TlsStream<TcpStream>, ConnectError> {
         let address = endpoint.connect;
         let connecting = async {
-            let tcp = TcpStream::connect(address).await.map_err(|e| ConnectError::Tcp(address, e))?;
+            let tcp = dial(endpoint).await.map_err(|e| ConnectError::Tcp(address, e))?;
             tcp.set_nodelay(true).map_err(|e| ConnectError::Tcp(address, e))?;
             TlsConnector::from(Arc::clone(&self.0))
                 .connect(endpoint.server_name.clone(), tcp)
@@ -105,10 +105,18 @@ impl TlsClient {
     }
 }
 
+async fn dial(endpoint: &Endpoint) -> io::Result<TcpStream> {
+    let Some(from) = endpoint.from else { return TcpStream::connect(endpoint.connect).await };
+    let socket = if from.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.bind((from, 0).into())?;
+    socket.connect(endpoint.connect).await
+}
+
 /// Where a server is and what it is called.
 #[derive(Debug, Clone)]
 pub struct Endpoint {
     connect: SocketAddr,
+    from: Option<IpAddr>,
     server_name: ServerName<'static>,
     public_url: String,
 }
@@ -123,7 +131,7 @@ impl Endpoint {
     pub fn new(connect: SocketAddr, public_url: &str) -> Result<Self, SetupError> {
         let authority = authority(public_url).ok_or_else(|| SetupError::PublicUrl(public_url.to_owned()))?;
         let server_name = server_name(host(authority))?;
-        Ok(Self { connect, server_name, public_url: public_url.to_owned() })
+        Ok(Self { connect, from: None, server_name, public_url: public_url.to_owned() })
     }
 
     /// Expects the server's certificate to be for another name than that of the URL.
@@ -133,6 +141,12 @@ impl Endpoint {
     pub fn with_server_name(mut self, name: &str) -> Result<Self, SetupError> {
         self.server_name = server_name(name)?;
         Ok(self)
+    }
+
+    /// Connects from this address of the machine: one address has 28,000 ports for its connections.
+    pub fn from_address(mut self, from: IpAddr) -> Self {
+        self.from = Some(from);
+        self
     }
 
     /// Returns the address that is connected to.

@@ -84,6 +84,8 @@ pub struct Progress {
     pub total_ms: u64,
     /// Messages sent so far, greeting included.
     pub messages: u64,
+    /// How much later than due the later of the last 20 ms' messages was with the kernel; zero where nothing is paced.
+    pub lag: Duration,
 }
 
 /// How a call went.
@@ -139,9 +141,9 @@ impl TwilioCall {
         let started_at = clock::monotonic();
         let ticks = self.plan.ticks();
         for tick in 0..ticks {
-            self.send_tick(started_at, tick).await?;
+            let lag = self.send_tick(started_at, tick).await?;
             let sent_ms = (tick as u64 + 1) * CHUNK_MS;
-            progress(Progress { sent_ms, total_ms: ticks as u64 * CHUNK_MS, messages: self.sent });
+            progress(Progress { sent_ms, total_ms: ticks as u64 * CHUNK_MS, messages: self.sent, lag });
         }
         if self.plan.end == CallEnd::Stop {
             self.send_stop().await?;
@@ -271,8 +273,9 @@ impl TwilioCall {
         self.socket.into_inner()
     }
 
-    /// Sends what both sides say in one interval of 20 ms.
-    async fn send_tick(&mut self, started_at: Instant, tick: usize) -> Result<(), CallError> {
+    /// Sends what both sides say in one interval of 20 ms; answers how late the later message was.
+    async fn send_tick(&mut self, started_at: Instant, tick: usize) -> Result<Duration, CallError> {
+        let mut worst = Duration::ZERO;
         let position_ms = tick as u64 * CHUNK_MS;
         let timestamp_ms = self.plan.first_timestamp_ms + position_ms;
         for direction in [Direction::Inbound, Direction::Outbound] {
@@ -288,10 +291,12 @@ impl TwilioCall {
             }
             self.send_text(media).await?;
             if let Some(due) = due {
-                self.send_lag.record(clock::monotonic().saturating_duration_since(due));
+                let lag = clock::monotonic().saturating_duration_since(due);
+                self.send_lag.record(lag);
+                worst = worst.max(lag);
             }
         }
-        Ok(())
+        Ok(worst)
     }
 
     async fn read_until(&mut self, due: Instant) -> Result<(), CallError> {

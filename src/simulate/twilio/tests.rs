@@ -76,7 +76,10 @@ async fn a_call_looks_like_twilios() {
 
     assert_eq!((report.messages, report.received, report.close_code), (203, 0, Some(1000)));
     assert_eq!(report.bytes, seen.texts.iter().map(|text| text.len() as u64).sum::<u64>());
-    assert_eq!(steps.last(), Some(&Progress { sent_ms: 2000, total_ms: 2000, messages: 202 }));
+    assert_eq!(
+        steps.last(),
+        Some(&Progress { sent_ms: 2000, total_ms: 2000, messages: 202, lag: Duration::ZERO })
+    );
     assert_eq!(seen.end.unwrap(), Some(1000));
 
     let mut names: Vec<_> = seen.headers.iter().map(|(name, _)| name.as_str()).collect();
