@@ -116,3 +116,96 @@ async fn nothing_is_lost_on_a_way_that_damages_what_passes() {
 async fn nothing_is_lost_at_a_store_that_fails_after_it_said_yes() {
     calls_in_bad_weather("error-body:60").await;
 }
+
+/// Runs a scenario at a server of its own; answers its result and its exit code.
+fn own(scenario: &str, dir: &Path, options: &[&str]) -> (Value, Option<i32>) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_callseal-load"));
+    command.args([scenario, "--json", "--callseal", env!("CARGO_BIN_EXE_callseal"), "--ramp-secs", "0"]);
+    let output = command.arg("--dir").arg(dir).args(options).output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    let result = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("no result: {errors}"));
+    (result, output.status.code())
+}
+
+/// Returns a figure of a result.
+fn figure(result: &Value, name: &str) -> f64 {
+    let figures = result["figures"].as_array().unwrap();
+    let found = figures.iter().find(|figure| figure["name"] == name);
+    found.and_then(|figure| figure["value"].as_f64()).unwrap_or_else(|| panic!("no {name} in {result:#}"))
+}
+
+#[test]
+fn calls_that_come_and_go_are_measured_each_second_and_compared_through_their_links() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str| dir.path().join(name).display().to_string();
+    let (saved, html) = (file("saved.json"), file("page.html"));
+    let options = ["--calls", "3", "--duration-secs", "4", "--churn-secs", "1", "--seed", "7"];
+    let kept = [&options[..], &["--save", &saved, "--html", &html]].concat();
+    let (result, code) = own("steady", &dir.path().join("one"), &kept);
+    assert_eq!(code, Some(0), "{result:#}");
+    let calls = figure(&result, "calls");
+    assert!(calls > 3.0, "{calls} calls");
+    assert_eq!(figure(&result, "recordings_compared").total_cmp(&calls), std::cmp::Ordering::Equal);
+    assert!(figure(&result, "audio_sent_ms") > 12_000.0, "{result:#}");
+    for name in ["lost_ms", "silently_lost_ms", "declared_lost_ms", "failed_calls"] {
+        assert!(figure(&result, name) == 0.0, "{name}: {result:#}");
+    }
+    assert!(
+        figure(&result, "cpu_ms_per_call_second") > 0.0 && figure(&result, "server_memory_peak_mib") > 1.0
+    );
+    let series = &result["series"];
+    let seconds = series["at_secs"].as_array().unwrap().len();
+    assert!(seconds >= 4, "{series:#}");
+    for name in ["open_calls", "server_cores", "server_memory_mib", "store_lag_secs", "send_lag_p99_ms"] {
+        let values = series[name].as_array().unwrap();
+        assert!(values.len() == seconds && values.iter().any(Value::is_number), "{name}: {values:?}");
+    }
+    let page = fs::read_to_string(&html).unwrap();
+    assert!(page.contains("<polyline") && page.ends_with("</html>\n"));
+    let written: Value = serde_json::from_slice(&fs::read(&saved).unwrap()).unwrap();
+    assert_eq!(written, result);
+
+    // The same seed places the same calls; a bound that nothing can keep is told as broken, here and in the comparison.
+    let again = [&options[..], &["--max-kib-per-call", "0.001", "--compare", &saved]].concat();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_callseal-load"));
+    command.args(["steady", "--callseal", env!("CARGO_BIN_EXE_callseal"), "--ramp-secs", "0", "--dir"]);
+    let output = command.arg(dir.path().join("two")).args(again).output().unwrap();
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{table}");
+    let line =
+        |start: &str| table.lines().rev().find(|line| line.trim_start().starts_with(start)).unwrap_or("");
+    assert!(line("calls ").ends_with("(+0.0 %, the same)"), "{table}");
+    assert!(line("bound kib_per_call").contains("new, BROKEN"), "{table}");
+    assert!(!table.contains("setting "), "the settings are the same: {table}");
+}
+
+#[test]
+fn a_burst_is_taken_while_other_calls_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let burst = ["--burst-calls", "8", "--within-ms", "200", "--quiet-secs", "1"];
+    let options = [&["--calls", "2", "--duration-secs", "3"][..], &burst].concat();
+    let (result, code) = own("burst", dir.path(), &options);
+    assert_eq!(code, Some(0), "{result:#}");
+    assert!(figure(&result, "calls") == 10.0 && figure(&result, "recordings_compared") == 10.0, "{result:#}");
+    assert!(figure(&result, "burst_handshake_p99_ms") > 0.0);
+}
+
+#[test]
+fn wrong_options_are_named_and_measure_nothing() {
+    for (options, part) in [
+        (&["steady"][..], "--connect"),
+        (
+            &["steady", "--connect", "192.0.2.1:1", "--ca", "x", "--tenant", "t"],
+            "--connect: no loopback address",
+        ),
+        (&["steady", "--dir", "x", "--callseal", "x", "--calls", "0"], "0 is not in 1..=100000"),
+        (&["steady", "--dir", "x", "--callseal", "x", "--calls", "1,2"], "--calls: 2 numbers"),
+        (&["slow-store", "--dir", "x", "--callseal", "x"], "a folder has no weather"),
+        (&["compare", "/does/not/exist", "/neither"], "read /neither"),
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_callseal-load")).args(options).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{options:?}");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(errors.contains(part), "{part} in {errors}");
+    }
+}

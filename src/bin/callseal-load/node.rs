@@ -13,21 +13,24 @@ use callseal::config::{Config, process_environment};
 use callseal::domain::provider::twilio::AccountSid;
 use callseal::simulate::{Endpoint, TlsClient};
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use toml::Table;
 
+use crate::page::{self, Page};
 use crate::process::Process;
+use crate::sampler::Watched;
 
 const PUBLIC_URL: &str = "wss://localhost:8443";
-const ACCOUNT: &str = "AC000000000000000000000000c0ffee01";
+/// The tenant's Twilio account.
+pub(crate) const ACCOUNT: &str = "AC000000000000000000000000c0ffee01";
 const PATH: &str = "/twilio/v1/acme-dental/reception";
 /// The tenant's id.
 pub(crate) const TENANT: &str = "acme-dental";
+/// The route of a custom transcriber of Vapi's.
+pub(crate) const WORDS: &str = "words";
+/// Requests to the admin API that comparisons may make in a second.
+const ADMIN_REQUESTS_PER_SEC: i64 = 10_000;
 /// The file of the agent's certificate.
 const AGENT_CA: &str = "agent.pem";
-/// How long one look at the ops listener may take.
-const OPS_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause between two looks.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
@@ -45,10 +48,24 @@ max_starts_per_sec = 1000
 account_sids = ["AC000000000000000000000000c0ffee01"]
 auth_tokens = [{ file = "../secrets/twilio-token" }]
 
+[vapi]
+secrets = [{ file = "../secrets/vapi-secret" }]
+
+[tickets]
+keys = { t1 = { file = "../secrets/ticket-t1" } }
+
+[playback]
+grant_keys = { k1 = { file = "../secrets/grant-k1" } }
+
 [[route]]
 name = "reception"
 provider = "twilio"
 mode = "fork"
+
+[[route]]
+name = "words"
+provider = "vapi-transcriber"
+record_only = true
 "#;
 
 /// The routes that are passed on to an agent.
@@ -138,7 +155,9 @@ impl Home {
                 pairs.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect(),
             )
         };
-        put("listen", pairs(&[("public", "127.0.0.1:0".into()), ("ops", "127.0.0.1:0".into())]));
+        let free = || toml::Value::from("127.0.0.1:0");
+        put("listen", pairs(&[("public", free()), ("ops", free()), ("admin", free())]));
+        put("admin", pairs(&[("requests_per_sec", ADMIN_REQUESTS_PER_SEC.into())]));
         put("tls", pairs(&[("self_signed", true.into())]));
         if self.dir.join(AGENT_CA).exists() {
             put("relay", pairs(&[("ca_file", AGENT_CA.into())]));
@@ -147,6 +166,23 @@ impl Home {
             put("store", toml::Value::Table(store));
         }
         fs::write(path, toml::to_string(&file)?).with_context(|| format!("write {}", path.display()))
+    }
+
+    /// Makes a token of the admin API that may find and play recordings, and make tickets.
+    pub(crate) fn make_token(&self, callseal: &Path) -> anyhow::Result<String> {
+        let mut command = Command::new(callseal);
+        command.args(["token", "create", "--name", "load", "--role", "player", "--role", "ingest"]);
+        command.args(["--tenant", TENANT, "--days", "2", "--config"]).arg(&self.config);
+        let made = command.output().with_context(|| format!("run {}", callseal.display()))?;
+        ensure!(made.status.success(), "token create: {}", String::from_utf8_lossy(&made.stderr));
+        Ok(String::from_utf8(made.stdout).context("token create")?.trim_end().to_owned())
+    }
+
+    /// Reads the tenant's secret for Vapi.
+    pub(crate) fn vapi_secret(&self) -> anyhow::Result<String> {
+        let secret =
+            fs::read_to_string(self.dir.join("secrets/vapi-secret")).context("read Vapi's secret")?;
+        Ok(secret.trim_end().to_owned())
     }
 
     /// Reads the configuration that reaches the store directly.
@@ -160,6 +196,7 @@ pub(crate) struct Server {
     child: Child,
     public: SocketAddr,
     ops: SocketAddr,
+    admin: SocketAddr,
     ca_file: PathBuf,
     token_file: PathBuf,
 }
@@ -211,6 +248,7 @@ impl Server {
         Ok(Self {
             public: address("public")?,
             ops: address("ops")?,
+            admin: address("admin")?,
             child,
             ca_file: home.dir.join("tls/ca.pem"),
             token_file: home.dir.join("secrets/twilio-token"),
@@ -233,6 +271,39 @@ impl Server {
         Process::new(self.child.id())
     }
 
+    pub(crate) fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
+    pub(crate) fn watched(&self) -> Watched {
+        Watched { process: Some(self.process()), ops: Some(self.ops) }
+    }
+
+    /// Asks it to end as a process manager does: no new calls, and an end when the last one is over.
+    pub(crate) fn drain(&self) -> anyhow::Result<()> {
+        let signalled = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
+        ensure!(signalled.context("run kill")?.success(), "the server cannot be signalled");
+        Ok(())
+    }
+
+    /// Whether it answers that it takes calls; `None` when it does not answer at all.
+    pub(crate) async fn is_ready(&self) -> Option<bool> {
+        page::get(self.ops, "/readyz").await.ok().map(|(status, _)| status == 200)
+    }
+
+    /// Waits until it has ended by itself, and well.
+    pub(crate) async fn ended(&mut self, patience: Duration) -> anyhow::Result<()> {
+        let began = clock::monotonic();
+        while clock::since(began) < patience {
+            if let Some(status) = self.child.try_wait().context("wait for the server")? {
+                ensure!(status.success(), "the server ended with {status}");
+                return Ok(());
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        bail!("the server had not ended after {patience:?}")
+    }
+
     /// Kills it as a crash would.
     pub(crate) fn kill(&mut self) -> anyhow::Result<()> {
         self.child.kill().context("kill the server")?;
@@ -252,7 +323,7 @@ impl Server {
     pub(crate) async fn wait_until_ready(&self, patience: Duration) -> anyhow::Result<()> {
         let began = clock::monotonic();
         while clock::since(began) < patience {
-            if self.ops_get("/readyz").await?.0 == 200 {
+            if page::get(self.ops, "/readyz").await?.0 == 200 {
                 return Ok(());
             }
             tokio::time::sleep(LOOK_EVERY).await;
@@ -260,26 +331,9 @@ impl Server {
         bail!("the server was not ready within {patience:?}")
     }
 
-    /// Returns the value of a series without labels; 0 when there is none.
+    /// Returns the sum of all series of a name; 0 when there is none.
     pub(crate) async fn metric(&self, name: &str) -> anyhow::Result<f64> {
-        let (_, page) = self.ops_get("/metrics").await?;
-        let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        Ok(value.map(str::parse).transpose()?.unwrap_or(0.0))
-    }
-
-    async fn ops_get(&self, path: &str) -> anyhow::Result<(u16, String)> {
-        let asking = async {
-            let mut stream = TcpStream::connect(self.ops).await?;
-            let request = format!("GET {path} HTTP/1.1\r\nhost: ops\r\nconnection: close\r\n\r\n");
-            stream.write_all(request.as_bytes()).await?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).await?;
-            Ok::<_, std::io::Error>(answer)
-        };
-        let answer = tokio::time::timeout(OPS_TIMEOUT, asking).await.context("the ops listener hangs")??;
-        let (head, body) = answer.split_once("\r\n\r\n").context("the ops listener's answer")?;
-        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
-        Ok((status.context("the ops listener's status")?, body.to_owned()))
+        Ok(Page::get(self.ops).await?.sum(name).unwrap_or(0.0))
     }
 }
 

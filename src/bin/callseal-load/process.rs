@@ -11,7 +11,7 @@ const TICKS_PER_SEC: u64 = 100;
 const SPARE_FILES: u64 = 32;
 
 /// A process that is watched.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Process(u32);
 
 impl Process {
@@ -30,6 +30,11 @@ impl Process {
     pub(crate) fn resident_kib(self) -> anyhow::Result<u64> {
         let status = self.read("status")?;
         parse_resident(&status).with_context(|| format!("/proc/{}/status has an unknown form", self.0))
+    }
+
+    /// Returns how many files and sockets it has open; `None` where that may not be seen.
+    pub(crate) fn open_files(self) -> Option<usize> {
+        Some(fs::read_dir(format!("/proc/{}/fd", self.0)).ok()?.count())
     }
 
     fn read(self, file: &str) -> anyhow::Result<String> {
@@ -93,6 +98,7 @@ mod tests {
         let this = Process::new(std::process::id());
         this.cpu().unwrap();
         assert!(this.resident_kib().unwrap() > 100);
+        assert!(this.open_files() > Some(2));
         assert!(check_open_files(1).is_ok() && check_open_files(u32::MAX).is_err());
     }
 }

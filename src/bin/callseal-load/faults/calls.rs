@@ -5,19 +5,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
-use callseal::simulate::{
-    CHUNK_MS, CallError, CallIds, CallPlan, CallReport, Speech, TlsClient, Track, TwilioCall,
-};
+use callseal::simulate::{CHUNK_MS, CallError, CallIds, CallPlan, CallReport, TlsClient, Track, TwilioCall};
 use tokio::task::JoinSet;
 
 use super::options::Plan;
+use crate::course::{NOISE_CHUNKS, noise};
 use crate::node::Target;
-use crate::scenario::SplitMix;
-
-/// The noise repeats after so many chunks of 20 ms, a prime number, so that no two calls say the same at a time.
-const NOISE_CHUNKS: usize = 3_049;
-/// Bytes of a chunk.
-const CHUNK: usize = 160;
+use crate::random::SplitMix;
+use crate::sampler::Tally;
 
 /// Running calls.
 pub(super) struct Calls {
@@ -42,7 +37,7 @@ pub(super) struct Outcome {
 }
 
 impl Calls {
-    pub(super) fn start(plan: &Plan, run: u32, target: &Target) -> Self {
+    pub(super) fn start(plan: &Plan, run: u32, target: &Target, tally: &Arc<Tally>) -> Self {
         let noise = noise(plan.seed);
         let mut random = SplitMix(plan.seed.wrapping_add(u64::from(run) << 20));
         let (mut calls, mut tasks) = (Vec::new(), JoinSet::new());
@@ -66,8 +61,8 @@ impl Calls {
             call_plan.agent = Some(agent);
             let (tls, wait) =
                 (target.tls.clone(), plan.ramp.mul_f64(f64::from(index) / f64::from(plan.calls)));
-            let position = calls.len();
-            tasks.spawn(async move { (position, place(call_plan, tls, wait, sent_ms).await) });
+            let (position, tally) = (calls.len(), Arc::clone(tally));
+            tasks.spawn(async move { (position, place(call_plan, tls, wait, &sent_ms, &tally).await) });
             calls.push(call);
         }
         Self { calls, tasks }
@@ -134,16 +129,19 @@ async fn place(
     plan: CallPlan,
     tls: TlsClient,
     wait: Duration,
-    sent_ms: Arc<AtomicU64>,
+    sent_ms: &AtomicU64,
+    tally: &Tally,
 ) -> Result<CallReport, CallError> {
     tokio::time::sleep(wait).await;
     let call = TwilioCall::connect(plan, &tls).await?;
-    call.run(|progress| sent_ms.store(progress.sent_ms, Ordering::SeqCst)).await
-}
-
-/// Makes noise without the code of silence, so that no sample can be right by chance for long.
-fn noise(seed: u64) -> Arc<Speech> {
-    let mut random = SplitMix(seed);
-    let bytes = (0..NOISE_CHUNKS * CHUNK / 8).flat_map(|_| random.next().to_be_bytes());
-    Speech::new(bytes.map(|byte| byte.min(0xfe)).collect())
+    tally.open.fetch_add(1, Ordering::Relaxed);
+    let mut counted = 0;
+    let running = call.run(|progress| {
+        sent_ms.store(progress.sent_ms, Ordering::SeqCst);
+        tally.sent(progress.messages - counted, progress.lag);
+        counted = progress.messages;
+    });
+    let report = running.await;
+    tally.open.fetch_sub(1, Ordering::Relaxed);
+    report
 }

@@ -5,25 +5,26 @@
 //! declares lost.
 
 mod calls;
-mod ledger;
 mod options;
 mod recordings;
 mod report;
 
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use callseal::clock;
 use callseal::simulate::{Chaos, Passed, Weather};
 
+use crate::ledger::Ledger;
 use crate::node::{Home, Server};
+use crate::sampler::{Sampler, Tally, Watched};
 use calls::Calls;
-use ledger::Ledger;
 use options::{Fault, Plan};
-pub(crate) use options::{Faults, read_store, upstream};
+pub(crate) use options::{Faults, Kill, Ordered, SlowStore, StoreOutage, read_store, upstream};
 use recordings::Recordings;
-pub(crate) use report::Report;
+use report::Report;
 
 /// How often memory and backlog are looked at.
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
@@ -52,9 +53,9 @@ pub(crate) struct Run {
     pub(crate) call_secs: f64,
 }
 
-/// Runs all repetitions; fails only where nothing can be compared.
-pub(crate) async fn run(options: &Faults, show_progress: bool) -> anyhow::Result<Report> {
-    let plan = options.plan()?;
+/// Runs all repetitions, and answers whether all bounds are kept; fails only where nothing can be compared.
+pub(crate) async fn run(ordered: &Ordered) -> anyhow::Result<bool> {
+    let (plan, output) = (ordered.plan()?, &ordered.run.output);
     let chaos = match plan.upstream {
         Some(upstream) => Some(Chaos::start(upstream).await.context("start the proxy")?),
         None => None,
@@ -62,16 +63,20 @@ pub(crate) async fn run(options: &Faults, show_progress: bool) -> anyhow::Result
     let home = Home::make(&plan.launch(), chaos.as_ref().map(Chaos::address))?;
     let mut recordings = Recordings::open(&home).await?;
     let mut server = Server::start(&plan.launch(), &home)?;
+    let tally: Arc<Tally> = Arc::default();
+    let sampler = Sampler::start(server.watched(), Arc::clone(&tally), clock::monotonic());
     let mut runs = Vec::new();
     for number in 0..plan.repeat {
-        if show_progress {
+        if !output.json {
             eprintln!("run {} of {}", number + 1, plan.repeat);
         }
-        let scene = Scene { plan: &plan, chaos: chaos.as_ref(), home: &home, number };
+        let (chaos, sampler, tally) = (chaos.as_ref(), &sampler, &tally);
+        let scene = Scene { plan: &plan, chaos, home: &home, number, sampler, tally };
         runs.push(scene.play(&mut server, &mut recordings).await?);
     }
+    let samples = sampler.stop().await;
     server.stop()?;
-    Ok(Report::new(&plan, &runs))
+    Report::new(&plan, &runs).sheet(ordered.scenario, &plan, samples)?.finish(output)
 }
 
 /// One run: calls, a fault in their middle, its end, and the comparison.
@@ -80,13 +85,15 @@ struct Scene<'a> {
     chaos: Option<&'a Chaos>,
     home: &'a Home,
     number: u32,
+    sampler: &'a Sampler,
+    tally: &'a Arc<Tally>,
 }
 
 impl Scene<'_> {
     async fn play(&self, server: &mut Server, recordings: &mut Recordings) -> anyhow::Result<Run> {
         let began = clock::monotonic();
         let passed_before = self.chaos.map(Chaos::passed);
-        let calls = Calls::start(self.plan, self.number, &server.target()?);
+        let calls = Calls::start(self.plan, self.number, &server.target()?, self.tally);
         let fault_at = began + self.plan.fault_at(self.number);
         sleep_until(fault_at.min(began + self.plan.ramp + SETTLE)).await;
         sleep_until(fault_at).await;
@@ -98,10 +105,12 @@ impl Scene<'_> {
             Fault::Kill => {
                 self.hook(&self.plan.at_fault)?;
                 calls.note_sent();
+                self.sampler.watch(Watched::default());
                 server.kill()?;
                 self.hook(&self.plan.after_fault)?;
                 let restarted = clock::monotonic();
                 *server = Server::start(&self.plan.launch(), self.home)?;
+                self.sampler.watch(server.watched());
                 server.wait_until_ready(self.plan.patience).await?;
                 ready_after = Some(clock::since(restarted));
             }

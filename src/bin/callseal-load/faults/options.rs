@@ -6,14 +6,99 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use callseal::simulate::{Mishap, Weather};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use toml::Table;
 
 use crate::node::Launch;
+use crate::random::SplitMix;
+use crate::sheet::Output;
 
 /// The options of `callseal-load faults`.
 #[derive(Args)]
 pub(crate) struct Faults {
+    /// What breaks: none, kill, hook, refuse, hang, delay:MS, trickle:BYTES_PER_SEC, or one of busy, error, error-body,
+    /// reset-request, reset-answer, lose-answer, corrupt with the share of requests, such as busy:50.
+    #[arg(long, value_name = "FAULT", value_parser = Fault::parse)]
+    fault: Fault,
+    #[command(flatten)]
+    run: FaultRun,
+}
+
+/// The options of `callseal-load slow-store`.
+#[derive(Args)]
+pub(crate) struct SlowStore {
+    /// How late the store answers.
+    #[arg(long, value_name = "MS", default_value_t = 2_000, value_parser = clap::value_parser!(u64).range(1..=600_000))]
+    delay_ms: u64,
+    #[command(flatten)]
+    run: FaultRun,
+}
+
+/// The options of `callseal-load store-outage`.
+#[derive(Args)]
+pub(crate) struct StoreOutage {
+    /// What connections to it meet.
+    #[arg(long, value_enum, default_value = "refuse")]
+    how: Outage,
+    #[command(flatten)]
+    run: FaultRun,
+}
+
+/// The options of `callseal-load kill`.
+#[derive(Args)]
+pub(crate) struct Kill {
+    #[command(flatten)]
+    run: FaultRun,
+}
+
+/// How a store is away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Outage {
+    /// Connections are refused
+    Refuse,
+    /// Connections are taken, and nothing is ever answered
+    Hang,
+}
+
+/// What is broken, under what name, and around what.
+pub(crate) struct Ordered {
+    pub(super) scenario: &'static str,
+    fault: Fault,
+    pub(super) run: FaultRun,
+}
+
+impl From<Faults> for Ordered {
+    fn from(Faults { fault, run }: Faults) -> Self {
+        Self { scenario: "faults", fault, run }
+    }
+}
+
+impl From<SlowStore> for Ordered {
+    fn from(SlowStore { delay_ms, run }: SlowStore) -> Self {
+        let fault = Fault::Weather(Weather::Delay(Duration::from_millis(delay_ms)));
+        Self { scenario: "slow-store", fault, run }
+    }
+}
+
+impl From<StoreOutage> for Ordered {
+    fn from(StoreOutage { how, run }: StoreOutage) -> Self {
+        let weather = match how {
+            Outage::Refuse => Weather::Refuse,
+            Outage::Hang => Weather::Hang,
+        };
+        Self { scenario: "store-outage", fault: Fault::Weather(weather), run }
+    }
+}
+
+impl From<Kill> for Ordered {
+    fn from(Kill { run }: Kill) -> Self {
+        Self { scenario: "kill", fault: Fault::Kill, run }
+    }
+}
+
+/// What all of these are told.
+#[derive(Args)]
+pub(crate) struct FaultRun {
     /// Directory for configuration, keys, journal and a folder store; made if missing.
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
@@ -24,10 +109,6 @@ pub(crate) struct Faults {
     /// only `kill` and `hook` are possible.
     #[arg(long, value_name = "FILE")]
     store: Option<PathBuf>,
-    /// What breaks: none, kill, hook, refuse, hang, delay:MS, trickle:BYTES_PER_SEC, or one of busy, error, error-body,
-    /// reset-request, reset-answer, lose-answer, corrupt with the share of requests, such as busy:50.
-    #[arg(long, value_name = "FAULT", value_parser = Fault::parse)]
-    fault: Fault,
     /// Calls at the same time, two tracks each.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=5000))]
     calls: u32,
@@ -71,9 +152,8 @@ pub(crate) struct Faults {
     /// The server's memory may grow by so much during the fault, in MiB.
     #[arg(long, default_value_t = 64)]
     max_growth_mib: u64,
-    /// Print the result as JSON.
-    #[arg(long)]
-    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(super) output: Output,
 }
 
 /// What breaks.
@@ -150,11 +230,17 @@ pub(crate) struct Plan {
     pub(crate) max_growth_mib: u64,
 }
 
-impl Faults {
+impl Ordered {
     pub(super) fn plan(&self) -> anyhow::Result<Plan> {
+        self.run.plan(self.fault)
+    }
+}
+
+impl FaultRun {
+    fn plan(&self, fault: Fault) -> anyhow::Result<Plan> {
         let store = self.store.as_ref().map(read_store).transpose()?;
         let upstream = store.as_ref().map(upstream).transpose()?;
-        if let (Fault::Weather(_), None) = (self.fault, upstream) {
+        if let (Fault::Weather(_), None) = (fault, upstream) {
             bail!("a folder has no weather: give --store, or a fault of kill or hook");
         }
         let seconds = Duration::from_secs;
@@ -167,7 +253,7 @@ impl Faults {
             wrap: self.wrap.iter().flat_map(|words| words.split_whitespace()).map(str::to_owned).collect(),
             store,
             upstream,
-            fault: self.fault,
+            fault,
             calls: self.calls,
             length,
             ramp,
@@ -199,8 +285,7 @@ impl Plan {
     /// Returns when the fault of a run begins; a random moment lies between the first 0.3 s and the last 0.1 s.
     pub(super) fn fault_at(&self, run: u32) -> Duration {
         self.after.unwrap_or_else(|| {
-            let mut random = crate::scenario::SplitMix(self.seed ^ (u64::from(run) << 32));
-            let share = f64::from(u32::try_from(random.next() >> 32).unwrap_or(0)) / f64::from(u32::MAX);
+            let share = SplitMix(self.seed ^ (u64::from(run) << 32)).share();
             let (first, last) = (0.3, (self.length.as_secs_f64() - 0.1).max(0.3));
             Duration::from_secs_f64(first + share * (last - first))
         })

@@ -16,7 +16,7 @@ use callseal::store::Store;
 use futures_util::{StreamExt, stream};
 
 use super::calls::{Call, Outcome};
-use super::ledger::Ledger;
+use crate::ledger::Ledger;
 use crate::node::{Home, TENANT};
 
 /// Samples painted at a time.

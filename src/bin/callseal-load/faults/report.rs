@@ -3,8 +3,10 @@
 use serde::Serialize;
 
 use super::Run;
-use super::ledger::Ledger;
 use super::options::Plan;
+use crate::ledger::Ledger;
+use crate::sampler::Sample;
+use crate::sheet::{Better, Failure, Sheet};
 
 /// Samples in a millisecond of one track.
 const PER_MS: u64 = 8;
@@ -65,7 +67,7 @@ impl Report {
         let mut ready: Vec<u128> =
             runs.iter().filter_map(|run| run.ready_after).map(|d| d.as_millis()).collect();
         ready.sort_unstable();
-        let mut report = Self {
+        Self {
             runs: runs.len(),
             calls: plan.calls,
             ledger_samples: ledger,
@@ -81,40 +83,77 @@ impl Report {
             never_drained: waited && runs.iter().any(|run| run.drained_after.is_none()),
             store: StoreCost::new(runs),
             broken_bounds: Vec::new(),
-        };
-        report.broken_bounds = report.judge(plan);
-        report
+        }
     }
 
-    pub(crate) fn all_went_well(&self) -> bool {
-        self.broken_bounds.is_empty()
+    /// Makes the sheet: figures, bounds, and all of this beside them.
+    pub(super) fn sheet(
+        mut self,
+        scenario: &str,
+        plan: &Plan,
+        samples: Vec<Sample>,
+    ) -> serde_json::Result<Sheet> {
+        let mut sheet = Sheet::new(scenario, plan.seed);
+        sheet.set("fault", format!("{:?}", plan.fault));
+        sheet.set("calls", self.calls);
+        sheet.set("secs", plan.length.as_secs());
+        sheet.set("fault secs", plan.fault_length.as_secs());
+        sheet.set("runs", self.runs);
+        let sent_ms = self.ledger_samples.sent as f64 / PER_MS as f64;
+        sheet.figure("audio_sent_ms", sent_ms, "ms", Better::Neither);
+        for (name, value, unit, at_most) in self.held(plan) {
+            sheet.cost(name, value, unit);
+            sheet.bound(name, Some(at_most));
+        }
+        if let Some(drained) = self.drained_after_secs {
+            sheet.cost("drained_after_secs", drained, "s");
+        }
+        if let Some(ready) = self.ready_after_ms_p50 {
+            sheet.cost("ready_again_p50_ms", ready as f64, "ms");
+        }
+        let (count, why) = (self.dropped_calls, self.why_dropped.join("; "));
+        if count > 0 {
+            sheet.failures.push(Failure { what: why, calls: count });
+        }
+        let broken = sheet.bounds.iter().filter(|bound| bound.broken);
+        self.broken_bounds = broken.map(|bound| self.why(&bound.name)).collect();
+        sheet.samples = samples;
+        if let serde_json::Value::Object(details) = serde_json::to_value(&self)? {
+            sheet.details = details;
+        }
+        Ok(sheet)
     }
 
-    fn judge(&self, plan: &Plan) -> Vec<String> {
-        let mut broken = Vec::new();
-        let mut check = |is_broken: bool, text: String| {
-            if is_broken {
-                broken.push(text);
+    /// What is held to a bound: name, value, unit, and what it may be at most.
+    fn held(&self, plan: &Plan) -> Vec<(&'static str, f64, &'static str, f64)> {
+        let mut held = vec![
+            ("silently_lost_samples", self.ledger_samples.silent as f64, "", 0.0),
+            ("runs_without_audio", f64::from(u8::from(self.ledger_samples.sent == 0)), "", 0.0),
+            ("declared_lost_ms", self.declared_lost_ms as f64, "ms", plan.max_declared_ms as f64),
+            ("dropped_calls", self.dropped_calls.into(), "", 0.0),
+            ("memory_growth_mib", self.memory_growth_mib as f64, "MiB", plan.max_growth_mib as f64),
+            ("backlog_not_drained_in_time", f64::from(u8::from(self.never_drained)), "", 0.0),
+        ];
+        if let Some(loss) = &self.kill_loss {
+            held.push(("kill_loss_max_ms", loss.max_ms as f64, "ms", plan.max_kill_loss_ms as f64));
+        }
+        held
+    }
+
+    /// Says what a broken bound means.
+    fn why(&self, bound: &str) -> String {
+        match bound {
+            "silently_lost_samples" => format!("{} samples silently lost", self.ledger_samples.silent),
+            "runs_without_audio" => "nothing was compared".to_owned(),
+            "declared_lost_ms" => format!("{} ms declared lost", self.declared_lost_ms),
+            "dropped_calls" => format!("{} calls dropped", self.dropped_calls),
+            "memory_growth_mib" => format!("memory grew by {} MiB", self.memory_growth_mib),
+            "kill_loss_max_ms" => {
+                let worst = self.kill_loss.as_ref().map_or(0, |loss| loss.max_ms);
+                format!("a kill lost {worst} ms of a track")
             }
-        };
-        check(
-            self.ledger_samples.silent > 0,
-            format!("{} samples silently lost", self.ledger_samples.silent),
-        );
-        check(self.ledger_samples.sent == 0, "nothing was compared".to_owned());
-        check(
-            self.declared_lost_ms > plan.max_declared_ms,
-            format!("{} ms declared lost", self.declared_lost_ms),
-        );
-        check(self.dropped_calls > 0, format!("{} calls dropped", self.dropped_calls));
-        check(
-            self.memory_growth_mib > plan.max_growth_mib,
-            format!("memory grew by {} MiB", self.memory_growth_mib),
-        );
-        check(self.never_drained, "the backlog was not drained in time".to_owned());
-        let worst = self.kill_loss.as_ref().map_or(0, |loss| loss.max_ms);
-        check(worst > plan.max_kill_loss_ms, format!("a kill lost {worst} ms of a track"));
-        broken
+            _ => "the backlog was not drained in time".to_owned(),
+        }
     }
 }
 

@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Interval, interval_at};
 
 use crate::node::Target;
+use crate::sampler::Tally;
 
 use super::PATIENCE;
 
@@ -35,6 +36,7 @@ struct Shared {
     to_agent: Mutex<LagHistogram>,
     to_caller: Mutex<LagHistogram>,
     lag: Mutex<LagHistogram>,
+    tally: Arc<Tally>,
 }
 
 /// Calls that go on until they are ended.
@@ -46,8 +48,13 @@ pub(super) struct Calls {
 
 impl Calls {
     /// Places the calls one after the other, each at another moment of 20 ms.
-    pub(super) async fn start(count: u16, target: &Target, agent: &mut AgentServer) -> anyhow::Result<Self> {
-        let shared: Arc<Shared> = Arc::default();
+    pub(super) async fn start(
+        count: u16,
+        target: &Target,
+        agent: &mut AgentServer,
+        tally: &Arc<Tally>,
+    ) -> anyhow::Result<Self> {
+        let shared = Arc::new(Shared { tally: Arc::clone(tally), ..Shared::default() });
         let (ends, ended) = watch::channel(false);
         let mut tasks = JoinSet::new();
         let began = clock::monotonic();
@@ -67,7 +74,7 @@ impl Calls {
     }
 
     pub(super) fn take(&self) -> Measured {
-        let Shared { to_agent, to_caller, lag } = &*self.shared;
+        let Shared { to_agent, to_caller, lag, .. } = &*self.shared;
         let [to_agent, to_caller, lag] =
             [to_agent, to_caller, lag].map(|part| std::mem::take(&mut *lock(part)));
         Measured { delays: [to_agent, to_caller], lag }
@@ -101,9 +108,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Notes that a message leaves which was due then.
-fn leaves(sent: &Sent, lag: &Mutex<LagHistogram>, due: tokio::time::Instant) {
+fn leaves(sent: &Sent, shared: &Shared, due: tokio::time::Instant) {
     let now = clock::monotonic();
-    lock(lag).record(now.saturating_duration_since(due.into_std()));
+    let late = now.saturating_duration_since(due.into_std());
+    lock(&shared.lag).record(late);
+    shared.tally.sent(1, late);
     lock(sent).push_back(now);
 }
 
@@ -136,7 +145,7 @@ async fn caller(
             due = ticks.tick() => {
                 let payload = track.base64(number % track.chunks()).unwrap_or_default();
                 let timestamp_ms = 102 + 20 * u64::try_from(number)?;
-                leaves(&to_agent, &shared.lag, due);
+                leaves(&to_agent, &shared, due);
                 call.send_media(Direction::Inbound, timestamp_ms, payload).await?;
                 number += 1;
             }
@@ -170,7 +179,7 @@ async fn answer(
                 let media = format!(
                     r#"{{"event":"media","streamSid":"{stream}","media":{{"payload":"{payload}"}}}}"#
                 );
-                leaves(&to_caller, &shared.lag, due);
+                leaves(&to_caller, &shared, due);
                 call.send_text(media).await?;
                 number += 1;
             }

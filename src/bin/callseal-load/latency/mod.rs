@@ -14,6 +14,7 @@ mod plain;
 mod report;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -25,11 +26,12 @@ use toml::Table;
 use crate::faults::{read_store, upstream};
 use crate::node::{Home, Launch, Server, TENANT, Target};
 use crate::process::{Process, check_open_files};
+use crate::sampler::{Sampler, Tally, Watched};
+use crate::sheet::Output;
 
 use calls::Calls;
 pub(crate) use plain::{PlainRelay, run as run_plain};
-pub(crate) use report::Report;
-use report::{Bounds, Kind, Row};
+use report::{Bounds, Kind, Report, Row};
 
 /// Calls under way, in their weather, before anything is measured.
 const SETTLE: Duration = Duration::from_secs(2);
@@ -67,9 +69,8 @@ pub(crate) struct Latency {
     /// Exit with 1 when the p99 under a fault of the store is more than so many per cent above that without one
     #[arg(long, value_name = "PERCENT", requires = "store")]
     max_fault_percent: Option<u64>,
-    /// Print the result as JSON
-    #[arg(long)]
-    pub(crate) json: bool,
+    #[command(flatten)]
+    output: Output,
 }
 
 /// One part of the measurement.
@@ -102,9 +103,12 @@ struct Bench<'a> {
     agent: AgentServer,
     chaos: Option<Chaos>,
     report: Report,
+    sampler: Sampler,
+    tally: Arc<Tally>,
 }
 
-pub(crate) async fn run(options: &Latency) -> anyhow::Result<Report> {
+/// Measures everything, and answers whether all bounds are kept.
+pub(crate) async fn run(options: &Latency) -> anyhow::Result<bool> {
     check_open_files(u32::from(options.calls) * SOCKETS)?;
     let store = options.store.as_ref().map(read_store).transpose()?;
     let chaos = match store.as_ref().map(upstream).transpose()? {
@@ -130,7 +134,9 @@ pub(crate) async fn run(options: &Latency) -> anyhow::Result<Report> {
     };
     let often =
         Launch { dir: &options.dir.join("cut"), wrap: &wrap_often, store: store_of_other.as_ref(), ..launch };
-    let mut bench = Bench { options, agent, chaos, report };
+    let tally: Arc<Tally> = Arc::default();
+    let sampler = Sampler::start(Watched::default(), Arc::clone(&tally), clock::monotonic());
+    let mut bench = Bench { options, agent, chaos, report, sampler, tally };
     let server = bench.start(&launch).await?;
     bench.measure_plain(&wrap, &server).await?;
     bench.measure(&route(&server, "unrecorded")?, server.process(), &UNRECORDED).await?;
@@ -142,7 +148,8 @@ pub(crate) async fn run(options: &Latency) -> anyhow::Result<Report> {
     bench.measure(&route(&server, "agent")?, server.process(), &CUT).await?;
     bench.measure_plain(&wrap, &server).await?;
     server.stop()?;
-    Ok(bench.report)
+    let samples = bench.sampler.stop().await;
+    bench.report.sheet(samples).finish(&options.output)
 }
 
 /// The same store, with everything below another prefix.
@@ -163,6 +170,7 @@ impl Bench<'_> {
         let home = Home::make(launch, self.chaos.as_ref().map(Chaos::address))?;
         let server = Server::start(launch, &home)?;
         server.wait_until_ready(PATIENCE).await?;
+        self.sampler.watch(server.watched());
         Ok(server)
     }
 
@@ -181,7 +189,7 @@ impl Bench<'_> {
 
     /// Places all calls, and measures them in each part's weather.
     async fn measure(&mut self, target: &Target, relay: Process, parts: &[Part]) -> anyhow::Result<()> {
-        let calls = Calls::start(self.options.calls, target, &mut self.agent).await?;
+        let calls = Calls::start(self.options.calls, target, &mut self.agent, &self.tally).await?;
         for part in parts {
             eprintln!("measuring: {}", part.name);
             if let Some(chaos) = &self.chaos {

@@ -5,6 +5,9 @@ use std::time::Duration;
 use callseal::simulate::LagHistogram;
 use serde_json::{Value, json};
 
+use crate::sampler::Sample;
+use crate::sheet::{Bound, Sheet};
+
 /// A generator that is later than this, one message's time, says how busy the machine is and nothing about what it measures.
 const MAX_LAG: Duration = Duration::from_millis(20);
 
@@ -120,41 +123,83 @@ impl Report {
         self.rows.iter().filter(|row| row.lag.percentile(99) > MAX_LAG).map(|row| row.name).collect()
     }
 
-    pub(crate) fn all_went_well(&self) -> bool {
-        self.failed == 0 && self.broken_bounds().is_empty()
+    /// Makes the sheet: the table of delays as it is printed, the figures that runs are compared by, and the bounds.
+    pub(super) fn sheet(&self, samples: Vec<Sample>) -> Sheet {
+        let mut sheet = Sheet::new("relay-latency", 0);
+        sheet.set("calls", self.calls);
+        sheet.set("secs of each part", self.secs);
+        sheet.cost("failed_calls", self.failed as f64, "");
+        sheet.bound("failed_calls", Some(0.0));
+        for row in self.rows.iter().filter(|row| row.kind != Kind::Plain) {
+            let [p50, p99, _] = self.added(row);
+            sheet.cost(format!("{}: added p50", row.name), p50 as f64, "µs");
+            sheet.cost(format!("{}: added p99", row.name), p99 as f64, "µs");
+        }
+        let [p50, p99, _] = percentiles(&self.of_kind(Kind::Plain));
+        sheet.cost("plain TCP relay: p50", p50 as f64, "µs");
+        sheet.cost("plain TCP relay: p99", p99 as f64, "µs");
+        sheet.bounds.extend(self.held());
+        sheet.samples = samples;
+        sheet.table = Some(self.text());
+        if let Value::Object(details) = self.json() {
+            sheet.details = details;
+        }
+        sheet
     }
 
-    /// Prints the delays, and what callseal adds to them.
-    pub(crate) fn print(&self, as_json: bool) {
-        if as_json {
-            print_line(&self.json().to_string());
-            return;
-        }
-        print_line(&format!(
-            "{} calls in real time, both sides talking, {} s for each part; {} failed. Microseconds.",
-            self.calls, self.secs, self.failed
-        ));
-        print_line(
-            "through                      direction  messages     p50     p99   p99.9      max   lag p99  cores: relay  own",
-        );
+    /// Returns the bounds that were given, with the worst of what they are about.
+    fn held(&self) -> Vec<Bound> {
+        let bound = |name: &str, at_most: u64, worst: Option<f64>| {
+            let at_most = at_most as f64;
+            let broken = worst.is_none_or(|worst| worst > at_most);
+            Bound { name: name.to_owned(), at_most, value: worst, broken }
+        };
+        let of_kind = |kind| self.rows.iter().filter(move |row| row.kind == kind);
+        let added = self.bounds.added_p99_us.map(|at_most| {
+            let p99 = |row| {
+                let [_, p99, _] = self.added(row);
+                p99 as f64
+            };
+            bound("added_p99_us", at_most, of_kind(Kind::Fair).map(p99).reduce(f64::max))
+        });
+        let fault = self.bounds.fault_percent.map(|at_most| {
+            let [_, fair, _] = percentiles(&self.of_kind(Kind::Fair)).map(|micros| micros as f64);
+            let above = |row: &Row| {
+                let [_, found, _] = percentiles(&all([row])).map(|micros| micros as f64);
+                (found - fair) * 100.0 / fair.max(1.0)
+            };
+            bound("fault_percent", at_most, of_kind(Kind::Fault).map(above).reduce(f64::max))
+        });
+        added.into_iter().chain(fault).collect()
+    }
+
+    /// The delays, and what callseal adds to them.
+    fn text(&self) -> String {
+        let mut lines = vec![
+            format!(
+                "{} calls in real time, both sides talking, {} s for each part; {} failed. Microseconds.",
+                self.calls, self.secs, self.failed
+            ),
+            "through                      direction  messages     p50     p99   p99.9      max   lag p99  cores: relay  own"
+                .to_owned(),
+        ];
         for row in &self.rows {
-            self.print_row(row);
+            self.add_row(row, &mut lines);
         }
         for name in self.overloaded() {
-            print_line(&format!(
+            lines.push(format!(
                 "OVERLOADED: {name}: the generator was late by more than {} ms; these figures say nothing",
                 MAX_LAG.as_millis()
             ));
         }
-        for broken in self.broken_bounds() {
-            print_line(&format!("BROKEN: {broken}"));
-        }
+        lines.extend(self.broken_bounds().iter().map(|broken| format!("BROKEN: {broken}")));
+        lines.join("\n")
     }
 
-    fn print_row(&self, row: &Row) {
+    fn add_row(&self, row: &Row, lines: &mut Vec<String>) {
         for (direction, delays) in ["to agent", "to caller"].into_iter().zip(&row.delays) {
             let [p50, p99, p999] = percentiles(delays);
-            print_line(&format!(
+            lines.push(format!(
                 "{:<28} {direction:<10} {:>8} {p50:>7} {p99:>7} {p999:>7} {:>8}",
                 row.name,
                 delays.count(),
@@ -162,7 +207,7 @@ impl Report {
             ));
         }
         let (both, [p50, p99, p999]) = (all([row]), percentiles(&all([row])));
-        print_line(&format!(
+        lines.push(format!(
             "{:<28} {:<10} {:>8} {p50:>7} {p99:>7} {p999:>7} {:>8} {:>9} {:>13.2} {:>4.2}",
             row.name,
             "both",
@@ -174,7 +219,7 @@ impl Report {
         ));
         if row.kind != Kind::Plain {
             let [p50, p99, p999] = self.added(row);
-            print_line(&format!("{:<28} {:<19} {p50:>+7} {p99:>+7} {p999:>+7}", row.name, "added"));
+            lines.push(format!("{:<28} {:<19} {p50:>+7} {p99:>+7} {p999:>+7}", row.name, "added"));
         }
     }
 
@@ -207,11 +252,6 @@ impl Report {
     }
 }
 
-#[expect(clippy::print_stdout, reason = "the result belongs on standard output")]
-pub(super) fn print_line(text: &str) {
-    println!("{text}");
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -238,18 +278,19 @@ mod tests {
 
     #[test]
     fn bounds_are_held_against_the_right_rows() {
-        assert!(report(Bounds::default()).all_went_well(), "without bounds nothing is broken");
+        let went_well = |report: &Report| report.sheet(Vec::new()).all_went_well();
+        assert!(went_well(&report(Bounds::default())), "without bounds nothing is broken");
         let kept = Bounds { added_p99_us: Some(800), fault_percent: Some(50) };
         assert_eq!(report(kept).broken_bounds(), Vec::<String>::new());
         let broken = report(Bounds { added_p99_us: Some(799), fault_percent: Some(10) });
         let found = broken.broken_bounds();
         let names: Vec<_> = found.iter().filter_map(|broken| broken.split(':').next()).collect();
         assert_eq!(names, ["fair", "dead"], "{found:?}");
-        assert!(!broken.all_went_well());
+        assert!(!went_well(&broken) && went_well(&report(kept)));
         assert_eq!(broken.json()["broken_bounds"].as_array().map(Vec::len), Some(2));
         let mut failed = report(Bounds::default());
         failed.failed = 1;
-        assert!(!failed.all_went_well());
+        assert!(!went_well(&failed));
     }
 
     #[test]
@@ -266,6 +307,6 @@ mod tests {
         let mut report = report(Bounds { added_p99_us: Some(0), fault_percent: None });
         report.rows = vec![row("plain", Kind::Plain, 300), row("fair", Kind::Fair, 200)];
         assert_eq!(report.added(&report.rows[1]), [-100; 3]);
-        assert!(report.all_went_well());
+        assert!(report.sheet(Vec::new()).all_went_well());
     }
 }

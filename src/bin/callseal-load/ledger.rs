@@ -28,14 +28,21 @@ impl Ledger {
     ///
     /// What the recording plays in a declared gap does not count, not even where it happens to be right.
     pub(crate) fn of_track(sent: &[u8], played: &[u8], lost: &[Range<usize>]) -> Self {
-        let mut ledger = Self { sent: sent.len() as u64, ..Self::default() };
-        let mut is_lost = vec![false; sent.len()];
+        Self::of_samples(sent, played, lost, 1)
+    }
+
+    /// Compares one track whose samples have `size` bytes each.
+    pub(crate) fn of_samples(sent: &[u8], played: &[u8], lost: &[Range<usize>], size: usize) -> Self {
+        let samples = sent.len() / size;
+        let mut ledger = Self { sent: samples as u64, ..Self::default() };
+        let mut is_lost = vec![false; samples];
         for gap in lost {
-            let end = gap.end.min(sent.len());
+            let end = gap.end.min(samples);
             is_lost.get_mut(gap.start.min(end)..end).into_iter().flatten().for_each(|lost| *lost = true);
         }
-        for (index, (sample, lost)) in sent.iter().zip(is_lost).enumerate() {
-            match (lost, played.get(index) == Some(sample)) {
+        let mut played = played.chunks_exact(size);
+        for (sample, lost) in sent.chunks_exact(size).zip(is_lost) {
+            match (lost, played.next() == Some(sample)) {
                 (true, _) => ledger.declared += 1,
                 (false, true) => ledger.playable += 1,
                 (false, false) => ledger.silent += 1,
@@ -60,5 +67,7 @@ mod tests {
         assert_eq!(Ledger::of_track(&sent, &[1, 255, 255, 4, 9, 6], std::slice::from_ref(&(1..3))), gap);
         let behind = Ledger { sent: 6, playable: 5, declared: 1, ..Ledger::default() };
         assert_eq!(Ledger::of_track(&sent, &sent, &[5..100, 200..300]), behind);
+        let pairs = Ledger { sent: 3, playable: 1, declared: 1, silent: 1 };
+        assert_eq!(Ledger::of_samples(&sent, &[1, 2, 0, 4, 5], std::slice::from_ref(&(2..3)), 2), pairs);
     }
 }
