@@ -191,6 +191,14 @@ fn a_burst_is_taken_while_other_calls_run() {
 }
 
 #[test]
+fn a_server_that_is_asked_to_end_lets_its_calls_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let (result, code) = own("drain", dir.path(), &["--calls", "4", "--longest-secs", "4"]);
+    assert_eq!(code, Some(0), "{result:#}");
+    assert!(figure(&result, "recordings_compared") == 4.0 && figure(&result, "lost_ms") == 0.0, "{result:#}");
+}
+
+#[test]
 fn wrong_options_are_named_and_measure_nothing() {
     for (options, part) in [
         (&["steady"][..], "--connect"),
@@ -198,6 +206,7 @@ fn wrong_options_are_named_and_measure_nothing() {
             &["steady", "--connect", "192.0.2.1:1", "--ca", "x", "--tenant", "t"],
             "--connect: no loopback address",
         ),
+        (&["drain", "--connect", "127.0.0.1:1", "--ca", "x", "--tenant", "t"], "give --dir and --callseal"),
         (&["steady", "--dir", "x", "--callseal", "x", "--calls", "0"], "0 is not in 1..=100000"),
         (&["steady", "--dir", "x", "--callseal", "x", "--calls", "1,2"], "--calls: 2 numbers"),
         (&["slow-store", "--dir", "x", "--callseal", "x"], "a folder has no weather"),

@@ -5,6 +5,7 @@
 
 mod compare;
 mod course;
+mod drain;
 mod faults;
 mod html;
 mod latency;
@@ -98,6 +99,8 @@ enum Scenario {
     /// What `relay-latency` compares with; it starts this by itself.
     #[command(hide = true)]
     PlainRelay(latency::PlainRelay),
+    /// The server is asked to end while calls run; then every sample is compared.
+    Drain(Box<drain::Drain>),
     /// Two saved results beside each other.
     Compare(Compare),
 }
@@ -129,6 +132,7 @@ fn run(scenario: Scenario) -> anyhow::Result<bool> {
         Scenario::Steady(options) => on_one_thread(scenario::steady(&options)),
         Scenario::Burst(options) => on_one_thread(scenario::burst(*options)),
         Scenario::Soak(options) => on_one_thread(scenario::soak(*options)),
+        Scenario::Drain(options) => on_one_thread(drain::run(&options)),
         Scenario::SlowStore(options) => run_faults(*options),
         Scenario::StoreOutage(options) => run_faults(*options),
         Scenario::Kill(options) => run_faults(*options),
