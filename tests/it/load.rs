@@ -199,6 +199,14 @@ fn a_server_that_is_asked_to_end_lets_its_calls_end() {
 }
 
 #[test]
+fn calls_of_vapi_are_compared_as_well() {
+    let dir = tempfile::tempdir().unwrap();
+    let (result, code) = own("vapi", dir.path(), &["--calls", "3", "--duration-secs", "2"]);
+    assert_eq!(code, Some(0), "{result:#}");
+    assert!(figure(&result, "recordings_compared") == 3.0 && figure(&result, "lost_ms") == 0.0, "{result:#}");
+}
+
+#[test]
 fn wrong_options_are_named_and_measure_nothing() {
     for (options, part) in [
         (&["steady"][..], "--connect"),

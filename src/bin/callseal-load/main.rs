@@ -20,6 +20,7 @@ mod sampler;
 mod scenario;
 mod sheet;
 mod traffic;
+mod vapi;
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -101,6 +102,8 @@ enum Scenario {
     PlainRelay(latency::PlainRelay),
     /// The server is asked to end while calls run; then every sample is compared.
     Drain(Box<drain::Drain>),
+    /// As steady, in the words of Vapi's custom transcriber.
+    Vapi(Box<vapi::Vapi>),
     /// Two saved results beside each other.
     Compare(Compare),
 }
@@ -133,6 +136,7 @@ fn run(scenario: Scenario) -> anyhow::Result<bool> {
         Scenario::Burst(options) => on_one_thread(scenario::burst(*options)),
         Scenario::Soak(options) => on_one_thread(scenario::soak(*options)),
         Scenario::Drain(options) => on_one_thread(drain::run(&options)),
+        Scenario::Vapi(options) => on_one_thread(vapi::run(&options)),
         Scenario::SlowStore(options) => run_faults(*options),
         Scenario::StoreOutage(options) => run_faults(*options),
         Scenario::Kill(options) => run_faults(*options),
