@@ -207,6 +207,17 @@ fn calls_of_vapi_are_compared_as_well() {
 }
 
 #[test]
+fn a_curve_has_a_row_for_each_number_of_calls() {
+    let dir = tempfile::tempdir().unwrap();
+    let (result, code) = own("curve", dir.path(), &["--calls", "1,3", "--duration-secs", "2"]);
+    assert_eq!(code, Some(0), "{result:#}");
+    assert_eq!(result["steps"].as_array().map(Vec::len), Some(2));
+    for name in ["1 calls: cpu_ms_per_call_second", "3 calls: cpu_ms_per_call_second"] {
+        assert!(figure(&result, name) > 0.0, "{result:#}");
+    }
+}
+
+#[test]
 fn wrong_options_are_named_and_measure_nothing() {
     for (options, part) in [
         (&["steady"][..], "--connect"),

@@ -5,6 +5,7 @@
 
 mod compare;
 mod course;
+mod curve;
 mod drain;
 mod faults;
 mod html;
@@ -104,6 +105,8 @@ enum Scenario {
     Drain(Box<drain::Drain>),
     /// As steady, in the words of Vapi's custom transcriber.
     Vapi(Box<vapi::Vapi>),
+    /// As steady, with more and more calls: what one of them costs.
+    Curve(Box<curve::Curve>),
     /// Two saved results beside each other.
     Compare(Compare),
 }
@@ -137,6 +140,7 @@ fn run(scenario: Scenario) -> anyhow::Result<bool> {
         Scenario::Soak(options) => on_one_thread(scenario::soak(*options)),
         Scenario::Drain(options) => on_one_thread(drain::run(&options)),
         Scenario::Vapi(options) => on_one_thread(vapi::run(&options)),
+        Scenario::Curve(options) => on_one_thread(curve::run(&options)),
         Scenario::SlowStore(options) => run_faults(*options),
         Scenario::StoreOutage(options) => run_faults(*options),
         Scenario::Kill(options) => run_faults(*options),
