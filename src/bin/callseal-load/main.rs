@@ -27,7 +27,9 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::bail;
 use clap::{Args, Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
 
 use faults::Ordered;
 
@@ -160,9 +162,20 @@ fn run_faults(options: impl Into<Ordered>) -> anyhow::Result<bool> {
 }
 
 fn on_one_thread(running: impl Future<Output = anyhow::Result<bool>>) -> anyhow::Result<bool> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(running)
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(unless_stopped(running))
 }
 
 fn on_two_threads(running: impl Future<Output = anyhow::Result<bool>>) -> anyhow::Result<bool> {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(running)
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(unless_stopped(running))
+}
+
+/// Gives up on a signal, so that a server of our own does not outlive us.
+async fn unless_stopped(running: impl Future<Output = anyhow::Result<bool>>) -> anyhow::Result<bool> {
+    let mut terminated = signal(SignalKind::terminate())?;
+    tokio::select! {
+        result = running => result,
+        _ = terminated.recv() => bail!("stopped by SIGTERM"),
+        _ = tokio::signal::ctrl_c() => bail!("stopped by SIGINT"),
+    }
 }
