@@ -2,6 +2,7 @@
 //! come to its own end, and end by itself; after a new start every recording is compared.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -88,7 +89,7 @@ pub(crate) async fn run(options: &Drain) -> anyhow::Result<bool> {
         anyhow::Ok((outcome, clock::monotonic()))
     };
     bar.set_message("calls run, and the server is asked to end");
-    let draining = drain(&mut own.server, &course, began, target, &voices, longest + patience);
+    let draining = drain(&mut own.server, &course, &tally, target, &voices, longest + patience);
     let ((outcome, calls_over), drained) = tokio::try_join!(calls, draining)?;
     sampler.watch(Watched::default());
     let samples = sampler.stop().await;
@@ -115,14 +116,15 @@ pub(crate) async fn run(options: &Drain) -> anyhow::Result<bool> {
 async fn drain(
     server: &mut Server,
     course: &Course,
-    began: Instant,
+    tally: &Tally,
     target: &Target,
     voices: &Voices,
     patience: Duration,
 ) -> anyhow::Result<Drained> {
-    let last = course.calls.last().map_or(Duration::ZERO, |call| call.start);
-    // The last call's handshake may take a moment.
-    tokio::time::sleep_until((began + last + Duration::from_millis(500)).into()).await;
+    let all = course.calls.len() as u64;
+    while tally.tried.load(Ordering::Relaxed) < all {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
     server.drain()?;
     let asked = clock::monotonic();
     while server.is_ready().await == Some(true) {

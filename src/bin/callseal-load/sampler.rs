@@ -103,6 +103,8 @@ pub(crate) fn columns(samples: &[Sample]) -> Map<String, Value> {
 /// What the tasks of all calls count together.
 #[derive(Default)]
 pub(crate) struct Tally {
+    /// Calls whose handshake is over, however it ended.
+    pub(crate) tried: AtomicU64,
     pub(crate) open: AtomicU64,
     pub(crate) messages: AtomicU64,
     lag: Mutex<LagHistogram>,

@@ -156,8 +156,10 @@ where
 /// Places one call of Twilio's and stays to its end.
 pub(crate) async fn twilio(plan: CallPlan, tls: TlsClient, tally: Arc<Tally>) -> Result<Went, CallFailed> {
     let began = clock::monotonic();
-    let call = TwilioCall::connect(plan, &tls).await.map_err(CallFailed::Connect)?;
+    let connected = TwilioCall::connect(plan, &tls).await;
     let handshake = clock::since(began);
+    tally.tried.fetch_add(1, Ordering::Relaxed);
+    let call = connected.map_err(CallFailed::Connect)?;
     tally.open.fetch_add(1, Ordering::Relaxed);
     let mut counted = 0;
     let report = call.run(|progress| {
@@ -185,8 +187,9 @@ async fn measure(
     let messages = tally.messages.load(Ordering::Relaxed);
     let (server_before, own_before) = (watched.process.map(Process::cpu).transpose()?, this.cpu()?);
     let page_before = page(watched).await;
-    // With no call so far there is nothing to measure, and no reason to wait.
-    if messages > 0 {
+    // Where all calls so far have failed there is nothing to measure, and no reason to wait.
+    let all_failed = messages == 0 && open == 0 && tally.tried.load(Ordering::Relaxed) > 0;
+    if !all_failed {
         wait_and_show(began, course.until, bar).await;
     }
     let server_after = watched.process.map(Process::cpu).transpose()?;

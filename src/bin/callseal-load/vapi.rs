@@ -138,8 +138,9 @@ impl Dialled {
         let began = clock::monotonic();
         let headers = [("x-vapi-secret", self.secret.as_str())];
         let connected = TranscriberCall::connect(&self.endpoint, &self.target, &headers, &tls).await;
-        let mut call = connected.map_err(CallFailed::Connect)?;
         let handshake = clock::since(began);
+        tally.tried.fetch_add(1, Ordering::Relaxed);
+        let mut call = connected.map_err(CallFailed::Connect)?;
         tally.open.fetch_add(1, Ordering::Relaxed);
         let sent = self.talk(&mut call, &tally).await;
         tally.open.fetch_sub(1, Ordering::Relaxed);
