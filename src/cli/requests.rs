@@ -413,6 +413,6 @@ fn digest_of(path: &Path) -> anyhow::Result<String> {
         if read == 0 {
             return Ok(encode_hex(&hash.finalize()));
         }
-        hash.update(&buffer[..read]);
+        hash.update(buffer.get(..read).unwrap_or_default());
     }
 }

@@ -21,18 +21,18 @@ async fn open(asker: &Asker, kind: &str) -> String {
 }
 
 #[tokio::test]
-async fn each_kind_of_request_is_dealt_with() {
-    let (home, server, askers) = serve(&["operator", "auditor", "player"]);
-    let [operator, auditor, player] = &askers[..] else { panic!("three askers") };
-    let theirs = [record(&server, 1, CALLER).await, record(&server, 2, CALLER).await];
+async fn a_restriction_stops_playback_and_links_until_it_is_lifted() {
+    let (home, server, askers) = serve(&["operator", "player"]);
+    let [operator, player] = &askers[..] else { panic!("two askers") };
+    let recording = record(&server, 1, CALLER).await;
     let restrict = open(operator, "restrict").await;
-    let grants = path(&format!("recordings/{}/grants", theirs[0]));
+    let grants = path(&format!("recordings/{recording}/grants"));
     let grant = async || player.post(&grants, json!({"sub": "agent-7"})).await;
     let granted = grant().await;
     assert_eq!(granted.status, 201);
-    let url = granted.body["url"].as_str().unwrap().to_owned();
-    let played =
-        async || server.https().get(&url[url.find("/play/").unwrap()..], &[]).await.unwrap().status.as_u16();
+    let url = granted.body["url"].as_str().unwrap();
+    let link = &url[url.find("/play/").unwrap()..];
+    let played = async || server.https().get(link, &[]).await.unwrap().status.as_u16();
     assert_eq!(played().await, 200);
     let fulfilled = ask(operator, &format!("requests/{restrict}/fulfil"), None).await;
     assert_eq!((fulfilled.status, &fulfilled.body["done"]), (200, &json!(true)), "{fulfilled:?}");
@@ -44,7 +44,16 @@ async fn each_kind_of_request_is_dealt_with() {
     assert_eq!((played().await, grant().await.status), (200, 201));
     let again = ask(operator, &format!("requests/{restrict}/lift"), None).await;
     assert_eq!((again.status, &again.body["code"]), (409, &"not_in_force".into()), "{again:?}");
+    for action in ["request-open", "request-fulfil", "request-lift"] {
+        assert_eq!(audited(&home, action).len(), 1, "{action}");
+    }
+}
 
+#[tokio::test]
+async fn they_are_told_what_is_kept_and_then_it_is_deleted() {
+    let (home, server, askers) = serve(&["operator", "auditor"]);
+    let [operator, auditor] = &askers[..] else { panic!("two askers") };
+    let theirs = [record(&server, 1, CALLER).await, record(&server, 2, CALLER).await];
     let access = open(operator, "access").await;
     let target = path(&format!("requests/{access}/report"));
     let report = operator.ask(Method::GET, &target, Some("a letter"), None).await;
@@ -66,7 +75,7 @@ async fn each_kind_of_request_is_dealt_with() {
         (200, &json!(true), &json!([theirs[1]])),
         "{deleted:?}"
     );
-    assert_eq!(played().await, 410);
+    assert_eq!(auditor.get(&path(&format!("recordings/{}", theirs[0]))).await.status, 410);
     let settled = ask(operator, &format!("requests/{delete}/refuse"), None).await;
     assert_eq!((settled.status, &settled.body["code"]), (409, &"settled".into()), "{settled:?}");
 
@@ -75,16 +84,17 @@ async fn each_kind_of_request_is_dealt_with() {
         (&shown.body["party"], &shown.body["steps"][1]["what"]),
         (&json!(CALLER), &"fulfilled".into())
     );
+    let refused = open(operator, "port").await;
+    assert_eq!(ask(operator, &format!("requests/{refused}/refuse"), None).await.body["state"], "refused");
     let page = auditor.get(&path("requests?limit=2")).await;
     let rest = auditor.get(&path(&format!("requests?cursor={}", page.body["next"].as_str().unwrap()))).await;
     let ids = |page: &Answered| -> Vec<Value> {
         page.body["requests"].as_array().unwrap().iter().map(|one| one["request"].clone()).collect()
     };
-    assert_eq!([ids(&page), ids(&rest)].concat(), [restrict, access, delete].map(Value::from));
+    assert_eq!([ids(&page), ids(&rest)].concat(), [access, delete, refused].map(Value::from));
     assert!(!page.body.to_string().contains("901820017"), "lists have no numbers");
-    let only = auditor.get(&path("requests?state=lifted")).await;
-    assert_eq!(ids(&only).len(), 1);
-    for action in ["request-open", "request-fulfil", "request-lift", "request-report", "show-request"] {
+    assert_eq!(ids(&auditor.get(&path("requests?state=refused")).await).len(), 1);
+    for action in ["request-open", "request-fulfil", "request-report", "show-request"] {
         let records = audited(&home, action);
         assert!(!records.is_empty(), "{action}");
         assert!(records.iter().all(|record| !record.to_string().contains("901820017")), "no number");
