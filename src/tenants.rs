@@ -27,6 +27,17 @@ pub use revision::{Made, NoRevision, Revision};
 pub use settings::{Settings, wipe};
 pub use view::{View, together};
 
+/// A tenant with defaults alone, for tests of other modules.
+#[cfg(test)]
+pub(crate) fn plain_tenant() -> Tenant {
+    let text = "public_url = \"wss://media.example.com\"\n[tls]\nself_signed = true\n";
+    let dir = tempfile::tempdir().expect("a directory");
+    std::fs::create_dir(dir.path().join("tenants")).expect("a directory in it");
+    let config = crate::config::Config::from_toml(text, dir.path(), [("A", "B"); 0], &crate::config::Disk);
+    let table = "id = \"acme\"".parse().expect("TOML");
+    config.expect("no fault").check_stored_tenant(table).expect("no fault")
+}
+
 /// Questions to whoever keeps the tenants that may wait.
 const ASKS: usize = 64;
 

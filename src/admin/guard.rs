@@ -139,7 +139,7 @@ async fn admit(shared: &Shared, wanted: &'static Operation, request: Request) ->
         return Err(refused(shared, &principal, wanted, &meta, tenant.as_deref()).await);
     };
     let reason = reason(&parts.headers)?;
-    if reason.is_none() && (wanted.needs_reason || role == Role::Operator) {
+    if reason.is_none() && needs_reason(wanted, role, tenant.as_deref()) {
         return Err(ApiError::invalid(REASON, "is missing; say why, in 1 to 256 bytes"));
     }
     parts.extensions.insert(Caller { principal, role, reason, meta, tenant });
@@ -229,6 +229,11 @@ async fn refused(
     ApiError::Forbidden(wanted)
 }
 
+/// Of health data everybody says why they want it.
+fn needs_reason(wanted: &Operation, role: Role, tenant: Option<&Tenant>) -> bool {
+    wanted.needs_reason || role == Role::Operator || tenant.is_some_and(|tenant| tenant.hipaa.is_some())
+}
+
 fn reason(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
     let Some(value) = headers.get(REASON) else { return Ok(None) };
     let text = std::str::from_utf8(value.as_bytes()).ok().map(str::trim);
@@ -289,6 +294,21 @@ mod tests {
         assert!(pace.takes("b", now));
         let later = now + Duration::from_millis(500);
         assert_eq!((0..100).filter(|_| pace.takes("a", later)).count(), 5);
+    }
+
+    #[test]
+    fn of_health_data_everybody_says_why() {
+        let plain = crate::tenants::plain_tenant();
+        let mut clinic = plain.clone();
+        clinic.hipaa = Some(crate::config::Hipaa::default());
+        for operation in &OPERATIONS {
+            for role in Role::ALL {
+                let usual = operation.needs_reason || role == Role::Operator;
+                assert_eq!(needs_reason(operation, role, Some(&plain)), usual, "{}", operation.id);
+                assert_eq!(needs_reason(operation, role, None), usual, "{}", operation.id);
+                assert!(needs_reason(operation, role, Some(&clinic)), "{}", operation.id);
+            }
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! `callseal serve` and `callseal check-config`.
 
-use crate::config::{Config, LogFormat};
+use crate::config::{Config, HIPAA_EFFECTS, LogFormat};
 use crate::observe::logs::{self, LogStyle};
 use crate::observe::metrics;
 use crate::server::{self, Signals};
@@ -32,6 +32,12 @@ pub(super) fn check(args: &ConfigArg) -> CommandResult {
         config.tenants.len(),
         config.public_url.as_str()
     ));
+    for tenant in config.tenants.iter().filter(|tenant| tenant.hipaa.is_some()) {
+        output::line(&format!("tenant {}: hipaa.mode = \"on\" changes:", tenant.id));
+        for (name, what) in HIPAA_EFFECTS {
+            output::line(&format!("  {name:<14} {what}"));
+        }
+    }
     Ok(())
 }
 

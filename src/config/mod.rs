@@ -16,6 +16,7 @@ mod aws_kms;
 mod environment;
 mod faults;
 mod files;
+mod hipaa;
 mod index;
 mod keys;
 mod listen;
@@ -44,7 +45,6 @@ mod webhook;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use toml::Table;
 
@@ -52,8 +52,10 @@ use crate::domain::ids::TenantId;
 
 use environment::Environment;
 use faults::Collector;
+use hipaa::NodeFacts;
 use scope::Scope;
 use secret::References;
+use tenant::NodeRules;
 
 pub use admin::Admin;
 pub use admin_jwt::{AdminJwt, JwtKeys};
@@ -63,6 +65,7 @@ pub(crate) use aws_kms::region_of_arn;
 pub use environment::process_environment;
 pub use faults::{Fault, Faults};
 pub use files::{Disk, Files, TenantFile};
+pub use hipaa::{HIPAA_EFFECTS, Hipaa, HipaaNode};
 pub use index::Index;
 pub use keys::{KekName, KeyProviderKind, KeyServices, KeysConfig, TenantKeks};
 pub use listen::{Listen, Proxies, Tls};
@@ -79,7 +82,7 @@ pub use store::{AwsCredentials, S3, S3Checksum, S3Claims, S3Encryption, S3Object
 pub use stored::StoredTenants;
 pub use sweep::Sweep;
 pub use tenant::{
-    HipaaMode, Limits, NoKeyPolicy, Origin, Retention, Tenant, TenantPlayback, TenantStatus, TenantTickets,
+    Limits, NoKeyPolicy, Origin, Retention, Tenant, TenantPlayback, TenantStatus, TenantTickets,
 };
 pub use twilio::{ApiUser, Twilio, TwilioApi};
 pub use upstream::{OnLoss, Relay, Upstream};
@@ -147,6 +150,8 @@ pub struct Config {
     pub tenants: Vec<Tenant>,
     /// How further tenants are kept in the store; `None` where there are none.
     pub stored_tenants: Option<StoredTenants>,
+    /// What holds for health data on this node.
+    pub hipaa: HipaaNode,
 }
 
 /// Where secrets belong, for the command that makes them.
@@ -216,6 +221,7 @@ impl Config {
         self.tenants.iter().find(|tenant| tenant.id == *id)
     }
 
+    #[expect(clippy::too_many_lines, reason = "one line for each table")]
     fn check(table: Table, references: &References<'_>, faults: &Collector) -> Option<Self> {
         let top = Scope::node(faults);
         let raw: raw::Node = top.read(table);
@@ -246,8 +252,16 @@ impl Config {
         let log = Log::check(raw.log, &top);
         let admin = Admin::check((raw.admin, raw.admin_jwt), &top, references, keys.role);
         let (scope, mut raw_tenants): (_, raw::Tenants) = top.section("tenants", raw.tenants);
+        let hipaa = HipaaNode::check(raw.hipaa, &top);
+        let facts = NodeFacts {
+            hipaa: &hipaa,
+            store: store.as_ref(),
+            locks_memory: keys.require_locked_memory,
+            has_admin: admin.is_some(),
+        };
+        let rules = NodeRules { keys: &keys, max_ttl: playback.max_ttl, facts };
         let stored_tenants = StoredTenants::check(&mut raw_tenants, &scope, references);
-        let tenants = check_tenants(raw_tenants, &scope, references, (&keys, playback.max_ttl), faults);
+        let tenants = check_tenants(raw_tenants, &scope, references, rules, faults);
         keys::require_services(&tenants, services, &top);
         recipient::refuse_services(keys.role, services, &top);
         let recipient = RecipientFiles::check(raw.recipient, &top, references, (&keys, &tenants));
@@ -281,6 +295,7 @@ impl Config {
             log,
             tenants,
             stored_tenants,
+            hipaa,
         })
     }
 }
@@ -322,7 +337,7 @@ fn check_tenants(
     raw: raw::Tenants,
     scope: &Scope<'_>,
     node: &References<'_>,
-    rules: (&KeysConfig, Duration),
+    rules: NodeRules<'_>,
     faults: &Collector,
 ) -> Vec<Tenant> {
     let dir = scope.path("dir", raw.dir, || PathBuf::from("tenants"));

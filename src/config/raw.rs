@@ -69,6 +69,7 @@ section!(
         drain: Table,
         log: Table,
         tenants: Table,
+        hipaa: Table,
         admin: Table,
         admin_jwt: Table,
     } later ["require_client_cert"]
@@ -269,7 +270,18 @@ section!(
     } later []
 );
 section!(Retention { profile: String, call_audio_days: i64, access_log_days: i64 } later []);
-section!(Hipaa { mode: String } later ["baa", "baa_reference"]);
+section!(
+    /// The rules for health data of a tenant; the node's table of the same name says what holds for all.
+    Hipaa {
+        mode: String,
+        baa: String,
+        baa_reference: String,
+        vendors: Vec<String>,
+        regions: Vec<String>,
+        local_key_reason: String,
+    } later []
+);
+section!(HipaaNode { mode: String, second_factor: String } later []);
 section!(Limits { max_streams: i64, max_starts_per_sec: i64, max_stream_hours: i64 } later []);
 section!(
     Twilio {
@@ -392,6 +404,7 @@ pub(super) fn node_sections() -> Vec<(&'static str, Vec<&'static str>)> {
         ("drain", all_names::<Drain>()),
         ("log", all_names::<Log>()),
         ("tenants", all_names::<Tenants>()),
+        ("hipaa", all_names::<HipaaNode>()),
     ]
 }
 

@@ -17,11 +17,12 @@ use zeroize::Zeroize;
 use super::environment::Environment;
 use super::faults::{Collector, Faults};
 use super::files::{self, Disk, Files, TenantFile};
+use super::hipaa::NodeFacts;
 use super::keys::KeyProviderKind;
 use super::raw;
 use super::scope::{Bounds, Scope};
 use super::secret::{FromStore, References, Secret};
-use super::tenant::{MAX_KID, Tenant, check_keys, check_kid, key_names};
+use super::tenant::{MAX_KID, NodeRules, Tenant, check_keys, check_kid, key_names};
 use super::{Config, parse_toml};
 
 /// What customers are promised: two months to fetch what is theirs.
@@ -95,7 +96,14 @@ impl Config {
             files: &NoFiles,
             from_store: Some(FromStore { allow_private_hosts }),
         };
-        let checked = Tenant::check(table, &scope, &references, (&self.keys, self.playback.max_ttl));
+        let facts = NodeFacts {
+            hipaa: &self.hipaa,
+            store: Some(&self.store),
+            locks_memory: self.keys.require_locked_memory,
+            has_admin: self.admin.is_some(),
+        };
+        let rules = NodeRules { keys: &self.keys, max_ttl: self.playback.max_ttl, facts };
+        let checked = Tenant::check(table, &scope, &references, rules);
         if let Some(tenant) = &checked.tenant {
             let services = &self.key_services;
             for (kind, is_there) in [

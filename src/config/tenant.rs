@@ -9,6 +9,7 @@ use toml::{Table, Value};
 use crate::domain::ids::{RouteName, TenantId};
 use crate::domain::time::UnixMillis;
 
+use super::hipaa::{Hipaa, MAX_GRANT_SECS, NodeFacts};
 use super::keys::{KeysConfig, TenantKeks};
 use super::net::WebOrigin;
 use super::raw;
@@ -48,8 +49,8 @@ pub struct Tenant {
     pub no_key_policy: NoKeyPolicy,
     /// How long things are kept.
     pub retention: Retention,
-    /// Whether the rules for health data hold.
-    pub hipaa: HipaaMode,
+    /// What the rules for health data refer to, where they hold.
+    pub hipaa: Option<Hipaa>,
     /// The KEKs that the tenant's DEKs are wrapped under.
     pub keks: TenantKeks,
     /// How much the tenant may use.
@@ -114,13 +115,6 @@ pub struct Retention {
     pub access_log_days: u32,
 }
 
-/// Whether the rules for health data hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum HipaaMode {
-    /// They do not; the only mode of this version.
-    Off,
-}
-
 /// How much a tenant may use.
 #[derive(Debug, Clone)]
 pub struct Limits {
@@ -156,6 +150,17 @@ pub struct TenantTickets {
     pub max_ttl: Duration,
 }
 
+/// What a tenant is checked against.
+#[derive(Clone, Copy)]
+pub(super) struct NodeRules<'a> {
+    /// The KEKs of tenants that have none of their own.
+    pub(super) keys: &'a KeysConfig,
+    /// The longest life of a grant.
+    pub(super) max_ttl: Duration,
+    /// What the rules for health data must know.
+    pub(super) facts: NodeFacts<'a>,
+}
+
 /// A tenant's file after its checks.
 pub(super) struct CheckedFile {
     /// Known even when something else is wrong, to find two files for one tenant.
@@ -164,26 +169,28 @@ pub(super) struct CheckedFile {
 }
 
 impl Tenant {
-    /// Checks one file; the KEKs and the longest life of a grant are the node's.
+    /// Checks one file against what the node says.
     pub(super) fn check(
         table: Table,
         scope: &Scope<'_>,
         references: &References<'_>,
-        (keys, max_ttl): (&KeysConfig, Duration),
+        rules: NodeRules<'_>,
     ) -> CheckedFile {
+        let NodeRules { keys, max_ttl, facts } = rules;
         let raw: raw::Tenant = scope.read(table);
         let id = check_id(raw.id.as_deref(), scope);
         let status = TenantStatus::check(raw.status.as_deref(), scope);
-        let no_key_policy = NoKeyPolicy::check(raw.no_key_policy.as_deref(), scope);
+        let hipaa = Hipaa::check(raw.hipaa, scope, facts.hipaa);
+        let no_key_policy = NoKeyPolicy::check(raw.no_key_policy.as_deref(), scope, hipaa.is_some());
         let retention = Retention::check(raw.retention, scope);
-        let hipaa = HipaaMode::check(raw.hipaa, scope);
         let keks = TenantKeks::check(raw.keys, scope, id.as_ref(), keys);
         let limits = Limits::check(raw.limits, scope);
         let providers = Providers::of(raw.route.as_deref().unwrap_or_default());
         let twilio = Twilio::check(raw.twilio, scope, references, providers.twilio);
         let vapi = Vapi::check(raw.vapi, scope, references, providers.vapi);
         let tickets = TenantTickets::check(raw.tickets, scope, references, providers.vapi_transport);
-        let playback = TenantPlayback::check(raw.playback, scope, references, (keys.role, max_ttl));
+        let ttl_rules = (keys.role, max_ttl, hipaa.is_some());
+        let playback = TenantPlayback::check(raw.playback, scope, references, ttl_rules);
         let webhook = Webhook::check(raw.webhook, scope, references, keys.role);
         let routes = Route::check_all(raw.route.unwrap_or_default(), scope, references);
         if routes.iter().filter_map(|route| route.upstream.as_ref()).any(|agent| agent.on_loss.hangs_up()) {
@@ -205,6 +212,11 @@ impl Tenant {
             webhook,
             routes,
         });
+        if let Some((tenant, hipaa)) =
+            tenant.as_ref().and_then(|tenant| Some((tenant, tenant.hipaa.as_ref()?)))
+        {
+            hipaa.require(tenant, facts, scope);
+        }
         CheckedFile { id, tenant }
     }
 
@@ -272,9 +284,9 @@ impl TenantStatus {
 }
 
 impl NoKeyPolicy {
-    fn check(given: Option<&str>, scope: &Scope<'_>) -> Self {
+    fn check(given: Option<&str>, scope: &Scope<'_>, is_hipaa: bool) -> Self {
         let words = Words {
-            default: Self::PassUnrecorded,
+            default: if is_hipaa { Self::Refuse } else { Self::PassUnrecorded },
             allowed: &[("pass-unrecorded", Self::PassUnrecorded), ("refuse", Self::Refuse)],
             later: &[],
         };
@@ -295,14 +307,6 @@ impl Retention {
             call_audio_days: scope.count("call_audio_days", raw.call_audio_days, &days),
             access_log_days: scope.count("access_log_days", raw.access_log_days, &ACCESS_LOG_DAYS),
         }
-    }
-}
-
-impl HipaaMode {
-    fn check(table: Option<Table>, scope: &Scope<'_>) -> Self {
-        let (scope, raw): (_, raw::Hipaa) = scope.section("hipaa", table);
-        let modes = Words { default: Self::Off, allowed: &[("off", Self::Off)], later: &["on"] };
-        scope.word("mode", raw.mode.as_deref(), &modes)
     }
 }
 
@@ -345,7 +349,7 @@ impl TenantPlayback {
         table: Option<Table>,
         scope: &Scope<'_>,
         references: &References<'_>,
-        (role, node_max): (KeysRole, Duration),
+        (role, node_max, is_hipaa): (KeysRole, Duration, bool),
     ) -> Self {
         let (scope, raw): (_, raw::TenantPlayback) = scope.section("playback", table);
         if role == KeysRole::Ingest && raw.grant_keys.is_some() {
@@ -354,7 +358,9 @@ impl TenantPlayback {
                 "is given; allowed: none with keys.role = \"ingest\", as whoever has one can make links that other nodes obey",
             );
         }
-        let ttl = Bounds::new(node_max.as_secs(), 1..=node_max.as_secs());
+        let longest = node_max.as_secs();
+        let usual = if is_hipaa { longest.min(MAX_GRANT_SECS) } else { longest };
+        let ttl = Bounds::new(usual, 1..=longest);
         let parse = |(index, text): (usize, &String)| scope.parse(&format!("allowed_origins[{index}]"), text);
         let origins = raw.allowed_origins.unwrap_or_default();
         let names = key_names(raw.grant_keys.as_ref());

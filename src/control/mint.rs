@@ -209,6 +209,11 @@ pub fn grant(
     if ttl_secs == 0 || ttl_secs > longest {
         return Err(refused("ttl_secs", format!("allowed for this tenant: 1 to {longest}")));
     }
+    if tenant.hipaa.is_some() && !order.ip.as_ref().is_some_and(IpRange::is_one_line) {
+        let problem = "is missing or too wide for a tenant with hipaa.mode = \"on\"; allowed: the address of who will listen, such as \
+                       192.0.2.7 or 2001:db8::/64";
+        return Err(refused("ip", problem));
+    }
     let none = || refused("", "the tenant has no playback.grant_keys");
     let kid = tenant.playback.grant_kid.clone().ok_or_else(none)?;
     let iat = clock::wall().secs();

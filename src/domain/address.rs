@@ -33,6 +33,11 @@ pub struct IpRange {
 }
 
 impl IpRange {
+    /// Whether it is one customer's line at most: an IPv4 address, or an IPv6 network of 64 bits, whose addresses change by themselves.
+    pub fn is_one_line(&self) -> bool {
+        self.prefix >= if self.network.is_ipv4() { 32 } else { 64 }
+    }
+
     /// Whether `address` lies in the range.
     ///
     /// An IPv4-mapped IPv6 address (`::ffff:203.0.113.7`, as dual-stack sockets report it) counts as IPv4.

@@ -16,6 +16,7 @@ use crate::control::audit::AuditEvent;
 use crate::control::recordings::{RecordingError, StoredRecording};
 use crate::control::restriction::is_restricted;
 use crate::control::retention::receipt;
+use crate::domain::address::IpRange;
 use crate::domain::audio::Codec;
 use crate::domain::ids::{RecordingId, TenantId};
 use crate::domain::playback::grant::{Grant, GrantCheck, GrantFault, GrantLimits, SignedGrant};
@@ -203,8 +204,19 @@ fn check_grant<'g>(
             "tenant_closed",
             "nothing is played for this tenant any more",
         )),
+        // A tenant signs links of its own, so that this is seen here, too.
+        _ if tenant.is_some_and(|tenant| must_be_bound(tenant, grant)) => Err(Refused::new(
+            StatusCode::FORBIDDEN,
+            "not_bound",
+            "links of this tenant are bound to an address",
+        )),
         Some(TenantStatus::Active | TenantStatus::Closing) | None => Ok(grant),
     }
+}
+
+/// Whether a grant gives too much for want of an address, or with too many of them.
+fn must_be_bound(tenant: &Tenant, grant: &Grant) -> bool {
+    tenant.hipaa.is_some() && !grant.ip.as_ref().is_some_and(IpRange::is_one_line)
 }
 
 fn wav_layout(grant: &Grant, recording: &StoredRecording) -> Result<(Encoding, WavLayout), Refused> {
@@ -361,5 +373,42 @@ fn encoding_name(encoding: Encoding) -> &'static str {
     match encoding {
         Encoding::Ulaw => "ulaw",
         Encoding::Pcm16 => "pcm",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::playback::grant::TrackSelection;
+
+    #[test]
+    fn links_to_health_data_work_from_one_line_only() {
+        let plain = crate::tenants::plain_tenant();
+        let mut clinic = plain.clone();
+        clinic.hipaa = Some(crate::config::Hipaa::default());
+        let grant = |ip: Option<&str>| Grant {
+            tenant: plain.id.clone(),
+            recording: RecordingId([1; 16]),
+            iat: 0,
+            exp: 300,
+            kid: "k1".to_owned(),
+            sub: "ada".to_owned(),
+            reason: None,
+            ip: ip.map(|ip| ip.parse().unwrap()),
+            track: TrackSelection::Both,
+            dl: false,
+            format: None,
+        };
+        for (ip, is_loose) in [
+            (None, true),
+            (Some("0.0.0.0/0"), true),
+            (Some("192.0.2.0/31"), true),
+            (Some("2001:db8::/63"), true),
+            (Some("192.0.2.7"), false),
+            (Some("2001:db8::/64"), false),
+        ] {
+            assert_eq!(must_be_bound(&clinic, &grant(ip)), is_loose, "{ip:?}");
+            assert!(!must_be_bound(&plain, &grant(ip)), "{ip:?}");
+        }
     }
 }

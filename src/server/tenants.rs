@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use crate::clock;
-use crate::config::{Config, KeyProviderKind, KeysRole, Tenant, TenantStatus};
+use crate::config::{Config, HIPAA_EFFECTS, KeyProviderKind, KeysRole, Tenant, TenantStatus};
 use crate::drain::Phase;
 use crate::jitter::jittered;
 use crate::keys::{Keyring, Providers, system_random};
@@ -42,6 +42,7 @@ impl Keeper {
         files: Vec<Tenant>,
         stored: Vec<Tenant>,
     ) -> Self {
+        log_hipaa(&node);
         let config = Config { tenants: files, ..node.config.clone() };
         Self { node, providers, state: Mutex::new(State { config, stored }) }
     }
@@ -177,6 +178,14 @@ pub(super) async fn first_look(config: Config, store: &Arc<dyn Store>) -> (Confi
     complain(&unusable);
     let tenants = together(&config.tenants, usable);
     (Config { tenants, ..config }, stored, view)
+}
+
+/// Says what the rules for health data change, and for whom.
+fn log_hipaa(node: &Node) {
+    for tenant in node.tenants.load().iter().filter(|tenant| tenant.hipaa.is_some()) {
+        let changes = HIPAA_EFFECTS.map(|(name, _)| name).join(", ");
+        tracing::info!(tenant = %tenant.id, changes, "hipaa.mode is on");
+    }
 }
 
 /// Where the copy of the store's tenants is, sealed as they are there.

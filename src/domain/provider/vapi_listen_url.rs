@@ -28,7 +28,7 @@ impl HostSuffix {
     }
 
     /// Whether a host is this one or lies below it, label by label.
-    fn allows(&self, host: &str) -> bool {
+    pub fn allows(&self, host: &str) -> bool {
         host.strip_suffix(self.0.as_str()).is_some_and(|before| before.is_empty() || before.ends_with('.'))
     }
 }
