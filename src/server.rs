@@ -131,9 +131,7 @@ pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running,
     let claims = check_claims(&config, &*store).await?;
     let files = config.tenants.clone();
     let (config, stored, view) = tenants::first_look(config, &store).await;
-    let providers = Arc::new(keys::open(&config)?);
-    let provider: Arc<dyn KeyProvider> = Arc::<Providers>::clone(&providers);
-    let keys = Arc::new(KeyService::new(provider, Arc::clone(&store)));
+    let (providers, keys) = open_key_service(&config, &store)?;
     let (journal, replay) = open_journal(&config).await?;
     let uploader = open_uploader(&config, &store, &journal);
     let (dialer, public_dialer, vapi_dialer) = open_dialers(&config)?;
@@ -141,8 +139,7 @@ pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running,
     let (notices, courier, poster) = notices::open(&config, &keys, &store)?;
     let (inbox, waiting) = vapi::Inbox::new();
     let listeners = Listeners::bind(&config).await?;
-    let (options, name) = (audit_options(&config)?, config.node.as_str().to_owned());
-    let audit = AuditLog::start_with(options, name, Arc::clone(&keys), Arc::clone(&store));
+    let audit = open_audit_log(&config, &keys, &store)?;
     let (tenants, asked) = open_tenants(&config, &store);
     let node = Arc::new(Node {
         tickets: Tickets::new(Arc::clone(&store)),
@@ -181,14 +178,36 @@ pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running,
     tokio::spawn(keeper.keep(view, asked));
     spawn_recovery(&node, replay);
     spawn_tasks(&node, certificate);
-    if claims == Claims::Unknown {
-        // Calls are taken meanwhile, and their recordings wait for the store.
-        tokio::spawn(claims::check_until_known(Arc::clone(&node)));
-    }
+    spawn_check_of_claims(&node, &claims);
     tokio::spawn(keys::watch_ages(Arc::clone(&node), providers));
     tokio::spawn(vapi::work(waiting, Arc::clone(&node)));
     listeners.serve(acceptor, &node);
     Ok(running)
+}
+
+fn open_key_service(
+    config: &Config,
+    store: &Arc<dyn Store>,
+) -> Result<(Arc<Providers>, Arc<KeyService>), StartError> {
+    let providers = Arc::new(keys::open(config)?);
+    let provider: Arc<dyn KeyProvider> = Arc::<Providers>::clone(&providers);
+    Ok((providers, Arc::new(KeyService::new(provider, Arc::clone(store)))))
+}
+
+fn open_audit_log(
+    config: &Config,
+    keys: &Arc<KeyService>,
+    store: &Arc<dyn Store>,
+) -> Result<AuditLog, StartError> {
+    let (options, name) = (audit_options(config)?, config.node.as_str().to_owned());
+    Ok(AuditLog::start_with(options, name, Arc::clone(keys), Arc::clone(store)))
+}
+
+/// Calls are taken while it is not known what the store does, and their recordings wait for it.
+fn spawn_check_of_claims(node: &Arc<Node>, claims: &Claims) {
+    if *claims == Claims::Unknown {
+        tokio::spawn(claims::check_until_known(Arc::clone(node)));
+    }
 }
 
 /// Holds the tenants, and those of the store if there may be any.

@@ -41,7 +41,8 @@ pub(super) struct RecordingArg {
 
 /// What a command works on.
 pub(super) struct Opened {
-    pub(super) config: Config,
+    /// Boxed, as what works on it is kept across waits.
+    pub(super) config: Box<Config>,
     pub(super) store: Arc<dyn Store>,
     pub(super) keys: Arc<KeyService>,
 }
@@ -73,7 +74,7 @@ impl Opened {
     /// Opens the keys of a node whose store is open. To be called within a runtime.
     pub(super) fn with(config: Config, store: Arc<dyn Store>) -> anyhow::Result<Self> {
         let keys = open_keys(&config, &store)?;
-        Ok(Self { config, store, keys })
+        Ok(Self { config: Box::new(config), store, keys })
     }
 
     /// Says what a command that opens recordings has to say on a node that only records.

@@ -254,20 +254,19 @@ async fn order(args: &OrderArgs, order: Order) -> CommandResult {
 
 /// Faults each on a line of its own.
 fn explained(error: ChangeError) -> anyhow::Error {
-    match error {
-        ChangeError::Invalid(faults) => {
-            let lines = faults.iter().fold(String::new(), |lines, fault| format!("{lines}\n  {fault}"));
-            anyhow!("{} faults in the settings{lines}", faults.len())
-        }
-        other => other.into(),
-    }
+    let ChangeError::Invalid(faults) = error else { return error.into() };
+    let lines = faults.iter().fold(String::new(), |lines, fault| format!("{lines}\n  {fault}"));
+    anyhow!("{} faults in the settings{lines}", faults.len())
 }
 
 fn print(draft: &Draft, dry_run: bool, as_json: bool) {
     let mut line = described(&draft.tenant);
     let (id, revision, status) = (&draft.tenant.id, draft.revision.revision, draft.revision.status.name());
-    let close_by = line["close_by"].as_str().map(|at| format!(" until {at}")).unwrap_or_default();
-    line["dry_run"] = dry_run.into();
+    let close_by =
+        line.get("close_by").and_then(Value::as_str).map(|at| format!(" until {at}")).unwrap_or_default();
+    if let Value::Object(members) = &mut line {
+        members.insert("dry_run".to_owned(), dry_run.into());
+    }
     output::line(&if as_json {
         line.to_string()
     } else if dry_run {

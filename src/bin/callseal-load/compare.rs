@@ -151,7 +151,7 @@ mod tests {
         old.bound("only_before", Some(2.0));
         let mut new = invented();
         new.figures.clear();
-        new.set("calls", 20);
+        new.set("calls", &20);
         new.cost("cpu_ms_per_call_second", 0.4, "ms");
         new.figure("messages_per_sec", 900.0, "", crate::sheet::Better::Higher);
         new.cost("only_now", 3.0, "");

@@ -54,8 +54,8 @@ pub(crate) async fn run(options: &Curve) -> anyhow::Result<bool> {
     let base = options.load.wanted_of(1, 30, None)?;
     let mut sheet = Sheet::new("curve", base.seed);
     let steps_text: Vec<_> = numbers.iter().map(ToString::to_string).collect();
-    sheet.set("calls", steps_text.join(","));
-    sheet.set("measured secs", base.measured.as_secs());
+    sheet.set("calls", &steps_text.join(","));
+    sheet.set("measured secs", &base.measured.as_secs());
     let mut steps: Vec<Step> = Vec::new();
     for (number, calls) in (0u64..).zip(numbers) {
         // Calls of a step have ids of their own.

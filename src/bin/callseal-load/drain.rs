@@ -99,9 +99,9 @@ pub(crate) async fn run(options: &Drain) -> anyhow::Result<bool> {
     let compared = api.compare(said, patience, &bar).await;
     bar.finish_and_clear();
     let mut sheet = Sheet::new("drain", course.seed);
-    sheet.set("calls", options.calls);
-    sheet.set("longest secs", options.longest_secs);
-    sheet.set("ramp secs", options.ramp_secs);
+    sheet.set("calls", &options.calls);
+    sheet.set("longest secs", &options.longest_secs);
+    sheet.set("ramp secs", &options.ramp_secs);
     sheet.samples = samples;
     figures(&outcome, &drained, calls_over, &mut sheet);
     compared_figures(Some(&compared), &mut sheet);

@@ -170,8 +170,8 @@ impl Load {
         let mut sheet = Sheet::new(name, wanted.seed);
         self.describe(&wanted, &mut sheet);
         if let Some(burst) = burst {
-            sheet.set("burst calls", burst.calls);
-            sheet.set("burst within ms", burst.within.as_millis());
+            sheet.set("burst calls", &burst.calls);
+            sheet.set("burst within ms", &burst.within.as_millis());
         }
         let compared = self.place_and_compare(&course, &open, None, &mut sheet).await?;
         compared_figures(compared.as_ref(), &mut sheet);
@@ -230,12 +230,12 @@ impl Load {
     }
 
     pub(crate) fn describe(&self, wanted: &Wanted, sheet: &mut Sheet) {
-        sheet.set("calls", wanted.calls);
-        sheet.set("measured secs", wanted.measured.as_secs());
-        sheet.set("ramp secs", wanted.ramp.as_secs());
+        sheet.set("calls", &wanted.calls);
+        sheet.set("measured secs", &wanted.measured.as_secs());
+        sheet.set("ramp secs", &wanted.ramp.as_secs());
         let churn = wanted.churn.map_or("none".to_owned(), |mean| mean.as_secs().to_string());
-        sheet.set("mean length of calls in secs", churn);
-        sheet.set("audio", format!("{:?}", self.audio).to_lowercase());
+        sheet.set("mean length of calls in secs", &churn);
+        sheet.set("audio", &format!("{:?}", self.audio).to_lowercase());
     }
 }
 

@@ -95,7 +95,7 @@ impl Sheet {
         Self { scenario: scenario.to_owned(), seed, ..Self::default() }
     }
 
-    pub(crate) fn set(&mut self, name: &'static str, value: impl ToString) {
+    pub(crate) fn set(&mut self, name: &'static str, value: &impl ToString) {
         self.settings.insert(name, value.to_string());
     }
 
@@ -213,7 +213,7 @@ pub(crate) mod tests {
 
     pub(crate) fn invented() -> Sheet {
         let mut sheet = Sheet::new("steady", 7);
-        sheet.set("calls", 10);
+        sheet.set("calls", &10);
         sheet.cost("cpu_ms_per_call_second", 0.5, "ms");
         sheet.figure("messages_per_sec", 1_000.0, "", Better::Higher);
         sheet.failures.push(Failure { what: "the server said <no> & \"why\"".to_owned(), calls: 2 });

@@ -111,7 +111,7 @@ pub(crate) struct RetireArgs {
 
 /// What the commands work on.
 struct Rotation {
-    config: Config,
+    config: Box<Config>,
     store: Arc<dyn Store>,
     keys: Arc<KeyService>,
     audit: AuditLog,

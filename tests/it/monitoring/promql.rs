@@ -133,7 +133,9 @@ impl Parser {
     fn word(&mut self) -> Result<String, String> {
         match self.next()? {
             Token::Word(word) => Ok(word),
-            token => Err(format!("{token:?} is no name")),
+            token @ (Token::Number | Token::Duration | Token::Text(_) | Token::Sign(_)) => {
+                Err(format!("{token:?} is no name"))
+            }
         }
     }
 
@@ -161,7 +163,9 @@ impl Parser {
             Token::Word(word) if AGGREGATIONS.contains(&word.as_str()) => self.aggregation(),
             Token::Word(word) if self.takes("(") => self.call(&word),
             Token::Word(word) => self.selector(word),
-            token => Err(format!("{token:?} is no operand")),
+            token @ (Token::Duration | Token::Text(_) | Token::Sign(_)) => {
+                Err(format!("{token:?} is no operand"))
+            }
         }
     }
 
@@ -222,7 +226,9 @@ impl Parser {
         }
         match self.next()? {
             Token::Duration => self.must_take("]").map(|()| Shape::Range),
-            token => Err(format!("{token:?} is no duration")),
+            token @ (Token::Word(_) | Token::Number | Token::Text(_) | Token::Sign(_)) => {
+                Err(format!("{token:?} is no duration"))
+            }
         }
     }
 }

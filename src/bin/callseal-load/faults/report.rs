@@ -94,11 +94,11 @@ impl Report {
         samples: Vec<Sample>,
     ) -> serde_json::Result<Sheet> {
         let mut sheet = Sheet::new(scenario, plan.seed);
-        sheet.set("fault", format!("{:?}", plan.fault));
-        sheet.set("calls", self.calls);
-        sheet.set("secs", plan.length.as_secs());
-        sheet.set("fault secs", plan.fault_length.as_secs());
-        sheet.set("runs", self.runs);
+        sheet.set("fault", &format!("{:?}", plan.fault));
+        sheet.set("calls", &self.calls);
+        sheet.set("secs", &plan.length.as_secs());
+        sheet.set("fault secs", &plan.fault_length.as_secs());
+        sheet.set("runs", &self.runs);
         let sent_ms = self.ledger_samples.sent as f64 / PER_MS as f64;
         sheet.figure("audio_sent_ms", sent_ms, "ms", Better::Neither);
         for (name, value, unit, at_most) in self.held(plan) {

@@ -126,8 +126,8 @@ impl Report {
     /// Makes the sheet: the table of delays as it is printed, the figures that runs are compared by, and the bounds.
     pub(super) fn sheet(&self, samples: Vec<Sample>) -> Sheet {
         let mut sheet = Sheet::new("relay-latency", 0);
-        sheet.set("calls", self.calls);
-        sheet.set("secs of each part", self.secs);
+        sheet.set("calls", &self.calls);
+        sheet.set("secs of each part", &self.secs);
         sheet.cost("failed_calls", self.failed as f64, "");
         sheet.bound("failed_calls", Some(0.0));
         for row in self.rows.iter().filter(|row| row.kind != Kind::Plain) {
