@@ -3,8 +3,8 @@
 //! 1. Every recording that is not held is ordered to expire, so that the sweeper deletes it with audit record and receipt, as any other.
 //! 2. When no recording is left, so go the blind index, waiting notices and orders. The tenant is closed then. Its audit log stays for as
 //!    long as its records are kept, and with it the keys that open it; receipts of deletions stay.
-//! 3. When the audit log's time is over, it is deleted with every envelope of the tenant. Nothing can be opened any more, whoever has the
-//!    key-encryption key, which may go now.
+//! 3. When the audit log's time is over, it is deleted with what people have asked for and every envelope of the tenant. Nothing can be
+//!    opened any more, whoever has the key-encryption key, which may go now.
 //!
 //! Any number of nodes may do this at the same time, and any of them goes on where another stopped.
 
@@ -106,6 +106,7 @@ impl Closing {
         for prefix in [
             layout::recordings_prefix(tag),
             layout::index_prefix(tag),
+            layout::answers_of_prefix(tag),
             format!("o/{tag}/"),
             format!("{}{tag}/", layout::LIVE_ORDERS_PREFIX),
             format!("h/{tag}/"),
@@ -115,14 +116,16 @@ impl Closing {
         Ok(())
     }
 
-    /// Deletes the audit log of a closed tenant and every envelope; answers whether there was anything.
+    /// Deletes the audit log of a closed tenant, what people have asked for, and every envelope; answers whether there was
+    /// anything.
     ///
     /// # Errors
     /// [`StoreError`]; calling again is safe.
     pub async fn forget(&self, tag: TenantTag) -> Result<bool, StoreError> {
         // The envelopes go last: while there is a record, it can be opened.
         let records = self.store.purge(&layout::audit_prefix(tag)).await?;
+        let requests = self.store.purge(&layout::people_prefix(tag)).await?;
         let envelopes = self.store.purge(&envelopes_prefix(tag)).await?;
-        Ok(records + envelopes > 0)
+        Ok(records + requests + envelopes > 0)
     }
 }

@@ -224,6 +224,11 @@ pub fn index_entry_of(name: &ObjectName) -> Option<IndexEntry> {
     Some(IndexEntry { kind: IndexKind::from_name(kind)?, blind: blind.parse().ok()? })
 }
 
+/// The prefix of all that belongs to requests of people of a tenant.
+pub fn people_prefix(tenant: TenantTag) -> String {
+    format!("q/{tenant}/")
+}
+
 /// The prefix of all requests of a tenant.
 pub fn requests_prefix(tenant: TenantTag) -> String {
     format!("q/{tenant}/r/")
@@ -288,9 +293,14 @@ pub fn restriction_request(name: &ObjectName) -> Option<RequestId> {
 /// The prefix of kept answers.
 pub const ANSWERS_PREFIX: &str = "y/";
 
+/// The prefix of the kept answers of a tenant.
+pub fn answers_of_prefix(tenant: TenantTag) -> String {
+    format!("{ANSWERS_PREFIX}{tenant}/")
+}
+
 /// The prefix of what is kept under one key.
 pub fn answers_prefix(tenant: TenantTag, blind: BlindId) -> String {
-    format!("{ANSWERS_PREFIX}{tenant}/{blind}/")
+    format!("{}{blind}/", answers_of_prefix(tenant))
 }
 
 /// Says that somebody works on a request, or holds the answer to it.

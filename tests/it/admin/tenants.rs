@@ -386,6 +386,10 @@ fn status(home: &Home, tenant: &str) -> Value {
     found.map(|line| line["status"].clone()).unwrap_or_default()
 }
 
+fn in_path(path: &Path, part: &str) -> bool {
+    path.components().any(|component| component.as_os_str() == part)
+}
+
 #[tokio::test]
 async fn a_closed_tenant_ends_with_everything_but_what_is_held() {
     let home = setup()
@@ -407,6 +411,8 @@ async fn a_closed_tenant_ends_with_everything_but_what_is_held() {
     let by = ["--actor", "ada", "--reason", "a lawsuit"];
     let recording = ["--tenant", NEW, "--recording", recordings[0].as_str()];
     home.run_ok(&[&["recordings", "hold"][..], &recording, &by].concat());
+    let about = ["--tenant", NEW, "--kind", "access", "--party", "+4930901820017"];
+    home.run_ok(&[&["requests", "open"][..], &about, &by].concat());
     let closing = order(&admin, NEW, "close", &made.etag).await;
     assert_eq!((closing.status, &closing.body["status"]), (200, &"closing".into()), "{closing:?}");
     assert!(closing.body["close_by"].is_string(), "{closing:?}");
@@ -439,6 +445,12 @@ async fn a_closed_tenant_ends_with_everything_but_what_is_held() {
     put_revision(&home, NEW, |revision| revision.at = "2020-01-01T00:00:00Z".to_owned()).await;
     eventually("the end of its key", || (!ring().contains(NEW)).then_some(())).await;
     assert!(ring().contains(TENANT));
+    let (store, tag) = (home.data().join("store"), NEW.parse::<TenantId>().unwrap().tag().to_string());
+    let of_them = |class: &str| files_below(&store.join(class)).iter().any(|(path, _)| in_path(path, &tag));
+    assert!(of_them("d") && of_them("t"), "receipts and settings stay");
+    for class in ["r", "h", "x", "o", "q", "y", "i"] {
+        assert!(!of_them(class), "{class}");
+    }
     let theirs = home.recordings(TENANT);
     assert_eq!(home.show(TENANT, &theirs[0])["state"], "complete", "others keep what they have");
 }
