@@ -227,7 +227,9 @@ impl Eraser {
         after: &mut Option<RecordingId>,
     ) -> Result<Option<Vec<RecordingId>>, EraseError> {
         let page = match target {
-            Target::Recording(recording) if after.is_none() => vec![*recording],
+            Target::Recording(recording) if after.is_none() && self.is_known(tenant, *recording).await? => {
+                vec![*recording]
+            }
             Target::Recording(_) => Vec::new(),
             Target::Term(term) => find(&*self.store, &self.keys, tenant, term, (*after, PAGE)).await?.1,
             Target::Tenant => list(&*self.store, tenant, *after, PAGE).await?,
@@ -321,6 +323,12 @@ impl Eraser {
     }
 
     /// Whether the store has a key, an object or an entry of the blind index of a recording.
+    /// Whether a recording is there, or a receipt says that it was. Of one that never was nobody must be told that it is gone.
+    async fn is_known(&self, tenant: &TenantId, recording: RecordingId) -> Result<bool, StoreError> {
+        Ok(self.is_there(tenant, recording).await?
+            || receipt(&*self.store, tenant.tag(), recording).await?.is_some())
+    }
+
     async fn is_there(&self, tenant: &TenantId, recording: RecordingId) -> Result<bool, StoreError> {
         let tag = tenant.tag();
         if self.keys.has_envelope(tag, recording).await? {

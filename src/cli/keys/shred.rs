@@ -81,7 +81,7 @@ async fn shred_with(eraser: &Eraser, args: &ShredArgs, what: &Target, by: &Order
         let survey = eraser.survey(tenant, what, by).await?;
         if *dry_run {
             print(&survey, true, *as_json);
-            return Ok(());
+            return must_be_known(what, &survey);
         }
         let EraseReport { deleted, held, waiting, .. } = survey;
         let question = format!(
@@ -90,7 +90,7 @@ async fn shred_with(eraser: &Eraser, args: &ShredArgs, what: &Target, by: &Order
         );
         if deleted + waiting == 0 {
             print(&survey, false, *as_json);
-            return Ok(());
+            return must_be_known(what, &survey);
         }
         if !output::confirm(&question)? {
             return Ok(());
@@ -98,10 +98,21 @@ async fn shred_with(eraser: &Eraser, args: &ShredArgs, what: &Target, by: &Order
     }
     let report = eraser.run(tenant, what, by, |_| ()).await?;
     print(&report, false, *as_json);
+    must_be_known(what, &report)?;
     if report.failed > 0 {
         return Err(anyhow::anyhow!("{} recordings were not destroyed; say it again", report.failed).into());
     }
     Ok(())
+}
+
+/// A wrong id must not look like a recording that is gone.
+fn must_be_known(what: &Target, report: &EraseReport) -> CommandResult {
+    match what {
+        Target::Recording(_) if report.found == 0 => {
+            Err(anyhow::anyhow!("there is no such recording, and no receipt of one").into())
+        }
+        Target::Recording(_) | Target::Term(_) | Target::Tenant => Ok(()),
+    }
 }
 
 pub(crate) fn print(report: &EraseReport, dry_run: bool, as_json: bool) {

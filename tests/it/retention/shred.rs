@@ -70,6 +70,14 @@ async fn what_is_shredded_is_gone_on_every_node_and_stays_gone() {
     let backup = tempfile::tempdir().unwrap();
     copy(&home.data().join("store"), backup.path());
 
+    for yes in ["--yes", "--dry-run"] {
+        let unknown = shred(&home, &["--recording", &"7".repeat(32), yes]);
+        assert!(
+            unknown.code == Some(1) && unknown.err.contains("there is no such recording"),
+            "{}",
+            unknown.err
+        );
+    }
     let look = json_of(&shred(&home, &["--party", "+49 30 90182-0017", "--dry-run", "--json"]));
     let one = |dry_run: bool| {
         json!({"dry_run": dry_run, "found": 1, "deleted": 1, "held": 0, "waiting": 0, "gone": 0,
