@@ -1,5 +1,7 @@
 //! How the process stops: first it takes no new work, then its calls end, then it ends.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -19,6 +21,8 @@ pub enum Phase {
 #[derive(Debug, Clone)]
 pub struct Drain {
     phase: watch::Sender<Phase>,
+    /// The same as a phase of [`Phase::Stopping`], for whoever asks very often.
+    is_stopping: Arc<AtomicBool>,
     live: watch::Sender<usize>,
 }
 
@@ -31,11 +35,18 @@ pub struct Alive {
 impl Drain {
     /// Starts running.
     pub fn new() -> Self {
-        Self { phase: watch::Sender::new(Phase::Running), live: watch::Sender::new(0) }
+        Self {
+            phase: watch::Sender::new(Phase::Running),
+            is_stopping: Arc::default(),
+            live: watch::Sender::new(0),
+        }
     }
 
     /// Goes on to `phase`; never back.
     pub fn advance(&self, phase: Phase) {
+        if phase == Phase::Stopping {
+            self.is_stopping.store(true, Ordering::Release);
+        }
         self.phase.send_if_modified(|now| {
             let further = phase > *now;
             if further {
@@ -48,6 +59,11 @@ impl Drain {
     /// Returns how far stopping has come.
     pub fn phase(&self) -> Phase {
         *self.phase.borrow()
+    }
+
+    /// Whether running calls are to be closed; one read of memory.
+    pub fn is_stopping(&self) -> bool {
+        self.is_stopping.load(Ordering::Acquire)
     }
 
     /// Waits until stopping has come to `phase`. Cancel-safe.

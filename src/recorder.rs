@@ -20,12 +20,12 @@ use crate::domain::provider::{Digit, Media, Payload, StreamStart};
 use crate::domain::recording::{EndCause, RecordingMetadata};
 use crate::domain::session::{
     AgentAudio, CallSession, DtmfPolicy, Entropy, EntropyFailed, Output, SealedManifest, SealedSegment,
-    SegmentLimits, SessionError, SessionSetup, Stored,
+    SegmentLimits, SessionError, SessionSetup, Stored, Unjournaled,
 };
 use crate::domain::sign::encode_hex;
 use crate::domain::ticket::Ticket;
 use crate::domain::time::UnixMillis;
-use crate::journal::{Journal, Record};
+use crate::journal::{Journal, Record, Runs};
 use crate::keys::{Minted, fill_random};
 use crate::live::{Entry, Present};
 use crate::node::Node;
@@ -94,6 +94,7 @@ pub(crate) struct Recorder {
     lane: Lane,
     index: Arc<RecordingIndex>,
     journal: Journal,
+    runs: Runs,
     generation: u64,
     opened: Record,
     published: Published,
@@ -134,8 +135,8 @@ impl Recorder {
         let metadata = metadata(tenant, route, begin, retention_days, wall);
         let party_keys = node.config.index.party_keys.clone();
         let terms = party_keys.terms(&metadata, &BTreeMap::new());
-        let index =
-            Arc::new(RecordingIndex::new(Arc::clone(&node.keys), tenant.id.clone(), party_keys, terms));
+        let index = RecordingIndex::new(Arc::clone(&node.keys), tenant.id.clone(), party_keys, terms);
+        let index = Arc::new(index);
         let setup = SessionSetup {
             dek: key.dek,
             ids,
@@ -154,6 +155,7 @@ impl Recorder {
         let mut session = CallSession::start(setup, Box::new(SystemEntropy), now, wall)?;
         session.handle_number(begin.start.sequence);
         let retention = RetentionTags { tenant: ids.tenant, days: retention_days };
+        let upload = UploadContext { recording: ids.recording, retention };
         let note = OpenedNote { v: 1, tenant: tenant.id.to_string(), retention_days };
         let body = Bytes::from(serde_json::to_vec(&note).unwrap_or_default());
         let mut recorder = Self {
@@ -167,12 +169,10 @@ impl Recorder {
             is_paused: false,
             open_since: None,
             session,
-            lane: node.uploader.indexed_lane(
-                UploadContext { recording: ids.recording, retention },
-                Arc::<RecordingIndex>::clone(&index),
-            ),
+            lane: node.uploader.indexed_lane(upload, Arc::<RecordingIndex>::clone(&index)),
             index,
             journal: node.journal.clone(),
+            runs: node.journal.runs(ids.recording),
             generation: node.journal.generation(),
             opened: Record::Opened { recording: ids.recording, tenant_tag: ids.tenant, body },
             published: Published::default(),
@@ -325,16 +325,9 @@ impl Recorder {
             self.journal_opened();
         }
         let Some(unjournaled) = self.session.unjournaled() else { return };
-        let record = Record::Sealed {
-            recording: self.recording,
-            writer: unjournaled.writer,
-            seq: unjournaled.seq,
-            offset: unjournaled.offset,
-            bytes: Bytes::copy_from_slice(unjournaled.bytes),
-            sealed_at: read_at,
-        };
+        let Unjournaled { writer, seq, offset, bytes } = unjournaled;
         // A full queue is no loss: the bytes stay in the open segment and are handed over with the next ones.
-        if self.journal.append(record).is_ok() {
+        if self.runs.append((writer, seq), offset, bytes, read_at).is_ok() {
             self.session.mark_journaled();
         }
     }
@@ -404,7 +397,11 @@ impl Recorder {
             return;
         };
         let bytes = Bytes::from(bytes);
-        let rest = bytes.slice(journaled_bytes.min(bytes.len())..);
+        // What waits for the journal's next turn goes with the rest.
+        let waiting_from =
+            self.runs.take_back((row.writer, row.seq)).and_then(|offset| usize::try_from(offset).ok());
+        let journaled_bytes = waiting_from.unwrap_or(journaled_bytes).min(bytes.len());
+        let rest = bytes.slice(journaled_bytes..);
         let sealed = Record::Sealed {
             recording: self.recording,
             writer: row.writer,

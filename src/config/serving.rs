@@ -21,7 +21,8 @@ const HEADER_TIMEOUT_MS: Bounds = Bounds::new(5_000, 100..=60_000);
 const START_TIMEOUT_MS: Bounds = Bounds::new(10_000, 100..=60_000);
 const PING_AFTER_MS: Bounds = Bounds::new(30_000, 100..=600_000);
 const DEAD_AFTER_MS: Bounds = Bounds::new(20_000, 100..=600_000);
-const SOCKET_BUFFER_BYTES: Bounds = Bounds::new(4_096, 4_096..=1_048_576);
+const READ_BUFFER_BYTES: Bounds = Bounds::new(1_024, 1_024..=1_048_576);
+const WRITE_BUFFER_BYTES: Bounds = Bounds::new(4_096, 4_096..=1_048_576);
 const DEFAULT_TTL_SECS: Bounds = Bounds::new(300, 1..=86_400);
 const MAX_TTL_SECS: Bounds = Bounds::new(900, 1..=86_400);
 const CLOCK_SKEW_SECS: Bounds = Bounds::new(30, 0..=300);
@@ -81,12 +82,8 @@ impl Ingest {
             start_timeout: scope.millis("start_timeout_ms", raw.start_timeout_ms, &START_TIMEOUT_MS),
             ping_after: scope.millis("ping_after_ms", raw.ping_after_ms, &PING_AFTER_MS),
             dead_after: scope.millis("dead_after_ms", raw.dead_after_ms, &DEAD_AFTER_MS),
-            read_buffer_bytes: scope.size("read_buffer_bytes", raw.read_buffer_bytes, &SOCKET_BUFFER_BYTES),
-            write_buffer_bytes: scope.size(
-                "write_buffer_bytes",
-                raw.write_buffer_bytes,
-                &SOCKET_BUFFER_BYTES,
-            ),
+            read_buffer_bytes: scope.size("read_buffer_bytes", raw.read_buffer_bytes, &READ_BUFFER_BYTES),
+            write_buffer_bytes: scope.size("write_buffer_bytes", raw.write_buffer_bytes, &WRITE_BUFFER_BYTES),
         }
     }
 }

@@ -114,17 +114,28 @@ impl Connection {
         let mut stopping = pin!(node.drain.reached(Phase::Stopping));
         let mut armed = self.next_deadline();
         let mut timer = pin!(sleep_until(armed.into()));
+        // Whether the timer and the node's end were polled since the timer was last set.
+        let mut is_listening = false;
         loop {
             let woken = poll_fn(|context| {
-                if let Poll::Ready(end) = self.poll_messages(socket, context) {
-                    return Poll::Ready(Woken::Ended(end));
-                }
+                let read_at = match self.poll_messages(socket, context) {
+                    Ok(read_at) => read_at,
+                    Err(end) => return Poll::Ready(Woken::Ended(end)),
+                };
                 // Deadlines mostly move away; the timer is touched only when one comes nearer.
                 let next = self.next_deadline();
                 if next < armed {
                     armed = next;
                     timer.as_mut().reset(armed.into());
+                } else if let Some(read_at) = read_at.filter(|_| is_listening) {
+                    // A message woke us, as nearly always. The timer and the node's end still know whom to wake, and whether
+                    // their time has come is told without them.
+                    if node.drain.is_stopping() {
+                        return Poll::Ready(Woken::Stopping);
+                    }
+                    return if read_at >= armed { Poll::Ready(Woken::Deadline) } else { Poll::Pending };
                 }
+                is_listening = true;
                 if timer.as_mut().poll(context).is_ready() {
                     return Poll::Ready(Woken::Deadline);
                 }
@@ -139,35 +150,42 @@ impl Connection {
                     }
                     armed = self.next_deadline();
                     timer.as_mut().reset(armed.into());
+                    is_listening = false;
                 }
             }
         }
     }
 
     /// Takes every message that is there, then hands over what was sealed. One wake-up reads the socket until it is empty.
-    fn poll_messages(&mut self, socket: &mut Socket, context: &mut Context<'_>) -> Poll<End> {
-        let mut first_read_at = None;
-        let mut outcome = Poll::Pending;
+    /// Answers when it read, if there was a message.
+    fn poll_messages(
+        &mut self,
+        socket: &mut Socket,
+        context: &mut Context<'_>,
+    ) -> Result<Option<Instant>, End> {
+        // One time for all of them: before the first was decrypted.
+        let read_at = clock::monotonic();
+        let mut has_read = false;
+        let mut outcome = Ok(());
         for taken in 0..=BATCH {
             if taken == BATCH {
                 // Others want to be served as well; this stream goes on after them.
                 context.waker().wake_by_ref();
                 break;
             }
-            let read_at = clock::monotonic();
             let Poll::Ready(message) = Pin::new(&mut *socket).poll_next(context) else { break };
-            first_read_at.get_or_insert(read_at);
-            self.timers.last_message_at = read_at;
-            self.timers.ping_sent = false;
+            has_read = true;
             if let Some(end) = self.message(read_at, message) {
-                outcome = Poll::Ready(end);
+                outcome = Err(end);
                 break;
             }
         }
-        if let Some(read_at) = first_read_at {
+        if has_read {
+            self.timers.last_message_at = read_at;
+            self.timers.ping_sent = false;
             self.stream.hand_over(read_at);
         }
-        outcome
+        outcome.map(|()| has_read.then_some(read_at))
     }
 
     fn message(&mut self, now: Instant, message: Next) -> Option<End> {

@@ -77,6 +77,7 @@ mod ledger;
 pub mod observe;
 mod record;
 mod replay;
+mod runs;
 mod scan;
 mod status;
 mod syncer;
@@ -91,11 +92,13 @@ pub use observe::{
 };
 pub use record::{MAX_OPENED_BYTES, Record};
 pub use replay::{Replay, ReplayReport, ReplayedRecording, ReplayedSegment};
+pub use runs::Runs;
 pub use status::{FailureKind, JournalState};
 pub use whole::{Keeper, Place, ReadBackError, SegmentId};
 
 use bytes::Bytes;
 use files::FileName;
+use runs::Waiting;
 use status::Status;
 use syncer::Syncer;
 use writer::{Command, Writer};
@@ -205,7 +208,7 @@ struct Shared {
     dir: PathBuf,
     incarnation: u64,
     max_bytes: u64,
-    queue: SyncSender<Record>,
+    queue: SyncSender<Entry>,
     queue_bytes: usize,
     waiting_bytes: Arc<AtomicUsize>,
     commands: SyncSender<Command>,
@@ -213,6 +216,23 @@ struct Shared {
     status: Arc<Status>,
     syncer: Arc<Syncer>,
     threads: Mutex<Option<Threads>>,
+}
+
+/// What is in the writer's queue.
+enum Entry {
+    Record(Record),
+    /// Sealed bytes of a recording, which may become more until the writer comes to them.
+    Waiting(Arc<Waiting>),
+}
+
+impl Entry {
+    /// Returns what is to be written; `None` when it was taken back.
+    fn record(self) -> Option<Record> {
+        match self {
+            Self::Record(record) => Some(record),
+            Self::Waiting(waiting) => waiting.take(),
+        }
+    }
 }
 
 struct Threads {
@@ -258,23 +278,20 @@ impl Journal {
     /// # Errors
     /// [`Refused`]; the record is then dropped, and the caller still has its bytes.
     pub fn append(&self, record: Record) -> Result<(), Refused> {
-        if self.shared.closed.load(Ordering::Acquire) {
-            return Err(Refused::Closed);
-        }
         if matches!(&record, Record::Opened { body, .. } if body.len() > MAX_OPENED_BYTES) {
             return Err(Refused::TooLarge);
         }
         let bytes = record.held_bytes();
-        let waiting = self.shared.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
-        // One record of any size fits into an empty queue.
-        let fits = waiting == 0 || waiting.saturating_add(bytes) <= self.shared.queue_bytes;
-        let refused = match fits.then(|| self.shared.queue.try_send(record)) {
-            Some(Ok(())) => return Ok(()),
-            Some(Err(TrySendError::Disconnected(_))) => Refused::Closed,
-            Some(Err(TrySendError::Full(_))) | None => Refused::Full,
-        };
-        self.shared.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
-        Err(refused)
+        self.reserve(bytes)?;
+        self.send(Entry::Record(record)).inspect_err(|_| self.release(bytes))
+    }
+
+    /// Puts something into the writer's queue; its bytes are counted already.
+    fn send(&self, entry: Entry) -> Result<(), Refused> {
+        self.shared.queue.try_send(entry).map_err(|error| match error {
+            TrySendError::Disconnected(_) => Refused::Closed,
+            TrySendError::Full(_) => Refused::Full,
+        })
     }
 
     /// Returns a number that goes up whenever bytes that were handed over may be lost from the disk.

@@ -10,6 +10,7 @@ mod crash;
 mod faults;
 mod model;
 mod removal;
+mod runs;
 mod whole;
 
 /// Longer than any of this takes on a busy machine.

@@ -14,7 +14,7 @@ use super::status::Status;
 use super::syncer::Syncer;
 use super::whole::{Pending, Place, Written};
 use super::{
-    FailureKind, JournalConfig, JournalFile, JournalFiles, JournalObserver, JournalState,
+    Entry, FailureKind, JournalConfig, JournalFile, JournalFiles, JournalObserver, JournalState,
     NEARLY_FULL_PERCENT, Record, Step, left, record,
 };
 use crate::clock;
@@ -49,7 +49,7 @@ pub(super) struct Parts {
     pub(super) syncer: Arc<Syncer>,
     /// The bytes held by the records in the queue.
     pub(super) waiting_bytes: Arc<AtomicUsize>,
-    pub(super) appended: Receiver<Record>,
+    pub(super) appended: Receiver<Entry>,
 }
 
 pub(super) struct Writer {
@@ -216,8 +216,9 @@ impl Writer {
         });
         let before = *left;
         while *left > 0 {
-            let Ok(record) = self.parts.appended.try_recv() else { break };
+            let Ok(entry) = self.parts.appended.try_recv() else { break };
             *left -= 1;
+            let Some(record) = entry.record() else { continue };
             let series = if matches!(record, Record::Whole { .. }) { Series::Wholes } else { Series::Frames };
             self.batch(series).push(record);
             let lengths = [self.frames_batch.encoded.len(), self.wholes_batch.encoded.len()];

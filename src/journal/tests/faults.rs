@@ -17,13 +17,13 @@ struct Plan {
 }
 
 #[derive(Default)]
-struct State {
+pub(super) struct State {
     /// How many bytes the disk still takes, if it is nearly full.
     space: Option<usize>,
     failing_syncs: usize,
     failing_creates: usize,
     failing_dir_syncs: usize,
-    writes_held: bool,
+    pub(super) writes_held: bool,
     syncs_held: bool,
     /// The longest write that is taken at once.
     longest: Option<usize>,
@@ -35,7 +35,7 @@ struct FaultyFile {
 }
 
 impl Faults {
-    fn set(&self, change: impl FnOnce(&mut State)) {
+    pub(super) fn set(&self, change: impl FnOnce(&mut State)) {
         change(&mut self.plan.state.lock().unwrap());
         self.plan.changed.notify_all();
     }

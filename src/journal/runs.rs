@@ -1,0 +1,129 @@
+//! Sealed bytes of one recording on their way to the writer. What comes between two of its turns becomes one record, so that
+//! a message costs a copy and not a place in the queue.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use super::{Entry, Journal, Record, Refused};
+use crate::domain::ids::{RecordingId, WriterId};
+
+/// Room for the frames of two tracks that come between two turns of the writer.
+const USUAL_BYTES: usize = 512;
+
+/// The way of one recording's sealed bytes into the journal.
+pub struct Runs {
+    journal: Journal,
+    waiting: Arc<Waiting>,
+}
+
+/// The bytes of one recording that wait; the writer finds it in its queue when there are some.
+pub(super) struct Waiting {
+    recording: RecordingId,
+    run: Mutex<Option<Run>>,
+}
+
+/// Sealed bytes that follow each other in a segment.
+struct Run {
+    writer: WriterId,
+    seq: u32,
+    offset: u32,
+    bytes: Vec<u8>,
+    /// When the oldest frame was sealed.
+    sealed_at: Instant,
+}
+
+impl Runs {
+    pub(super) fn new(journal: Journal, recording: RecordingId) -> Self {
+        Self { journal, waiting: Arc::new(Waiting { recording, run: Mutex::default() }) }
+    }
+
+    /// Hands whole sealed frames over, which begin at `offset` of the segment `seq` of `writer`, in bytes; copies them and does
+    /// not wait. They are written within [`JournalConfig::flush_interval`](super::JournalConfig::flush_interval).
+    ///
+    /// # Errors
+    /// [`Refused`], also while other bytes wait than those before `offset`; the caller hands a larger range over with its next
+    /// frames.
+    pub fn append(
+        &self,
+        (writer, seq): (WriterId, u32),
+        offset: u32,
+        bytes: &[u8],
+        sealed_at: Instant,
+    ) -> Result<(), Refused> {
+        self.journal.reserve(bytes.len())?;
+        let mut waiting = self.waiting.run();
+        let taken = match &mut *waiting {
+            Some(run) if run.ends_at(writer, seq, offset) => {
+                run.bytes.extend_from_slice(bytes);
+                Ok(())
+            }
+            Some(_) => Err(Refused::Full),
+            None => self.journal.send(Entry::Waiting(Arc::clone(&self.waiting))).map(|()| {
+                let mut run = Vec::with_capacity(USUAL_BYTES.max(bytes.len()));
+                run.extend_from_slice(bytes);
+                *waiting = Some(Run { writer, seq, offset, bytes: run, sealed_at });
+            }),
+        };
+        taken.inspect_err(|_| self.journal.release(bytes.len()))
+    }
+
+    /// Takes back what waits of a segment; answers at which offset it began. The caller then hands it over in another way.
+    pub fn take_back(&self, (writer, seq): (WriterId, u32)) -> Option<u32> {
+        let run = self.waiting.run().take_if(|run| (run.writer, run.seq) == (writer, seq))?;
+        self.journal.release(run.bytes.len());
+        Some(run.offset)
+    }
+}
+
+impl Waiting {
+    /// Takes what waits as a record; `None` when it was taken back.
+    pub(super) fn take(&self) -> Option<Record> {
+        let Run { writer, seq, offset, bytes, sealed_at } = self.run().take()?;
+        Some(Record::Sealed {
+            recording: self.recording,
+            writer,
+            seq,
+            offset,
+            bytes: bytes.into(),
+            sealed_at,
+        })
+    }
+
+    fn run(&self) -> MutexGuard<'_, Option<Run>> {
+        self.run.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Run {
+    fn ends_at(&self, writer: WriterId, seq: u32, offset: u32) -> bool {
+        let end = u32::try_from(self.bytes.len()).ok().and_then(|length| self.offset.checked_add(length));
+        (self.writer, self.seq, end) == (writer, seq, Some(offset))
+    }
+}
+
+impl Journal {
+    /// Opens the way for a recording's sealed bytes.
+    pub fn runs(&self, recording: RecordingId) -> Runs {
+        Runs::new(self.clone(), recording)
+    }
+
+    /// Counts bytes that are about to wait for the writer.
+    pub(super) fn reserve(&self, bytes: usize) -> Result<(), Refused> {
+        if self.shared.closed.load(Ordering::Acquire) {
+            return Err(Refused::Closed);
+        }
+        let waiting = self.shared.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
+        // One record of any size fits into an empty queue.
+        if waiting == 0 || waiting.saturating_add(bytes) <= self.shared.queue_bytes {
+            return Ok(());
+        }
+        self.release(bytes);
+        Err(Refused::Full)
+    }
+
+    /// Counts bytes off that do not wait any more.
+    pub(super) fn release(&self, bytes: usize) {
+        self.shared.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
