@@ -4,3 +4,4 @@ pub mod event_loop;
 mod local_histogram;
 pub mod logs;
 pub mod metrics;
+pub mod page;

@@ -8,6 +8,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
+use callseal::observe;
 use callseal::observe::metrics::{ALL, Kind, labels_of};
 use callseal::simulate::speech::DEMO_CALLER;
 use callseal::simulate::{Track, TwilioCall};
@@ -92,14 +93,9 @@ struct Page(BTreeMap<String, Vec<BTreeMap<String, String>>>);
 impl Page {
     fn parse(text: &str) -> Self {
         let mut page = Self::default();
-        for line in text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
-            let (series, _) = line.rsplit_once(' ').unwrap();
-            let (name, labels) = series.trim_end_matches('}').split_once('{').unwrap_or((series, ""));
-            let labels = labels.split("\",").filter(|label| !label.is_empty()).map(|label| {
-                let (name, value) = label.split_once("=\"").unwrap();
-                (name.to_owned(), value.trim_end_matches('"').to_owned())
-            });
-            page.0.entry(name.to_owned()).or_default().push(labels.collect());
+        for series in observe::page::Page::new(text.to_owned()).series() {
+            let labels = series.labels().map(|(name, value)| (name.to_owned(), value.to_owned()));
+            page.0.entry(series.name.to_owned()).or_default().push(labels.collect());
         }
         page
     }

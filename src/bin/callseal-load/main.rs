@@ -12,7 +12,7 @@ mod html;
 mod latency;
 mod ledger;
 mod node;
-mod page;
+mod ops;
 mod place;
 mod process;
 mod random;

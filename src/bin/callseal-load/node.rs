@@ -15,7 +15,7 @@ use callseal::simulate::{Endpoint, TlsClient};
 use serde_json::Value;
 use toml::Table;
 
-use crate::page::{self, Page};
+use crate::ops;
 use crate::process::Process;
 use crate::sampler::Watched;
 
@@ -288,7 +288,7 @@ impl Server {
 
     /// Whether it answers that it takes calls; `None` when it does not answer at all.
     pub(crate) async fn is_ready(&self) -> Option<bool> {
-        page::get(self.ops, "/readyz").await.ok().map(|(status, _)| status == 200)
+        ops::get(self.ops, "/readyz").await.ok().map(|(status, _)| status == 200)
     }
 
     /// Waits until it has ended by itself, and well.
@@ -323,7 +323,7 @@ impl Server {
     pub(crate) async fn wait_until_ready(&self, patience: Duration) -> anyhow::Result<()> {
         let began = clock::monotonic();
         while clock::since(began) < patience {
-            if page::get(self.ops, "/readyz").await?.0 == 200 {
+            if ops::get(self.ops, "/readyz").await?.0 == 200 {
                 return Ok(());
             }
             tokio::time::sleep(LOOK_EVERY).await;
@@ -333,7 +333,7 @@ impl Server {
 
     /// Returns the sum of all series of a name; 0 when there is none.
     pub(crate) async fn metric(&self, name: &str) -> anyhow::Result<f64> {
-        Ok(Page::get(self.ops).await?.sum(name).unwrap_or(0.0))
+        Ok(ops::look(self.ops).await?.sum(name).unwrap_or(0.0))
     }
 }
 

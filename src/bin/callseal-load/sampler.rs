@@ -8,12 +8,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use callseal::clock;
+use callseal::observe::page::{Buckets, Page};
 use callseal::simulate::LagHistogram;
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::page::{Buckets, Page};
+use crate::ops;
 use crate::process::Process;
 
 /// Looks at most: a day and an hour.
@@ -201,7 +202,7 @@ impl Looks {
     async fn look(&mut self) -> Sample {
         let Watched { process, ops } = *self.seen.borrow();
         let page = match ops {
-            Some(ops) => Page::get(ops).await.ok(),
+            Some(ops) => ops::look(ops).await.ok(),
             None => None,
         };
         let at = clock::since(self.began);

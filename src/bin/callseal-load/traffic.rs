@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use callseal::clock;
+use callseal::observe::page::Page;
 use callseal::simulate::{CallError, CallPlan, LagHistogram, TlsClient, TwilioCall};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::task::JoinSet;
 
 use crate::course::{Course, Group, Planned};
-use crate::page::Page;
+use crate::ops;
 use crate::process::Process;
 use crate::sampler::{Sample, Sampler, Tally, Watched};
 
@@ -217,7 +218,7 @@ async fn measure(
 }
 
 async fn page(watched: Watched) -> Option<Page> {
-    Page::get(watched.ops?).await.ok()
+    ops::look(watched.ops?).await.ok()
 }
 
 async fn wait_and_show(began: Instant, until: Duration, bar: &ProgressBar) {
