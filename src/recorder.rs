@@ -17,7 +17,7 @@ use crate::domain::cmr::{GapReason, sha256};
 use crate::domain::ids::RecordingId;
 use crate::domain::notice::{self, Ended, NoticeKind};
 use crate::domain::provider::{Digit, Media, Payload, StreamStart};
-use crate::domain::recording::{EndCause, RecordingMetadata};
+use crate::domain::recording::{EndCause, RecordingMetadata, StreamCounts};
 use crate::domain::session::{
     AgentAudio, CallSession, DtmfPolicy, Entropy, EntropyFailed, Output, SealedManifest, SealedSegment,
     SegmentLimits, SessionError, SessionSetup, Stored, Unjournaled,
@@ -97,21 +97,16 @@ pub(crate) struct Recorder {
     runs: Runs,
     generation: u64,
     opened: Record,
-    published: Published,
+    /// What the shared counters know already.
+    published: StreamCounts,
     read_to_sealed: LocalHistogram,
     metrics: Metrics,
-}
-
-/// What the shared counters know already.
-#[derive(Default)]
-struct Published {
-    frames: u64,
-    audio_bytes: u64,
 }
 
 struct Metrics {
     frames: Counter,
     audio_bytes: Counter,
+    audio_millis: Counter,
     read_to_sealed: Histogram,
 }
 
@@ -137,13 +132,11 @@ impl Recorder {
         let terms = party_keys.terms(&metadata, &BTreeMap::new());
         let index = RecordingIndex::new(Arc::clone(&node.keys), tenant.id.clone(), party_keys, terms);
         let index = Arc::new(index);
+        let segments = &node.config.segments;
         let setup = SessionSetup {
             dek: key.dek,
             ids,
-            limits: SegmentLimits {
-                max_age: node.config.segments.max_age,
-                max_bytes: node.config.segments.max_bytes,
-            },
+            limits: SegmentLimits { max_age: segments.max_age, max_bytes: segments.max_bytes },
             dtmf: match route.dtmf {
                 Dtmf::Redact => DtmfPolicy::Redact,
                 Dtmf::Keep => DtmfPolicy::Keep,
@@ -175,11 +168,12 @@ impl Recorder {
             runs: node.journal.runs(ids.recording),
             generation: node.journal.generation(),
             opened: Record::Opened { recording: ids.recording, tenant_tag: ids.tenant, body },
-            published: Published::default(),
+            published: StreamCounts::default(),
             read_to_sealed: LocalHistogram::default(),
             metrics: Metrics {
                 frames: counter!(names::FRAMES_SEALED),
                 audio_bytes: counter!(names::AUDIO_SEALED),
+                audio_millis: counter!(names::AUDIO_SEALED_MILLIS),
                 read_to_sealed: histogram!(names::READ_TO_SEALED),
             },
         };
@@ -432,10 +426,12 @@ impl Recorder {
 
     /// Adds local counts to the shared ones: once per segment, not once per frame.
     fn publish(&mut self) {
-        let counts = self.session.counts();
+        let counts = *self.session.counts();
+        let millis = |bytes| self.format.millis_of_bytes(bytes);
         self.metrics.frames.increment(counts.frames - self.published.frames);
         self.metrics.audio_bytes.increment(counts.audio_bytes - self.published.audio_bytes);
-        self.published = Published { frames: counts.frames, audio_bytes: counts.audio_bytes };
+        self.metrics.audio_millis.increment(millis(counts.audio_bytes) - millis(self.published.audio_bytes));
+        self.published = counts;
         self.read_to_sealed.publish(&self.metrics.read_to_sealed);
     }
 }

@@ -93,6 +93,11 @@ impl AudioFormat {
     pub fn millis(self, samples: u32) -> u64 {
         u64::from(samples) * 1000 / u64::from(self.rate)
     }
+
+    /// Returns how many milliseconds the samples of so many bytes last.
+    pub fn millis_of_bytes(self, bytes: u64) -> u64 {
+        bytes.saturating_mul(1000) / (self.codec.sample_bytes() as u64 * u64::from(self.rate))
+    }
 }
 
 /// Who is heard on the tracks of a recording.
@@ -131,6 +136,7 @@ mod tests {
         assert_eq!(odd.samples_in(Duration::from_secs(2)), 22_050);
         assert_eq!(odd.samples_in(Duration::MAX), i64::MAX);
         assert_eq!(odd.millis(u32::MAX), 389_566_194);
+        assert_eq!((AudioFormat::TELEPHONE.millis_of_bytes(160), odd.millis_of_bytes(160)), (20, 7));
         assert_eq!((Codec::S16le.samples_of(5), Codec::Ulaw.samples_of(5)), (2, 5));
         for codec in [Codec::Ulaw, Codec::S16le] {
             assert_eq!(Codec::from_name(codec.name()), Some(codec));

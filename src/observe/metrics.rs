@@ -6,6 +6,8 @@ mod labels;
 mod names;
 mod zero;
 
+use std::time::Duration;
+
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
@@ -66,6 +68,12 @@ pub const ALL: &[Metric] = &[
     ),
     metric(FRAMES_SEALED, Kind::Counter, Unit::Count, "Audio frames sealed."),
     metric(AUDIO_SEALED, Kind::Counter, Unit::Bytes, "Audio bytes sealed."),
+    metric(
+        AUDIO_SEALED_MILLIS,
+        Kind::Counter,
+        Unit::Milliseconds,
+        "Audio sealed, in time; two tracks of a call count twice.",
+    ),
     metric(AUDIO_LOST, Kind::Counter, Unit::Bytes, "Audio bytes lost, by reason. Normal is 0."),
     metric(journal::FLUSH_DELAY_SECONDS, Kind::Histogram, Unit::Seconds, "From sealing to the journal file."),
     metric(
@@ -376,6 +384,12 @@ pub const ALL: &[Metric] = &[
     metric(BUILD, Kind::Gauge, Unit::Count, "1, with the version as a label."),
     metric(PROCESS_STARTED, Kind::Gauge, Unit::Seconds, "When the process began, Unix time."),
     metric(PROCESS_MAX_FILES, Kind::Gauge, Unit::Count, "Files that the process may have open."),
+    metric(
+        PROCESS_CPU_MILLIS,
+        Kind::Counter,
+        Unit::Milliseconds,
+        "CPU time that the process has used, on all cores.",
+    ),
     metric(PROCESS_MEMORY, Kind::Gauge, Unit::Bytes, "Resident memory of the process."),
     metric(PROCESS_FILES, Kind::Gauge, Unit::Count, "Open files of the process."),
 ];
@@ -423,10 +437,14 @@ fn describe_all() {
     zero::show_all();
 }
 
-/// Reads memory, open files and their limit of this process and sets their gauges. Nothing happens where `/proc` is
-/// missing.
+/// Reads CPU time, memory, open files and their limit of this process and sets their metrics. Memory and files are left
+/// out where `/proc` is missing.
 #[expect(clippy::cast_precision_loss, reason = "memory and files are far below 2^52")]
 pub fn sample_process() {
+    let cpu = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    if let Ok(cpu) = Duration::try_from(cpu) {
+        metrics::counter!(PROCESS_CPU_MILLIS).absolute(u64::try_from(cpu.as_millis()).unwrap_or(u64::MAX));
+    }
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     // Second field: resident pages of 4 KiB on every platform this runs on.
     if let Some(pages) = statm.split(' ').nth(1).and_then(|field| field.parse::<u64>().ok()) {

@@ -20,6 +20,8 @@ pub const READ_TO_SEALED: &str = "ingest_read_to_sealed_seconds";
 pub const FRAMES_SEALED: &str = "seal_frames_total";
 /// Counter: audio bytes sealed.
 pub const AUDIO_SEALED: &str = "seal_audio_bytes_total";
+/// Counter: milliseconds of audio sealed, those of each track.
+pub const AUDIO_SEALED_MILLIS: &str = "seal_audio_milliseconds_total";
 /// Counter, label `reason`: audio bytes lost. Normal is 0.
 pub const AUDIO_LOST: &str = "audio_lost_bytes_total";
 /// Histogram: seconds from a segment's first sealed frame to its being stored.
@@ -184,5 +186,7 @@ pub const PROCESS_STARTED: &str = "process_start_time_seconds";
 pub const PROCESS_MAX_FILES: &str = "process_max_fds";
 /// Gauge: resident memory of the process.
 pub const PROCESS_MEMORY: &str = "process_resident_memory_bytes";
+/// Counter: milliseconds of CPU time that the process has used, on all cores.
+pub const PROCESS_CPU_MILLIS: &str = "process_cpu_milliseconds_total";
 /// Gauge: open files of the process.
 pub const PROCESS_FILES: &str = "process_open_fds";

@@ -8,12 +8,13 @@ use crate::clock;
 use crate::journal::{self, FailureKind, Step};
 
 /// Counters without labels.
-const COUNTERS: [&str; 22] = [
+const COUNTERS: [&str; 23] = [
     AUDIT_CHECKPOINT_FAILURES,
     AUDIT_FAILURES,
     AUDIT_FILE_FAILURES,
     AUDIT_PURGE_FAILURES,
     AUDIO_SEALED,
+    AUDIO_SEALED_MILLIS,
     BYTES_IN,
     CALLS_UNRECORDED,
     FRAMES_SEALED,
