@@ -23,6 +23,7 @@ mod target;
 mod tenant;
 mod ticket;
 mod token;
+mod top;
 mod webhooks;
 
 use std::path::PathBuf;
@@ -56,6 +57,8 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Take calls until SIGTERM (drain) or SIGINT (stop now)
     Serve(ConfigArg),
+    /// Show what a running node does, in the terminal, from its metrics alone
+    Top(top::TopArgs),
     /// Read the configuration, report every fault at once, start nothing
     CheckConfig(ConfigArg),
     /// Key-encryption keys of the tenants
@@ -146,6 +149,7 @@ pub fn run() -> ExitCode {
     let outcome = match command {
         Command::Demo(args) => demo::run(&args),
         Command::Serve(args) => serve::run(&args),
+        Command::Top(args) => top::run(&args),
         Command::CheckConfig(args) => serve::check(&args),
         Command::Keys(command) => keys::run(&command),
         Command::Grant(args) => grant::run(&args),

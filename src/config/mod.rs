@@ -44,6 +44,7 @@ mod webhook;
 
 use std::ffi::OsString;
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use toml::Table;
@@ -214,6 +215,28 @@ impl Config {
         secret_files.sort();
         secret_files.dedup();
         Ok(SecretPlaces { keyring_file: config.keys.keyring_file, secret_files })
+    }
+
+    /// Finds the address of the ops listener. Of the rest only the names of options are checked, and no other file is read.
+    ///
+    /// # Errors
+    /// What is wrong with the file or with `listen`.
+    pub fn ops_address<K: Into<OsString>, V: Into<OsString>>(
+        path: &Path,
+        env: impl IntoIterator<Item = (K, V)>,
+    ) -> Result<SocketAddr, Faults> {
+        let (text, _) = read_node_file(path)?;
+        let mut table =
+            parse_toml(&text).map_err(|problem| Faults::one("configuration".to_owned(), problem))?;
+        let faults = Collector::default();
+        let overrides = Environment::new(env).apply(&mut table, &faults);
+        let top = Scope::node(&faults);
+        let raw: raw::Node = top.read(table);
+        let listen = Listen::check(raw.listen, &top);
+        for (option, variable) in overrides {
+            faults.name_variable(&option, &variable);
+        }
+        faults.finish(Some(listen.ops))
     }
 
     /// Finds a tenant by its id.

@@ -37,7 +37,7 @@ async fn record(home: &Home, server: &Server) -> String {
 fn every_command_explains_itself() {
     const TARGET: [&str; 2] = ["--config", "--tenant"];
     const ONE: [&str; 3] = ["--config", "--tenant", "--recording"];
-    let commands: [(&[&str], &[&str]); 21] = [
+    let commands: [(&[&str], &[&str]); 22] = [
         (
             &[],
             &[
@@ -55,6 +55,7 @@ fn every_command_explains_itself() {
         ),
         (&["demo"], &["--fast", "--once", "--data", "--port"]),
         (&["serve"], &["--config"]),
+        (&["top"], &["--url", "--config", "--interval-ms", "--once", "--json"]),
         (&["check-config"], &["--config"]),
         (&["keys"], &["init"]),
         (&["keys", "init"], &["--config"]),

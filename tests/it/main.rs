@@ -36,6 +36,7 @@ mod shutdown;
 mod support;
 mod tickets;
 mod tls;
+mod top;
 mod vapi;
 mod vectors;
 mod webhooks;
