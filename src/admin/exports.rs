@@ -9,8 +9,9 @@ use utoipa::ToSchema;
 
 use crate::control::audit::AuditEvent;
 use crate::control::export::{Exporter, Form, Selection};
-use crate::domain::ids::RecordingId;
+use crate::domain::ids::{RecordingId, TenantId};
 use crate::domain::index::Term;
+use crate::keys::Recipient;
 
 use super::Shared;
 use super::error::{ApiError, Problem};
@@ -39,6 +40,10 @@ pub(super) struct NewExport {
     /// `wav`, which is the default: 16-bit PCM, caller left and agent right; or `sealed`: the objects and wrapped keys as
     /// they are stored.
     format: Option<String>,
+    /// With `sealed`: the content of a wrap file (`callseal keys recipient init`). Keys are wrapped for whoever has its open
+    /// file, and for nobody else.
+    #[schema(value_type = Option<Object>)]
+    recipient: Option<serde_json::Value>,
 }
 
 /// Export recordings into one tar archive
@@ -58,19 +63,15 @@ pub(super) struct NewExport {
 pub(super) async fn create(
     State(shared): State<Shared>,
     caller: Caller,
-    input::Json(new): input::Json<NewExport>,
+    input::Json(mut new): input::Json<NewExport>,
 ) -> Result<Response, ApiError> {
     let (node, tenant) = (&shared.node, caller.tenant()?.id.clone());
-    let form = match new.format.as_deref() {
-        None | Some("wav") => Form::Wav,
-        Some("sealed") => Form::Sealed,
-        Some(_) => return Err(ApiError::invalid("format", "allowed: wav, sealed")),
-    };
+    let form = form(&tenant, new.format.as_deref(), new.recipient.take())?;
     let selection = selection(&new)?;
     let busy = |_| ApiError::Busy("exports");
     let place = Arc::clone(&shared.exporters).try_acquire_owned().map_err(busy)?;
     let event = caller.event("export-recordings", tenant.to_string());
-    let detail = Some(format!("format={} by={}", form.name(), by(&selection)));
+    let detail = Some(format!("{} by={}", form.detail(), by(&selection)));
     node.audit.record(&tenant, AuditEvent { detail, ..event.clone() }).await?;
     let file = format!("recordings-{tenant}.tar");
     let (store, keys) = (Arc::clone(&node.store), Arc::clone(&node.keys));
@@ -81,6 +82,27 @@ pub(super) async fn create(
         Ok(())
     })
     .await
+}
+
+/// Reads as what they are wanted.
+fn form(
+    tenant: &TenantId,
+    format: Option<&str>,
+    recipient: Option<serde_json::Value>,
+) -> Result<Form, ApiError> {
+    match (format, recipient) {
+        (None | Some("wav"), None) => Ok(Form::Wav),
+        (None | Some("wav"), Some(_)) => {
+            Err(ApiError::invalid("recipient", "allowed with format sealed only"))
+        }
+        (Some("sealed"), None) => Ok(Form::Sealed),
+        (Some("sealed"), Some(file)) => {
+            let recipient =
+                Recipient::sent(file).map_err(|problem| ApiError::invalid("recipient", problem))?;
+            Ok(Form::sealed_for(tenant, recipient))
+        }
+        (Some(_), _) => Err(ApiError::invalid("format", "allowed: wav, sealed")),
+    }
 }
 
 /// Reads which recordings are wanted. Nothing at all is refused rather than taken for everything.

@@ -10,11 +10,12 @@ use clap::{Args, ValueEnum};
 use tokio::io::BufWriter;
 
 use crate::clock;
+use crate::config::KekName;
 use crate::control::audit::{AuditEvent, AuditLog};
 use crate::control::export::{ExportReport, Exporter, Form, Selection};
 use crate::domain::ids::RecordingId;
 use crate::domain::time::UnixMillis;
-use crate::keys::{Keyring, LocalKeys};
+use crate::keys::{Keyring, LocalKeys, Recipient, RecipientFile};
 
 use super::find::TermArgs;
 use super::target::{Opened, TenantArg, end_audit};
@@ -55,6 +56,9 @@ pub(super) struct ExportArgs {
     /// With sealed: wrap their keys under the newest key that this keyring has for the tenant; as they are without it
     #[arg(long, value_name = "FILE")]
     keyring: Option<PathBuf>,
+    /// With sealed: wrap their keys for the holder of a private key, whose wrap file this is
+    #[arg(long, value_name = "FILE", conflicts_with = "keyring")]
+    recipient: Option<PathBuf>,
     /// The archive, a new file for its owner alone
     #[arg(long, short, value_name = "FILE")]
     out: PathBuf,
@@ -101,9 +105,7 @@ async fn export(
     let tenant = args.target.tenant.clone();
     let mut event = AuditEvent::by_operator(&args.actor, "export-recordings", tenant.to_string());
     event.reason = Some(args.reason.clone());
-    audit
-        .record(&tenant, AuditEvent { detail: Some(format!("format={}", form.name())), ..event.clone() })
-        .await?;
+    audit.record(&tenant, AuditEvent { detail: Some(form.detail()), ..event.clone() }).await?;
     let out = BufWriter::with_capacity(BUFFER_BYTES, tokio::fs::File::from_std(file.try_clone()?));
     let (store, keys) = (Arc::clone(&opened.store), Arc::clone(&opened.keys));
     let exporter = Exporter::new(store, keys, audit.clone(), (tenant, form));
@@ -150,19 +152,18 @@ fn selection(args: &ExportArgs) -> anyhow::Result<Selection> {
 }
 
 fn form(args: &ExportArgs) -> anyhow::Result<Form> {
-    match (args.format, &args.keyring) {
-        (FormArg::Wav, None) => Ok(Form::Wav),
-        (FormArg::Wav, Some(_)) => bail!("--keyring: allowed with --format sealed only"),
-        (FormArg::Sealed, None) => Ok(Form::Sealed),
-        (FormArg::Sealed, Some(path)) => {
+    let tenant = &args.target.tenant;
+    match (args.format, &args.keyring, &args.recipient) {
+        (FormArg::Wav, None, None) => Ok(Form::Wav),
+        (FormArg::Wav, ..) => bail!("--keyring and --recipient: allowed with --format sealed only"),
+        (FormArg::Sealed, None, None) => Ok(Form::Sealed),
+        (FormArg::Sealed, _, Some(path)) => {
+            Ok(Form::sealed_for(tenant, Recipient::load(path, RecipientFile::Wrap)?))
+        }
+        (FormArg::Sealed, Some(path), None) => {
             let keys = LocalKeys::new(Keyring::load(path)?);
-            ensure!(
-                keys.has(&args.target.tenant),
-                "--keyring: {} has no key for tenant {}",
-                path.display(),
-                args.target.tenant
-            );
-            Ok(Form::SealedFor(Arc::new(keys)))
+            ensure!(keys.has(tenant), "--keyring: {} has no key for tenant {tenant}", path.display());
+            Ok(Form::SealedFor(Arc::new(keys), KekName::local(tenant).kek))
         }
     }
 }

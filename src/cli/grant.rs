@@ -85,7 +85,7 @@ pub(super) fn run(args: &GrantArgs) -> CommandResult {
         let opened = tenant_arg.open().await?;
         let tenant = opened.config.tenant(&tenant_arg.tenant).context("tenant")?;
         opened.keys.open(&tenant.id, *recording).await.context("recording")?;
-        check_unrestricted(&opened, &args.target).await?;
+        check_unrestricted(&*opened.store, &args.target.tenant.tenant, args.target.recording).await?;
         let (grant, url) = mint::grant(&opened.config, tenant, *recording, order(args)).map_err(named)?;
         let audit = opened.audit_log()?;
         let event = mint::grant_event(&grant.sub, &grant);

@@ -24,6 +24,7 @@ mod tenant;
 mod ticket;
 mod token;
 mod top;
+mod unpacked;
 mod webhooks;
 
 use std::path::PathBuf;

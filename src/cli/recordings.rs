@@ -32,6 +32,7 @@ use super::grant::{FormatArg, TrackArg};
 use super::requests::check_unrestricted;
 use super::retention::{self, DeleteArgs, OrderArgs, What};
 use super::target::{Opened, RecordingArg, TenantArg};
+use super::unpacked::{Source, SourceArg};
 use super::{CommandResult, Failure, output, runtime};
 
 #[derive(Debug, Subcommand)]
@@ -73,7 +74,7 @@ pub(super) enum RecordingsCommand {
 #[derive(Debug, Args)]
 pub(super) struct OpenArgs {
     #[command(flatten)]
-    target: RecordingArg,
+    source: SourceArg,
     /// Where the WAV file goes; a partial file is removed when the recording does not verify
     #[arg(long, short, value_name = "FILE")]
     out: PathBuf,
@@ -88,7 +89,7 @@ pub(super) struct OpenArgs {
 #[derive(Debug, Args)]
 pub(super) struct VerifyArgs {
     #[command(flatten)]
-    target: RecordingArg,
+    source: SourceArg,
     /// As one JSON object
     #[arg(long)]
     json: bool,
@@ -147,7 +148,9 @@ async fn show(target: &RecordingArg, as_json: bool) -> CommandResult {
         output::line(&deleted(&receipt).to_string());
         return Ok(());
     }
-    let stored = open_recording(&opened, target).await?;
+    let store = Arc::clone(&opened.store);
+    let stored = StoredRecording::open(store, &opened.keys, &target.tenant.tenant, recording).await;
+    let stored = stored.with_context(|| format!("recording {recording}"))?;
     let objects = objects(&opened, target).await?;
     let mut shown = json!({
         "recording": target.recording.to_string(),
@@ -212,9 +215,9 @@ fn deleted(receipt: &Receipt) -> serde_json::Value {
 
 pub(super) fn open(args: &OpenArgs) -> CommandResult {
     runtime()?.block_on(async {
-        let opened = args.target.tenant.open().await?;
-        check_unrestricted(&opened, &args.target).await?;
-        let stored = open_recording(&opened, &args.target).await?;
+        let source = args.source.open().await?;
+        check_unrestricted(&*source.store, &source.tenant, source.recording).await?;
+        let stored = source.recording().await?;
         let bytes = write_wav(&stored, &args.out, (args.track.selection(), args.format.encoding())).await?;
         output::line(&format!("{}: {bytes} bytes, {:.2} s, verified", args.out.display(), stored.seconds()));
         Ok(())
@@ -256,13 +259,13 @@ async fn try_write_wav(
 
 pub(super) fn verify(args: &VerifyArgs) -> CommandResult {
     runtime()?.block_on(async {
-        let opened = args.target.tenant.open().await?;
-        let stored = open_recording(&opened, &args.target).await?;
+        let source = args.source.open().await?;
+        let stored = source.recording().await?;
         let frames = stored.verify().await.context("recording does not verify")?;
-        let grade = grade(&opened, args, &stored).await?;
+        let grade = grade(&source, &stored).await?;
         let rows = stored.timeline().rows().len();
         output::line(&if args.json {
-            json!({"recording": args.target.recording.to_string(), "grade": grade.name(), "segments": rows,
+            json!({"recording": source.recording.to_string(), "grade": grade.name(), "segments": rows,
                 "frames": frames, "state": stored.state_name()})
             .to_string()
         } else {
@@ -272,17 +275,17 @@ pub(super) fn verify(args: &VerifyArgs) -> CommandResult {
     })
 }
 
-/// The audit log lifts a verified recording to evidence if it names the same root.
-async fn grade(opened: &Opened, args: &VerifyArgs, stored: &StoredRecording) -> Result<Grade, Failure> {
+/// The audit log lifts a verified recording to evidence if it names the same root. An export has none.
+async fn grade(source: &Source, stored: &StoredRecording) -> Result<Grade, Failure> {
     let Some(finished) = stored.manifest() else { return Ok(Grade::Authentic) };
     let root = format!("root={} ", encode_hex(&finished.root));
     let filter = Filter {
         action: Some("record".to_owned()),
-        subject: Some(args.target.recording.to_string()),
+        subject: Some(source.recording.to_string()),
         ..Filter::default()
     };
-    let reader = AuditReader::new(&opened.keys, &*opened.store);
-    let mut found = std::pin::pin!(reader.find(&args.target.tenant.tenant, &filter, None));
+    let reader = AuditReader::new(&source.keys, &*source.store);
+    let mut found = std::pin::pin!(reader.find(&source.tenant, &filter, None));
     while let Some(found) = found.try_next().await? {
         match found {
             Found::Record(record, _)
@@ -296,12 +299,6 @@ async fn grade(opened: &Opened, args: &VerifyArgs, stored: &StoredRecording) -> 
         }
     }
     Ok(Grade::Authentic)
-}
-
-async fn open_recording(opened: &Opened, target: &RecordingArg) -> anyhow::Result<StoredRecording> {
-    let store = Arc::clone(&opened.store);
-    let stored = StoredRecording::open(store, &opened.keys, &target.tenant.tenant, target.recording).await;
-    stored.with_context(|| format!("recording {}", target.recording))
 }
 
 /// Lists the objects of a recording with size and tags.

@@ -24,10 +24,11 @@ use crate::domain::playback::wav::Encoding;
 use crate::domain::request::{MAX_BEHALF_BYTES, Request, RequestKind, RequestState};
 use crate::domain::sign::encode_hex;
 use crate::domain::time::UnixMillis;
+use crate::store::Store;
 
 use super::find::PartyArg;
 use super::recordings::write_wav;
-use super::target::{Opened, RecordingArg, TenantArg, end_audit};
+use super::target::{Opened, TenantArg, end_audit};
 use super::{CommandResult, Failure, output, runtime, serve};
 
 #[derive(Debug, Subcommand)]
@@ -318,10 +319,13 @@ async fn fulfil(args: &StepArgs, yes: bool) -> CommandResult {
 }
 
 /// Refuses what is restricted, as the server does.
-pub(super) async fn check_unrestricted(opened: &Opened, target: &RecordingArg) -> anyhow::Result<()> {
-    let RecordingArg { tenant, recording } = target;
+pub(super) async fn check_unrestricted(
+    store: &dyn Store,
+    tenant: &TenantId,
+    recording: RecordingId,
+) -> anyhow::Result<()> {
     ensure!(
-        !is_restricted(&*opened.store, tenant.tenant.tag(), *recording).await?,
+        !is_restricted(store, tenant.tag(), recording).await?,
         "the use of recording {recording} is restricted at somebody's request; see: callseal requests list"
     );
     Ok(())

@@ -23,7 +23,7 @@ use crate::domain::playback::wav::Encoding;
 use crate::domain::retention::Order;
 use crate::domain::sign::encode_hex;
 use crate::domain::time::UnixMillis;
-use crate::keys::{Envelope, KeyError, KeyProvider, KeyService, LocalKeys, envelope_name};
+use crate::keys::{Envelope, KeyError, KeyProvider, KeyService, Providers, Recipient, envelope_name};
 use crate::store::layout::{self, RecordingPart};
 use crate::store::{ByteRange, ObjectInfo, Store, StoreError};
 use crate::upload::newest_order;
@@ -91,17 +91,37 @@ pub enum Form {
     Wav,
     /// The sealed objects, and the envelope as it is stored.
     Sealed,
-    /// The sealed objects, and an envelope under the newest KEK that this keyring has for the tenant.
-    SealedFor(Arc<LocalKeys>),
+    /// The sealed objects, and an envelope under what these keys wrap the tenant's DEKs with; its name is told.
+    SealedFor(Arc<dyn KeyProvider>, String),
 }
 
 impl Form {
+    /// Wraps keys for the holder of a private key.
+    pub fn sealed_for(tenant: &TenantId, recipient: Recipient) -> Self {
+        let kek = recipient.kek().kek;
+        Self::SealedFor(Arc::new(Providers::of_recipient(tenant, recipient)), kek)
+    }
+
     /// Returns the word for it.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Wav => "wav",
-            Self::Sealed | Self::SealedFor(_) => "sealed",
+            Self::Sealed | Self::SealedFor(..) => "sealed",
         }
+    }
+
+    /// Returns the name of the KEK that keys are wrapped under for whoever gets them.
+    pub fn kek(&self) -> Option<&str> {
+        match self {
+            Self::Wav | Self::Sealed => None,
+            Self::SealedFor(_, kek) => Some(kek),
+        }
+    }
+
+    /// Returns what the audit log says of it.
+    pub fn detail(&self) -> String {
+        let kek = self.kek().map(|kek| format!(" kek={kek}"));
+        format!("format={}{}", self.name(), kek.unwrap_or_default())
     }
 }
 
@@ -122,6 +142,9 @@ struct Manifest {
     v: u8,
     tenant: String,
     format: &'static str,
+    /// What keys are wrapped under, unless it is what they are under in the store.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kek: Option<String>,
     made: String,
     #[serde(flatten)]
     report: ExportReport,
@@ -221,6 +244,7 @@ impl Exporter {
             v: 1,
             tenant: self.tenant.to_string(),
             format: self.form.name(),
+            kek: self.form.kek().map(str::to_owned),
             made: clock::rfc3339(now),
             report: ExportReport::default(),
             recordings: Vec::new(),
@@ -331,7 +355,7 @@ impl Exporter {
         let event = AuditEvent {
             action: "export".to_owned(),
             subject: recording.to_string(),
-            detail: Some(format!("root={root} format={}", self.form.name())),
+            detail: Some(format!("root={root} {}", self.form.detail())),
             ..event.clone()
         };
         self.audit.record(&self.tenant, event).await?;
@@ -343,8 +367,7 @@ impl Exporter {
         });
         match &self.form {
             Form::Wav => self.write_wav(&stored, tar, listed).await,
-            Form::Sealed => self.write_sealed(&stored, None, tar, listed).await,
-            Form::SealedFor(ring) => self.write_sealed(&stored, Some(ring), tar, listed).await,
+            Form::Sealed | Form::SealedFor(..) => self.write_sealed(&stored, tar, listed).await,
         }
     }
 
@@ -392,13 +415,12 @@ impl Exporter {
     async fn write_sealed<W: AsyncWrite + Unpin + Send>(
         &self,
         stored: &StoredRecording,
-        ring: Option<&Arc<LocalKeys>>,
         tar: &mut Tar<W>,
         listed: &mut Listed,
     ) -> Result<(), LeftOut> {
         let ids = stored.ids();
         let named = |error: RecordingError| LeftOut::Named(self.named(ids.recording, &error));
-        let envelope = self.envelope(stored, ring).await.map_err(|error| named(error.into()))?;
+        let envelope = self.envelope(stored).await.map_err(|error| named(error.into()))?;
         let objects = self.objects(stored).await.map_err(|error| named(error.into()))?;
         for object in objects {
             let name = object.name.as_str();
@@ -425,16 +447,12 @@ impl Exporter {
     }
 
     /// Returns the envelope to hand on.
-    async fn envelope(
-        &self,
-        stored: &StoredRecording,
-        ring: Option<&Arc<LocalKeys>>,
-    ) -> Result<Envelope, KeyError> {
+    async fn envelope(&self, stored: &StoredRecording) -> Result<Envelope, KeyError> {
         let key = stored.key();
-        match ring {
-            None => self.keys.envelope(&self.tenant, key.ids.recording).await,
-            Some(ring) => {
-                let wrap = ring.wrap(&self.tenant, &key.ids, &key.dek).await?;
+        match &self.form {
+            Form::Wav | Form::Sealed => self.keys.envelope(&self.tenant, key.ids.recording).await,
+            Form::SealedFor(keys, _) => {
+                let wrap = keys.wrap(&self.tenant, &key.ids, &key.dek).await?;
                 Ok(Envelope::new(&key.ids, wrap))
             }
         }

@@ -25,7 +25,7 @@ use super::calls::{Calls, counted, not_configured};
 use super::envelope::{UNVERSIONED, UsedKek, Wrap};
 use super::pkcs11::Token;
 use super::vault::VaultTransit;
-use super::{KekService, KeyError, KeyProvider, Keyring, LocalKeys, Recipients, Wrapped};
+use super::{KekService, KeyError, KeyProvider, Keyring, LocalKeys, Recipient, Recipients, Wrapped};
 
 /// The largest wrapped DEK: that of AWS KMS.
 const MAX_BLOB_BYTES: usize = 6144;
@@ -55,6 +55,12 @@ impl Providers {
             services: Vec::new(),
             keks: ArcSwap::from_pointee(tenants.into_iter().collect()),
         }
+    }
+
+    /// Holds one key pair, for one tenant.
+    pub fn of_recipient(tenant: &TenantId, recipient: Recipient) -> Self {
+        let keks = TenantKeks { current: recipient.kek(), former: Vec::new(), rotate_after: None };
+        Self::new(None, [(tenant.clone(), keks)]).with_recipients(Recipients::new(vec![recipient]))
     }
 
     /// Adds the key pairs that there are files of.

@@ -61,6 +61,11 @@ impl Folder {
         Ok(folder)
     }
 
+    /// Reads a directory that was filled by others, such as an unpacked export; nothing in it is made or changed for that.
+    pub fn reading(root: impl Into<PathBuf>) -> Self {
+        Self { root: Arc::new(Root { path: root.into() }) }
+    }
+
     /// Does blocking work on a thread that may block; `action` completes "cannot …".
     async fn blocking<T: Send + 'static>(
         &self,

@@ -16,6 +16,7 @@ use super::{Half, KeyError, Recipient, SenderKey};
 /// A private key in base64 has 3,244 characters.
 const MAX_FILE_BYTES: usize = 16 << 10;
 const SUITE: &str = "x-wing";
+const SENT_RULE: &str = "allowed: the content of a wrap file, as callseal keys recipient init makes it";
 
 /// Why a file of a key pair cannot be used. What is wrong with its content is not told, for it holds keys.
 #[derive(Debug, thiserror::Error)]
@@ -116,6 +117,20 @@ impl Recipient {
         let raw: Option<RawFile> = serde_json::from_slice(&text).ok();
         let read = raw.and_then(|raw| Some((raw.kind, parse(&raw)?)));
         read.ok_or_else(|| RecipientError::Malformed(path.to_owned()))
+    }
+
+    /// Takes the content of a wrap file that somebody has sent. Its texts are wiped.
+    ///
+    /// # Errors
+    /// What is wrong with it, to be said behind the name of where it stood; nothing of it is in there.
+    pub fn sent(file: serde_json::Value) -> Result<Self, &'static str> {
+        let raw: RawFile = serde_json::from_value(file).map_err(|_| SENT_RULE)?;
+        if raw.kind == RecipientFile::Open {
+            return Err(
+                "has a private key, which nobody else should have; allowed: the content of the wrap file",
+            );
+        }
+        parse(&raw).ok_or(SENT_RULE)
     }
 }
 

@@ -151,6 +151,10 @@ async fn the_api_makes_archives_of_what_is_asked_for() {
 async fn what_cannot_be_exported_is_refused_by_its_name() {
     let (_home, mut server, askers) = serve(&["operator", "player"]);
     let [operator, player] = &askers[..] else { panic!("two askers") };
+    let customer = Customer::new();
+    let (wrap, private) = (customer.json("theirs.wrap"), customer.json("theirs.open"));
+    let mut renamed = wrap.clone();
+    renamed["kek"] = format!("xwing/{}", "0".repeat(64)).into();
     for (body, field) in [
         (json!({}), "recordings"),
         (json!({"recordings": ["x"]}), "recordings[0]"),
@@ -161,13 +165,189 @@ async fn what_cannot_be_exported_is_refused_by_its_name() {
         (json!({"from": "2026-01-02T00:00:00Z", "to": "2026-01-01T00:00:00Z"}), "to"),
         (json!({"all": true}), "all"),
         (json!({"recordings": [UNKNOWN], "format": "mp3"}), "format"),
+        (json!({"recordings": [UNKNOWN], "recipient": wrap}), "recipient"),
+        (json!({"recordings": [UNKNOWN], "format": "wav", "recipient": wrap}), "recipient"),
+        (json!({"recordings": [UNKNOWN], "format": "sealed", "recipient": "xwing/00"}), "recipient"),
+        (json!({"recordings": [UNKNOWN], "format": "sealed", "recipient": renamed}), "recipient"),
+        (json!({"recordings": [UNKNOWN], "format": "sealed", "recipient": private}), "private key"),
     ] {
         let answer = operator.ask(Method::POST, &path("exports"), Some("a test"), Some(body.clone())).await;
         let named = format!("{}: {}", answer.body["field"], answer.body["detail"]);
         assert!(answer.status == 400 && named.contains(field), "{body}: {answer:?}");
+        for file in [&wrap, &private] {
+            assert!(!named.contains(file["key"].as_str().unwrap()), "{named}");
+        }
     }
     server.allow("admin API refuses an operation");
     assert_eq!(player.post(&path("exports"), json!({"call": "CA1"})).await.status, 403);
+}
+
+#[tokio::test]
+async fn a2_an_export_without_a_reason_is_refused() {
+    let (home, mut server, askers) = serve(&["operator", "admin"]);
+    let recording = record(&server, 1).await;
+    for asker in &askers {
+        let answer = asker.post(&path("exports"), json!({"recordings": [recording]})).await;
+        assert_eq!((answer.status, &answer.body["field"]), (400, &"x-callseal-reason".into()), "{answer:?}");
+    }
+    let out = home.path().join("x.tar").display().to_string();
+    let export = ["export", "--tenant", TENANT, "--all", "--out", &out, "--actor", "counsel"];
+    for reason in [&[][..], &["--reason", ""]] {
+        assert_eq!(home.run(&[&export[..], reason].concat()).code, Some(2), "{reason:?}");
+    }
+    assert!(!Path::new(&out).exists() && audited(&home, "export").is_empty());
+    server.stop().await;
+}
+
+fn sorted(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut files = files_below(dir);
+    files.sort();
+    files
+}
+
+/// Somebody who gets an export: a directory with a key pair in it, and nothing of any node.
+struct Customer {
+    dir: tempfile::TempDir,
+}
+
+impl Customer {
+    fn new() -> Self {
+        let customer = Self { dir: tempfile::tempdir().unwrap() };
+        let made = customer.run(&[
+            "keys",
+            "recipient",
+            "init",
+            "--open-file",
+            "theirs.open",
+            "--wrap-file",
+            "theirs.wrap",
+        ]);
+        assert_eq!(made.code, Some(0), "{made:?}");
+        customer
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn json(&self, name: &str) -> Value {
+        serde_json::from_slice(&fs::read(self.path(name)).unwrap()).unwrap()
+    }
+
+    /// Runs the program without a configuration, and without anything in its environment.
+    fn run(&self, args: &[&str]) -> crate::support::Ran {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_callseal"));
+        let done = command.args(args).current_dir(self.dir.path()).env_clear().output().unwrap();
+        crate::support::Ran {
+            code: done.status.code(),
+            out: String::from_utf8(done.stdout).unwrap(),
+            err: String::from_utf8(done.stderr).unwrap(),
+        }
+    }
+
+    /// Opens the caller's track from the directory `sealed` with an open file; answers the samples, or what was said.
+    fn open(&self, recording: &str, open_file: &Path) -> Result<Vec<u8>, String> {
+        let open_file = open_file.display().to_string();
+        let source = ["open", "--export", "sealed", "--open-file", &open_file, "--recording", recording];
+        let ran =
+            self.run(&[&source[..], &["--out", "a.wav", "--track", "caller", "--format", "ulaw"]].concat());
+        let wav = fs::read(self.path("a.wav"));
+        if ran.code != Some(0) {
+            assert!(wav.is_err(), "nothing is left of what does not open");
+            return Err(ran.err);
+        }
+        fs::remove_file(self.path("a.wav")).unwrap();
+        let wav = wav.unwrap();
+        let at = wav.windows(4).position(|name| name == b"data").unwrap();
+        Ok(wav[at + 8..].to_vec())
+    }
+}
+
+#[tokio::test]
+async fn a3_a_sealed_export_opens_with_the_customers_private_key_alone() {
+    let (home, mut server, askers) = serve(&["operator"]);
+    let recording = record(&server, 1).await;
+    let (customer, stranger) = (Customer::new(), Customer::new());
+    let wrap = customer.json("theirs.wrap");
+    let body = json!({"recordings": [recording], "format": "sealed", "recipient": wrap});
+    let (status, _, bytes) = archive(&server, &askers[0], &body).await;
+    assert_eq!(status, 200);
+    let kek = wrap["kek"].as_str().unwrap();
+    let wanted = format!("format=sealed kek={kek}");
+    for action in ["export-recordings", "export"] {
+        let record = audited(&home, action).remove(0);
+        assert!(record["detail"].as_str().unwrap().contains(&wanted), "{record}");
+        assert_eq!(record["reason"], "a lawsuit");
+    }
+    let sender = wrap["sender"].as_str().unwrap();
+    assert!(server.log().iter().all(|line| !line.text.contains(sender)), "not logged");
+    // Nothing of the node is left.
+    server.stop().await;
+    drop((server, home));
+
+    fs::write(customer.path("api.tar"), &bytes).unwrap();
+    let (dir, manifest) = unpack(&customer.path("api.tar"), "sealed");
+    assert_eq!((&manifest["kek"], &manifest["exported"]), (&wrap["kek"], &1.into()), "{manifest}");
+    let files = sorted(&dir);
+    let own = customer.path("theirs.open");
+    assert!(customer.open(&recording, &own).unwrap() == DEMO_CALLER[..24_000], "sample by sample");
+    let source = ["--export", "sealed", "--open-file", "theirs.open", "--recording", &recording];
+    let verified = customer.run(&[&["verify", "--json"][..], &source].concat());
+    assert!(verified.out.contains(r#""grade":"authentic""#), "{verified:?}");
+    assert!(sorted(&dir) == files, "nothing is written into it");
+
+    let refused = customer.open(&recording, &stranger.path("theirs.open")).unwrap_err();
+    assert!(refused.contains("is under a key-encryption key that is not this tenant's"), "{refused}");
+    let refused = customer.open(&recording, &customer.path("theirs.wrap")).unwrap_err();
+    assert!(refused.contains("is a wrap file; allowed here: an open file"), "{refused}");
+    let envelope = files.iter().find(|(file, _)| file.starts_with(dir.join("k"))).unwrap();
+    let listed = manifest["recordings"][0]["files"].as_array().unwrap();
+    assert!(listed.iter().any(|file| dir.join(file["name"].as_str().unwrap()) == envelope.0), "{manifest}");
+    let whole: Value = serde_json::from_slice(&envelope.1).unwrap();
+    assert_eq!(whole["wraps"].as_array().unwrap().len(), 1, "nobody else's: {whole}");
+    let blob = base64_simd::STANDARD.decode_to_vec(whole["wraps"][0]["blob"].as_str().unwrap()).unwrap();
+    for at in [0, 1, blob.len() / 2, blob.len() - 1] {
+        let (mut changed, mut bytes) = (whole.clone(), blob.clone());
+        bytes[at] ^= 1;
+        changed["wraps"][0]["blob"] = base64_simd::STANDARD.encode_to_string(bytes).into();
+        fs::write(&envelope.0, changed.to_string()).unwrap();
+        let refused = customer.open(&recording, &own).unwrap_err();
+        assert!(refused.contains("key envelope does not open"), "byte {at}: {refused}");
+    }
+    // Nor does it help to say that it was for somebody else.
+    let mut renamed = whole.clone();
+    renamed["wraps"][0]["kek"] = stranger.json("theirs.wrap")["kek"].clone();
+    fs::write(&envelope.0, renamed.to_string()).unwrap();
+    for open_file in [own, stranger.path("theirs.open")] {
+        assert!(customer.open(&recording, &open_file).is_err());
+    }
+}
+
+#[tokio::test]
+async fn the_command_seals_for_a_wrap_file() {
+    let (home, server, _) = serve(&["operator"]);
+    let recording = record(&server, 1).await;
+    let customer = Customer::new();
+    let [wrap, open] = ["theirs.wrap", "theirs.open"].map(|name| customer.path(name).display().to_string());
+    for (more, problem) in [
+        (&["--all", "--recipient", &wrap][..], "--recipient: allowed with --format sealed only"),
+        (
+            &["--all", "--format", "sealed", "--recipient", &open],
+            "is an open file; allowed here: a wrap file",
+        ),
+    ] {
+        let refused = export(&home, "x.tar", more);
+        assert!(refused.code == Some(1) && refused.err.contains(problem), "{refused:?}");
+    }
+    let ran = export(&home, "sealed.tar", &["--all", "--format", "sealed", "--recipient", &wrap]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    fs::copy(home.path().join("sealed.tar"), customer.path("sealed.tar")).unwrap();
+    unpack(&customer.path("sealed.tar"), "sealed");
+    let opened = customer.open(&recording, Path::new(&open)).unwrap();
+    assert!(opened == home.open_ulaw(TENANT, &recording, "caller"));
+    let mixed =
+        customer.run(&["verify", "--tenant", TENANT, "--export", "sealed", "--recording", &recording]);
+    assert_eq!(mixed.code, Some(2), "{mixed:?}");
 }
 
 async fn archive(server: &Server, asker: &Asker, body: &Value) -> (u16, String, Vec<u8>) {
