@@ -219,7 +219,7 @@ struct Ended {
 #[derive(Serialize, ToSchema)]
 struct Gap {
     track: u8,
-    /// From the beginning of the recording.
+    /// From the beginning of the recording as it is played and exported; below 0 for what is missing before that.
     at_seconds: f64,
     seconds: f64,
     /// Why: `source`, `pause`, …
@@ -283,10 +283,10 @@ pub(super) async fn open(
 fn ended(stored: &StoredRecording) -> Option<Ended> {
     let finished = stored.manifest()?;
     let (metadata, end) = (&finished.metadata, &finished.end);
-    let rate = f64::from(stored.format().rate());
+    let (rate, origin) = (f64::from(stored.format().rate()), f64::from(stored.timeline().origin()));
     let gaps = end.gaps.iter().map(|gap| Gap {
         track: gap.track,
-        at_seconds: f64::from(gap.pts) / rate,
+        at_seconds: (f64::from(gap.pts) - origin) / rate,
         seconds: f64::from(gap.samples) / rate,
         reason: gap.reason_name(),
         lost: gap.is_loss(),

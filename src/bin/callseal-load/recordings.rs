@@ -201,6 +201,7 @@ impl Compared {
 #[derive(Debug, Clone, Copy)]
 struct Gap {
     track: u64,
+    /// From the first sample that is played; below 0 for what is missing before it.
     at_secs: f64,
     secs: f64,
     is_lost: bool,
@@ -216,11 +217,18 @@ impl Gap {
         })
     }
 
-    /// Returns the samples from the stream's first one on.
+    /// Returns how many samples before the first one that is played it begins.
+    #[expect(clippy::cast_possible_truncation, reason = "0 or more and small")]
+    fn before(&self, rate: u32) -> usize {
+        (-self.at_secs * f64::from(rate)).round().max(0.0) as usize
+    }
+
+    /// Returns the samples of a track whose first played one has the number `first`.
     #[expect(clippy::cast_possible_truncation, reason = "both are 0 or more and small")]
-    fn samples(&self, rate: u32) -> Range<usize> {
-        let sample = |secs: f64| (secs * f64::from(rate)).round() as usize;
-        sample(self.at_secs)..sample(self.at_secs) + sample(self.secs)
+    fn samples(&self, rate: u32, first: usize) -> Range<usize> {
+        let sample = |secs: f64| (secs * f64::from(rate)).round().max(0.0) as usize;
+        let at = (first + sample(self.at_secs)).saturating_sub(self.before(rate));
+        at..at + sample(self.secs)
     }
 }
 
@@ -228,14 +236,12 @@ impl Gap {
 /// tracks is not played.
 fn compare(said: &Said, played: &[Vec<u8>; 2], gaps: &[Gap]) -> Ledger {
     let (size, rate) = said.encoding.sizes();
+    let leading = gaps.iter().map(|gap| gap.before(rate)).max().unwrap_or(0);
     let of_track = |number: usize| {
         let own = gaps.iter().filter(move |gap| gap.is_lost && gap.track == number as u64);
-        own.map(|gap| gap.samples(rate)).collect::<Vec<_>>()
+        own.map(|gap| gap.samples(rate, leading)).collect::<Vec<_>>()
     };
     let lost = [of_track(0), of_track(1)];
-    let leading =
-        lost.iter().map(|lost| lost.iter().find(|gap| gap.start == 0).map_or(0, |gap| gap.end)).min();
-    let leading = leading.unwrap_or(0);
     let mut ledger = Ledger::default();
     for ((sent, played), lost) in said.tracks.iter().zip(played).zip(&lost) {
         let mut placed = vec![0; leading * size];
@@ -321,8 +327,8 @@ mod tests {
         Said { call: String::new(), tracks: tracks.map(<[u8]>::to_vec), encoding: Encoding::Ulaw }
     }
 
-    fn gap(track: u64, samples: Range<u32>, is_lost: bool) -> Gap {
-        let secs = |samples: u32| f64::from(samples) / 8_000.0;
+    fn gap(track: u64, samples: Range<i32>, is_lost: bool) -> Gap {
+        let secs = |samples: i32| f64::from(samples) / 8_000.0;
         Gap { track, at_secs: secs(samples.start), secs: secs(samples.end - samples.start), is_lost }
     }
 
@@ -344,7 +350,7 @@ mod tests {
     fn a_recording_without_its_beginning_is_placed_where_it_belongs() {
         let said = said([&[1, 2, 3, 4], &[5, 6, 7, 8]]);
         let late = [vec![255, 4], vec![7, 8]];
-        let found = compare(&said, &late, &[gap(0, 0..3, true), gap(1, 0..2, true)]);
+        let found = compare(&said, &late, &[gap(0, -2..1, true), gap(1, -2..0, true)]);
         assert_eq!((found.declared, found.playable, found.silent), (5, 3, 0));
     }
 }

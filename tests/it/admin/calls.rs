@@ -48,8 +48,8 @@ async fn recorded(home: &Home, server: &Server, number: usize) -> (serde_json::V
 
 #[tokio::test]
 async fn what_is_said_while_a_recording_is_paused_is_nowhere() {
-    let (home, server, askers) = serve(&["ingest"]);
-    let asker = &askers[0];
+    let (home, server, askers) = serve(&["ingest", "player"]);
+    let [asker, player] = &askers[..] else { panic!("two askers") };
     let (mut socket, stream) = (server.open(&format!("{TENANT}/reception")).await, stream_id(1));
     for text in greeting(1) {
         socket.text(text).await;
@@ -90,7 +90,11 @@ async fn what_is_said_while_a_recording_is_paused_is_nowhere() {
         json!([{"track": 0, "pts": 816 + 1_600, "samples": 1_600, "reason": 3}]),
         "{shown}"
     );
-    let spoken = &audio[audio.len() - 4_800..];
+    // The stream's first sample is number 816; who listens counts from there.
+    let view = player.get(&path(&format!("recordings/{recording}"))).await;
+    let (gap, first) = (&view.body["ended"]["gaps"][0], audio.len() - 4_800);
+    assert_eq!((&gap["at_seconds"], &gap["seconds"], first), (&json!(0.2), &json!(0.2), 0), "{view:?}");
+    let spoken = &audio[first..];
     assert_eq!(
         (&spoken[..1_600], &spoken[1_600..3_200], &spoken[3_200..]),
         (&[0x11; 1_600][..], &[0xff; 1_600][..], &[0x33; 1_600][..])
