@@ -1,4 +1,4 @@
-// Verifies callseal's notices. Node 18 or later, no packages; verify.d.mts has the types for TypeScript.
+// Verifies callseal's notices. Node 18 or later, no packages; verify.ts is the same for TypeScript.
 //
 //   import { verify } from "./verify.mjs";
 //   const notice = verify(secrets, request.headers, rawBody);      // throws

@@ -64,6 +64,41 @@ fn the_example_in_javascript_keeps_to_the_vectors() {
     run("node", &["examples/webhooks/verify.mjs"]);
 }
 
+/// Runs the example in TypeScript, which is a module alone, once it is JavaScript.
+const CHECK: &str = r#"import { readFileSync } from "node:fs";
+import { verify } from "./verify.js";
+const { cases } = JSON.parse(readFileSync(process.argv[2], "utf8"));
+for (const one of cases) {
+  const secrets = one.receiver_secrets_hex.map((hex) => Buffer.from(hex, "hex"));
+  const outcome = await verify(secrets, one.headers, Buffer.from(one.body), one.now).then(() => "accepted", String);
+  if ((outcome === "accepted") !== one.accepted) throw new Error(`${one.name}: ${outcome}`);
+}
+console.log(`${cases.length} vectors`);
+"#;
+
+#[test]
+fn the_example_in_typescript_has_no_fault_and_keeps_to_the_vectors() {
+    let Some(compiler) = std::env::var_os("TEST_TSC") else {
+        println!("skipped: TEST_TSC names no compiler of TypeScript");
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    for (name, text) in [("package.json", r#"{"type": "module"}"#), ("check.js", CHECK)] {
+        std::fs::write(dir.path().join(name), text).unwrap();
+    }
+    let options = ["--strict", "--noUncheckedIndexedAccess", "--target", "es2022", "--module", "es2022"];
+    let compiled = Command::new("node")
+        .arg(compiler)
+        .args(options)
+        .args(["--lib", "es2022,dom", "examples/webhooks/verify.ts", "--outDir"])
+        .arg(dir.path())
+        .current_dir(repository())
+        .output()
+        .unwrap();
+    assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stdout));
+    assert!(run("node", &[&dir.path().join("check.js").display().to_string()]));
+}
+
 #[test]
 fn the_example_in_go_keeps_to_the_vectors() {
     run("go", &["run", "examples/webhooks/verify.go"]);
