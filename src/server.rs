@@ -19,7 +19,6 @@ use std::time::Duration;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio_rustls::TlsAcceptor;
 
 use crate::authorities::AuthoritiesError;
 use crate::calls::Calls;
@@ -29,7 +28,7 @@ use crate::control::audit::{AuditFile, AuditLog, AuditOptions};
 use crate::control::recovery::Recovery;
 use crate::control::repair::{Repair, Schedule, Settler};
 use crate::drain::{Drain, Phase};
-use crate::ingest::tls::{Certificate, server_config};
+use crate::ingest::tls::Certificate;
 use crate::ingest::{HangUps, StreamLimits, vapi};
 use crate::journal::{Journal, JournalConfig, Replay};
 use crate::keys::{KeyProvider, KeyService, Providers};
@@ -52,7 +51,7 @@ pub use notices::open_poster;
 pub use sweep::sweep_options;
 pub use tenants::{complete, make_kek};
 
-use listeners::{Addresses, Listeners, open_certificate};
+use listeners::{Acceptors, Addresses, Listeners, open_certificate};
 use tenants::Keeper;
 
 /// Closed calls must have finished their recordings in this time.
@@ -126,7 +125,7 @@ pub struct Running {
 /// [`StartError`]; nothing is bound then.
 pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running, StartError> {
     let certificate = open_certificate(&config)?;
-    let acceptor = TlsAcceptor::from(server_config(Arc::clone(&certificate))?);
+    let acceptors = Acceptors::open(&config, &certificate)?;
     let store = open_store(&config).await?;
     let claims = check_claims(&config, &*store).await?;
     let files = config.tenants.clone();
@@ -181,7 +180,7 @@ pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running,
     spawn_check_of_claims(&node, &claims);
     tokio::spawn(keys::watch_ages(Arc::clone(&node), providers));
     tokio::spawn(vapi::work(waiting, Arc::clone(&node)));
-    listeners.serve(acceptor, &node);
+    listeners.serve(acceptors, &node);
     Ok(running)
 }
 

@@ -87,15 +87,18 @@ pub enum Tls {
 }
 
 impl Tls {
+    /// Answers also the file of authorities one of which must have certified whoever connects; anybody may without it.
     pub(super) fn check(
         table: Option<Table>,
         top: &Scope<'_>,
         references: &References<'_>,
         data_dir: &Path,
-    ) -> Option<Self> {
+    ) -> (Option<Self>, Option<PathBuf>) {
         let (scope, raw): (_, raw::Tls) = top.section("tls", table);
+        let client_ca_file =
+            raw.client_ca_file.map(|file| readable(&scope, "client_ca_file", file, references));
         let is_self_signed = raw.self_signed.unwrap_or(false);
-        match (is_self_signed, raw.cert_file, raw.key_file) {
+        let own = match (is_self_signed, raw.cert_file, raw.key_file) {
             (true, None, None) => Some(Self::SelfSigned { dir: data_dir.join("tls") }),
             (false, Some(cert), Some(key)) => Some(Self::Files {
                 cert_file: readable(&scope, "cert_file", cert, references),
@@ -113,7 +116,8 @@ impl Tls {
                     .fault_here("has no certificate; allowed: cert_file and key_file, or self_signed = true");
                 None
             }
-        }
+        };
+        (own, client_ca_file)
     }
 }
 

@@ -109,6 +109,8 @@ pub struct Config {
     pub admin: Option<Admin>,
     /// Where the certificate is.
     pub tls: Tls,
+    /// Authorities of those who may connect to the public listener; `None` where anybody may.
+    pub client_ca_file: Option<PathBuf>,
     /// Who may say on whose behalf a request comes.
     pub proxies: Proxies,
     /// Where objects are stored.
@@ -252,7 +254,7 @@ impl Config {
         let public_url = check_public_url(raw.public_url.as_deref(), &top);
         let node = raw.node.map_or_else(|| Some(NodeName::default()), |name| top.parse("node", &name));
         let data_dir = top.path("data_dir", raw.data_dir, || PathBuf::from("data"));
-        let tls = Tls::check(raw.tls, &top, references, &data_dir);
+        let (tls, client_ca_file) = Tls::check(raw.tls, &top, references, &data_dir);
         let segments = Segments::check(raw.segments, &top);
         let upload = Upload::check(raw.upload, &top, &segments);
         let playback = Playback::check(raw.playback, &top);
@@ -297,6 +299,7 @@ impl Config {
             listen,
             admin,
             tls,
+            client_ca_file,
             proxies,
             store,
             keys,

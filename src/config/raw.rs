@@ -100,7 +100,7 @@ section!(
         stale_secs: i64,
     } later []
 );
-section!(Tls { self_signed: bool, cert_file: String, key_file: String } later ["require_client_cert"]);
+section!(Tls { self_signed: bool, cert_file: String, key_file: String, client_ca_file: String } later []);
 section!(
     Store {
         kind: String,

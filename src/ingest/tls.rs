@@ -15,9 +15,9 @@ use rcgen::{
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
-use rustls::{ServerConfig, version};
+use rustls::{RootCertStore, ServerConfig, version};
 
 /// How often certificate files are looked at.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
@@ -116,16 +116,27 @@ impl ResolvesServerCert for Certificate {
     }
 }
 
-/// Returns the settings of the public listener.
+/// Returns the settings of a listener. Where `clients` are given, one of them must have certified whoever connects.
 ///
 /// # Errors
 /// [`TlsError::Rustls`].
-pub fn server_config(certificate: Arc<Certificate>) -> Result<Arc<ServerConfig>, TlsError> {
+pub fn server_config(
+    certificate: Arc<Certificate>,
+    clients: Option<RootCertStore>,
+) -> Result<Arc<ServerConfig>, TlsError> {
     // All suites of this provider are ECDHE with an AEAD cipher, in TLS 1.2 as in 1.3; a test says so.
-    let mut config = ServerConfig::builder_with_provider(crypto_provider())
-        .with_protocol_versions(&[&version::TLS13, &version::TLS12])?
-        .with_no_client_auth()
-        .with_cert_resolver(certificate);
+    let config = ServerConfig::builder_with_provider(crypto_provider())
+        .with_protocol_versions(&[&version::TLS13, &version::TLS12])?;
+    let config = match clients {
+        None => config.with_no_client_auth(),
+        Some(clients) => {
+            let verifier =
+                WebPkiClientVerifier::builder_with_provider(Arc::new(clients), crypto_provider()).build();
+            let verifier = verifier.map_err(|error| rustls::Error::General(error.to_string()))?;
+            config.with_client_cert_verifier(verifier)
+        }
+    };
+    let mut config = config.with_cert_resolver(certificate);
     config.ignore_client_order = true;
     config.max_early_data_size = 0;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];

@@ -68,6 +68,9 @@ pub enum StartError {
     /// The certificate.
     #[error("certificate")]
     Tls(#[from] TlsError),
+    /// The authorities of those who may connect.
+    #[error("tls.client_ca_file")]
+    Clients(#[source] AuthoritiesError),
     /// Tokens of an identity provider.
     #[error(transparent)]
     Jwt(#[from] JwtError),

@@ -9,10 +9,11 @@ use tokio_rustls::TlsAcceptor;
 use crate::admin::Api;
 use crate::admin::jwt::Issuer;
 use crate::admin::tokens::Tokens;
+use crate::authorities;
 use crate::config::{Config, Tls};
 use crate::http::{self, serve_ops};
 use crate::ingest::serve_public;
-use crate::ingest::tls::{Certificate, SelfSigned};
+use crate::ingest::tls::{Certificate, SelfSigned, server_config};
 use crate::node::Node;
 
 use super::StartError;
@@ -29,6 +30,23 @@ struct Admin {
     listener: TcpListener,
     tokens: Arc<Tokens>,
     issuer: Option<Arc<Issuer>>,
+}
+
+/// TLS of the two listeners that have it; only the public one may ask for the certificates of those who connect.
+pub(super) struct Acceptors {
+    public: TlsAcceptor,
+    admin: TlsAcceptor,
+}
+
+impl Acceptors {
+    pub(super) fn open(config: &Config, certificate: &Arc<Certificate>) -> Result<Self, StartError> {
+        let clients = config.client_ca_file.as_deref().map(authorities::of_file).transpose();
+        let clients = clients.map_err(StartError::Clients)?;
+        Ok(Self {
+            public: TlsAcceptor::from(server_config(Arc::clone(certificate), clients)?),
+            admin: TlsAcceptor::from(server_config(Arc::clone(certificate), None)?),
+        })
+    }
 }
 
 /// Where a node listens.
@@ -63,7 +81,7 @@ impl Listeners {
     }
 
     /// Serves them until the node stops.
-    pub(super) fn serve(self, acceptor: TlsAcceptor, node: &Arc<Node>) {
+    pub(super) fn serve(self, acceptors: Acceptors, node: &Arc<Node>) {
         tokio::spawn(serve_ops(self.ops, Arc::clone(node)));
         if let Some(Admin { listener, tokens, issuer }) = self.admin {
             tokio::spawn(Arc::clone(&tokens).watch());
@@ -74,9 +92,9 @@ impl Listeners {
             let handle = move |request, source, node: Arc<Node>| {
                 http::handle_admin(request, source, node, api.clone())
             };
-            tokio::spawn(serve_public(listener, acceptor.clone(), Arc::clone(node), handle));
+            tokio::spawn(serve_public(listener, acceptors.admin, Arc::clone(node), handle));
         }
-        tokio::spawn(serve_public(self.public, acceptor, Arc::clone(node), http::handle));
+        tokio::spawn(serve_public(self.public, acceptors.public, Arc::clone(node), http::handle));
     }
 }
 

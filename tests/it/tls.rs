@@ -8,8 +8,9 @@ use callseal::ingest::tls::SelfSigned;
 use callseal::simulate::TlsClient;
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ProtocolVersion, RootCertStore, version};
 use std::sync::Arc;
 use tokio::io::AsyncWriteExt;
@@ -218,4 +219,87 @@ async fn a_renewed_certificate_is_taken_without_a_restart() {
     server.wait_log("certificate cannot be used; the old one stays", 1).await;
     assert!(is_trusted(&server, &third.ca_file).await);
     server.allow("changed certificate cannot be used; the old one stays");
+}
+
+/// Somebody who certifies clients.
+struct Authority {
+    key: KeyPair,
+    params: CertificateParams,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        Self { key: KeyPair::generate().unwrap(), params }
+    }
+
+    fn pem(&self) -> String {
+        self.params.self_signed(&self.key).unwrap().pem()
+    }
+
+    /// Certifies a client that lives until a year.
+    fn client(&self, until: i32) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
+        let mut params = CertificateParams::new(vec!["proxy.example.com".to_owned()]).unwrap();
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+        params.not_after = rcgen::date_time_ymd(until, 1, 1);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &Issuer::from_params(&self.params, &self.key)).unwrap();
+        (certificate.der().clone(), PrivateKeyDer::try_from(key.serialize_der()).unwrap())
+    }
+}
+
+/// Connects with a certificate or without, and asks something; `None` when there is no answer.
+async fn ask_as(
+    server: &Server,
+    version: &'static rustls::SupportedProtocolVersion,
+    client: Option<(CertificateDer<'static>, PrivateKeyDer<'static>)>,
+) -> Option<String> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(server.ca_pem()) {
+        roots.add(certificate.unwrap()).unwrap();
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider);
+    let config = config.with_protocol_versions(&[version]).unwrap().with_root_certificates(roots);
+    let config = match client {
+        None => config.with_no_client_auth(),
+        Some((certificate, key)) => config.with_client_auth_cert(vec![certificate], key).unwrap(),
+    };
+    let tcp = TcpStream::connect(server.public()).await.unwrap();
+    let name = ServerName::try_from(HOST).unwrap();
+    let mut tls = TlsConnector::from(Arc::new(config)).connect(name, tcp).await.ok()?;
+    // With TLS 1.3 a client learns only afterwards that it is refused.
+    tls.write_all(HEALTH.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n").as_bytes()).await.ok()?;
+    let answer = read_to_end(&mut tls).await;
+    (!answer.is_empty()).then(|| String::from_utf8(answer).unwrap())
+}
+
+#[tokio::test]
+async fn b8_without_a_client_certificate_there_is_no_connection() {
+    let (proxy, stranger) = (Authority::new(), Authority::new());
+    let dir = tempfile::tempdir().unwrap();
+    let ca = dir.path().join("clients.pem");
+    fs::write(&ca, proxy.pem()).unwrap();
+    let home = Setup::new()
+        .option("tls", "client_ca_file", &format!("{:?}", ca.display().to_string()))
+        .option("admin", "tokens_file", "\"tokens.toml\"")
+        .write();
+    let mut server = home.serve();
+    server.allow("nobody can use the admin API yet");
+    for version in [&version::TLS12, &version::TLS13] {
+        for wrong in [None, Some(stranger.client(2999)), Some(proxy.client(2021))] {
+            assert_eq!(ask_as(&server, version, wrong).await, None, "{version:?}");
+        }
+        let answer = ask_as(&server, version, Some(proxy.client(2999))).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+    // Operators have tokens, and are not behind that proxy.
+    assert_eq!(server.admin().get("/openapi.json", &[]).await.unwrap().status, 200);
+    server.stop().await;
+
+    fs::write(&ca, "no certificate").unwrap();
+    let refused = home.run(&["serve"]);
+    assert!(refused.code == Some(1) && refused.err.contains("tls.client_ca_file"), "{refused:?}");
 }

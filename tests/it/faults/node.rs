@@ -245,7 +245,7 @@ impl TestNode {
             dialer: Dialer::new(None, config.relay.connect_timeout, &config.ingest, Reach::Any).unwrap(),
             config,
         });
-        let acceptor = TlsAcceptor::from(server_config(certificate).unwrap());
+        let acceptor = TlsAcceptor::from(server_config(certificate, None).unwrap());
         tokio::spawn(serve_public(listener, acceptor, Arc::clone(&node), callseal::http::handle));
         Self { home, node, faults, journal_disk, tls, endpoint }
     }

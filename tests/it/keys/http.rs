@@ -58,7 +58,7 @@ impl HttpServer {
     ) -> Self {
         let made = SelfSigned::ensure(dir, "localhost").unwrap();
         let certificate = Certificate::load(&made.cert_file, &made.key_file).unwrap();
-        Self::start_with(Some(TlsAcceptor::from(server_config(certificate).unwrap())), answer).await
+        Self::start_with(Some(TlsAcceptor::from(server_config(certificate, None).unwrap())), answer).await
     }
 
     async fn start_with(
