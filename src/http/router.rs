@@ -10,6 +10,7 @@ use crate::domain::sign::encode_hex;
 use crate::ingest::{Peer, twilio, vapi};
 use crate::keys::fill_random;
 use crate::node::Node;
+use crate::observe::metrics as names;
 
 use super::playback;
 use crate::answer::{Answer, add_common_headers, problem, text};
@@ -60,7 +61,8 @@ async fn route(request: Request<Incoming>, peer: Peer, id: &str, node: Arc<Node>
     }
 }
 
-/// The address behind a trusted proxy, else that of the socket. A header from anybody else is not looked at.
+/// The address behind a trusted proxy, else that of the socket. A header from anybody else is not looked at, and a proxy that
+/// names no address is counted, because its own then stands for that of everybody.
 fn source(request: &Request<Incoming>, socket: IpAddr, node: &Node) -> IpAddr {
     let proxies = &node.config.proxies;
     let Some(name) = &proxies.client_ip_header else { return socket };
@@ -70,7 +72,10 @@ fn source(request: &Request<Incoming>, socket: IpAddr, node: &Node) -> IpAddr {
     let mut values = request.headers().get_all(name).iter();
     let (first, more) = (values.next(), values.next());
     let named = first.filter(|_| more.is_none()).and_then(|value| value.to_str().ok());
-    named.and_then(|text| text.trim().parse().ok()).unwrap_or(socket)
+    named.and_then(|text| text.trim().parse().ok()).unwrap_or_else(|| {
+        metrics::counter!(names::PROXIED_WITHOUT_ADDRESS).increment(1);
+        socket
+    })
 }
 
 /// Twelve random hexadecimal digits.

@@ -58,6 +58,12 @@ pub const ALL: &[Metric] = &[
     ),
     metric(HANDSHAKES, Kind::Counter, Unit::Count, "Websocket handshakes, by HTTP status."),
     metric(CONNECTIONS, Kind::Gauge, Unit::Count, "Open connections on the public listener."),
+    metric(
+        PROXIED_WITHOUT_ADDRESS,
+        Kind::Counter,
+        Unit::Count,
+        "Requests of trusted proxies that name no client; the audit log has the proxy's address.",
+    ),
     metric(LIVE_STREAMS, Kind::Gauge, Unit::Count, "Streams being recorded."),
     metric(STREAMS_ENDED, Kind::Counter, Unit::Count, "Streams ended, by cause."),
     metric(

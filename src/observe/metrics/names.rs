@@ -10,6 +10,8 @@ pub const MESSAGES_DROPPED: &str = "ingest_messages_dropped_total";
 pub const HANDSHAKES: &str = "ingest_handshakes_total";
 /// Gauge: open connections of any kind on the public listener.
 pub const CONNECTIONS: &str = "ingest_connections";
+/// Counter: requests of trusted proxies that named no address of a client.
+pub const PROXIED_WITHOUT_ADDRESS: &str = "proxied_without_address_total";
 /// Gauge: streams being recorded.
 pub const LIVE_STREAMS: &str = "ingest_live_streams";
 /// Counter, label `cause`: streams ended.

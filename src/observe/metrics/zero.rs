@@ -8,7 +8,7 @@ use crate::clock;
 use crate::journal::{self, FailureKind, Step};
 
 /// Counters without labels.
-const COUNTERS: [&str; 23] = [
+const COUNTERS: [&str; 24] = [
     AUDIT_CHECKPOINT_FAILURES,
     AUDIT_FAILURES,
     AUDIT_FILE_FAILURES,
@@ -24,6 +24,7 @@ const COUNTERS: [&str; 23] = [
     MESSAGES_IN,
     NOTICES_DEAD,
     PLAYED_BYTES,
+    PROXIED_WITHOUT_ADDRESS,
     RECORDINGS_RECOVERED,
     RECOVERY_FAILED,
     REPAIR_FAILED,
