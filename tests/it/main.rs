@@ -24,6 +24,7 @@ mod memory;
 mod metrics;
 mod monitoring;
 mod playback;
+mod promises;
 mod reader;
 mod relay;
 mod repair;

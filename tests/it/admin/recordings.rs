@@ -76,6 +76,27 @@ async fn a_recording_is_listed_shown_played_held_and_deleted() {
 }
 
 #[tokio::test]
+async fn a5_an_operator_gives_a_reason_for_each_link_and_the_audit_log_has_it() {
+    let (home, server, askers) = serve(&["operator"]);
+    let recording = record(&server, 1).await;
+    let (grants, body) = (path(&format!("recordings/{recording}/grants")), json!({"sub": "j.doe"}));
+    let refused = askers[0].post(&grants, body.clone()).await;
+    assert_eq!((refused.status, &refused.body["field"]), (400, &"x-callseal-reason".into()), "{refused:?}");
+    assert!(audited(&home, "mint-grant").is_empty());
+    let made = askers[0].ask(Method::POST, &grants, Some("ticket 4711"), Some(body)).await;
+    let url = made.body["url"].as_str().unwrap();
+    let played = server.https().get(&url[url.find("/play/").unwrap()..], &[]).await.unwrap();
+    assert_eq!(played.status, 200);
+    for action in ["mint-grant", "play"] {
+        let record = audited(&home, action).remove(0);
+        assert_eq!(
+            (&record["reason"], &record["subject"]),
+            (&"ticket 4711".into(), &recording.clone().into())
+        );
+    }
+}
+
+#[tokio::test]
 async fn lists_come_in_pages_and_by_time() {
     let (home, server, askers) = serve(&["player"]);
     let player = &askers[0];
