@@ -127,7 +127,7 @@ impl Record {
     }
 
     /// Appends the record as it is on disk; a long run of sealed bytes becomes several records.
-    pub(super) fn encode(&self, out: &mut Vec<u8>) {
+    pub fn encode(&self, out: &mut Vec<u8>) {
         match self {
             Self::Opened { recording, tenant_tag, body } => {
                 encode(OPENED, &[&recording.0, &tenant_tag.0, body], out);
