@@ -119,8 +119,15 @@ async fn nothing_is_lost_at_a_store_that_fails_after_it_said_yes() {
 
 /// Runs a scenario at a server of its own; answers its result and its exit code.
 fn own(scenario: &str, dir: &Path, options: &[&str]) -> (Value, Option<i32>) {
+    bare(scenario, dir, &[&["--ramp-secs", "0"], options].concat())
+}
+
+/// As [`own`], of a scenario whose calls have no ramp.
+fn bare(scenario: &str, dir: &Path, options: &[&str]) -> (Value, Option<i32>) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_callseal-load"));
-    command.args([scenario, "--json", "--callseal", env!("CARGO_BIN_EXE_callseal"), "--ramp-secs", "0"]);
+    command.args([scenario, "--json", "--callseal", env!("CARGO_BIN_EXE_callseal")]);
+    // So that connections that say nothing are closed soon.
+    command.env("CALLSEAL_INGEST__HEADER_TIMEOUT_MS", "500").env("CALLSEAL_INGEST__START_TIMEOUT_MS", "500");
     let output = command.arg("--dir").arg(dir).args(options).output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
     let result = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("no result: {errors}"));
@@ -191,6 +198,59 @@ fn a_burst_is_taken_while_other_calls_run() {
 }
 
 #[test]
+fn a_storm_of_short_calls_leaves_those_that_run_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = ["--calls", "2", "--rate", "10", "--secs", "2", "--quiet-secs", "2"];
+    let (result, code) = own("storm", dir.path(), &options);
+    assert_eq!(code, Some(0), "{result:#}");
+    assert!(figure(&result, "calls") == 22.0 && figure(&result, "recordings_compared") == 2.0, "{result:#}");
+    assert!(figure(&result, "lost_ms") == 0.0 && figure(&result, "burst_handshake_p99_ms") > 0.0);
+    for part in ["before_burst", "of_burst"] {
+        assert!(figure(&result, &format!("event_loop_lag_worst_second_{part}_p99_ms")) > 0.0, "{result:#}");
+    }
+}
+
+/// Opens connections that say nothing from `stage` on.
+fn silence(stage: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let options = ["--stage", stage, "--connections", "20", "--rate", "20", "--watch-secs", "10"];
+    let (result, code) = own("idle", dir.path(), &options);
+    assert_eq!(code, Some(0), "{result:#}");
+    assert!(figure(&result, "silent_connections") == 20.0 && figure(&result, "silent_not_closed") == 0.0);
+    assert!(figure(&result, "silent_closed_after_p50_ms") > 400.0, "{result:#}");
+    assert!(figure(&result, "recordings_compared") == 1.0 && figure(&result, "lost_ms") == 0.0, "{result:#}");
+}
+
+#[test]
+fn connections_that_end_with_tls_are_closed() {
+    silence("tls");
+}
+
+#[test]
+fn websockets_that_say_nothing_are_closed() {
+    silence("upgraded");
+}
+
+#[test]
+fn a_recording_is_heard_by_many_at_any_pace() {
+    let dir = tempfile::tempdir().unwrap();
+    let recording = ["--recording-secs", "10", "--seed", "7", "--listeners", "3", "--seeks", "6"];
+    let (result, code) = bare("playback", dir.path(), &recording);
+    assert_eq!(code, Some(0), "{result:#}");
+    assert!(figure(&result, "listeners") == 3.0 && figure(&result, "seeks") == 6.0, "{result:#}");
+    assert!(figure(&result, "seek_ttfb_p99_ms") > 0.0 && figure(&result, "opened_mb_per_sec") > 0.0);
+    assert!(figure(&result, "playable_percent") == 100.0, "{result:#}");
+
+    let again = ["--recorded", "--pace", "real", "--secs", "2", "--max-ttfb-ms", "0.001"];
+    let (result, code) = bare("playback", dir.path(), &[&recording[..], &again].concat());
+    assert_eq!(code, Some(1), "no first byte is as fast: {result:#}");
+    assert!(
+        figure(&result, "listeners_failed") == 0.0 && figure(&result, "listened_secs") < 10.0,
+        "{result:#}"
+    );
+}
+
+#[test]
 fn a_server_that_is_asked_to_end_lets_its_calls_end() {
     let dir = tempfile::tempdir().unwrap();
     let (result, code) = own("drain", dir.path(), &["--calls", "4", "--longest-secs", "4"]);
@@ -228,6 +288,8 @@ fn wrong_options_are_named_and_measure_nothing() {
         (&["drain", "--connect", "127.0.0.1:1", "--ca", "x", "--tenant", "t"], "give --dir and --callseal"),
         (&["steady", "--dir", "x", "--callseal", "x", "--calls", "0"], "0 is not in 1..=100000"),
         (&["steady", "--dir", "x", "--callseal", "x", "--calls", "1,2"], "--calls: 2 numbers"),
+        (&["playback", "--dir", "x", "--callseal", "x", "--recorded"], "--seed"),
+        (&["idle", "--dir", "x", "--callseal", "x", "--connections", "30000"], "takes 20000"),
         (&["slow-store", "--dir", "x", "--callseal", "x"], "a folder has no weather"),
         (&["compare", "/does/not/exist", "/neither"], "read /neither"),
     ] {

@@ -25,6 +25,8 @@ const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: f64 = 4.0;
 /// Between the end of a call and the start of the next on the same line.
 const PAUSE: Duration = Duration::from_millis(200);
+/// TCP and TLS together are given up after so long.
+const SLOWEST_HANDSHAKE: Duration = Duration::from_secs(10);
 /// Calls at the same time from one address: it has 28,000 ports, and those of ended calls are not free at once.
 const CALLS_PER_ADDRESS: u32 = 5_000;
 /// The noise repeats after so many chunks of 20 ms, a prime number, so that no two calls say the same at a time.
@@ -67,6 +69,21 @@ pub(crate) fn noise(seed: u64) -> Arc<Speech> {
 pub(crate) enum Group {
     Base,
     Burst,
+    /// Short ones beside the others, whose recordings are not looked at.
+    Storm,
+    /// Connections that say nothing, as websockets or as TLS alone.
+    Silent,
+    SilentTls,
+}
+
+impl Group {
+    /// Whether what they say is compared with their recordings.
+    pub(crate) fn is_compared(self) -> bool {
+        match self {
+            Self::Base | Self::Burst => true,
+            Self::Storm | Self::Silent | Self::SilentTls => false,
+        }
+    }
 }
 
 /// One call.
@@ -88,6 +105,8 @@ pub(crate) struct Course {
     pub(crate) seed: u64,
     /// At the same time.
     pub(crate) most: u32,
+    /// Addresses that they come from.
+    addresses: u32,
 }
 
 /// What a course is made from.
@@ -102,13 +121,26 @@ pub(crate) struct Wanted {
     pub(crate) seed: u64,
 }
 
-/// Calls that all begin within a short time while others run.
+/// Calls that all begin within some time while others run.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Burst {
     pub(crate) calls: u32,
     /// After the measurement has begun.
     pub(crate) after: Duration,
     pub(crate) within: Duration,
+    /// How long each of them lasts at most; without it to the end.
+    pub(crate) lasts: Option<Duration>,
+    pub(crate) group: Group,
+}
+
+impl Burst {
+    /// Returns how many of its calls there are at the same time at most.
+    fn most(&self) -> u32 {
+        let Some(lasts) = self.lasts else { return self.calls };
+        let longest = (lasts + SLOWEST_HANDSHAKE).as_millis();
+        let most = u128::from(self.calls) * longest / self.within.as_millis().max(1);
+        u32::try_from(most).map_or(self.calls, |most| most.min(self.calls))
+    }
 }
 
 impl Course {
@@ -144,11 +176,15 @@ impl Course {
             for number in 0..burst.calls {
                 let share = f64::from(number) / f64::from(burst.calls);
                 let start = from + burst.after + burst.within.mul_f64(share);
-                add(start, until - start, Group::Burst)?;
+                add(start, burst.lasts.unwrap_or(until).min(until - start), burst.group)?;
             }
         }
-        let most = wanted.calls.saturating_add(burst.map_or(0, |burst| burst.calls));
-        Ok(Self::in_order(calls, from, until, wanted.seed, most))
+        let most = wanted.calls.saturating_add(burst.map_or(0, |burst| burst.most()));
+        let mut course = Self::in_order(calls, from, until, wanted.seed, most);
+        // The ports of calls that are over are not free at once.
+        let in_all = wanted.calls.saturating_add(burst.map_or(0, |burst| burst.calls));
+        course.addresses = in_all.div_ceil(CALLS_PER_ADDRESS);
+        Ok(course)
     }
 
     /// Plans calls of random length that begin in the ramp and end by themselves.
@@ -169,7 +205,13 @@ impl Course {
         for (index, call) in (0..).zip(&mut calls) {
             call.index = index;
         }
-        Self { calls, from, until, seed, most }
+        Self { calls, from, until, seed, most, addresses: most.div_ceil(CALLS_PER_ADDRESS) }
+    }
+
+    /// Plans one call of this length.
+    pub(crate) fn one(length: Duration, seed: u64) -> Self {
+        let call = Planned { index: 0, start: Duration::ZERO, length, group: Group::Base };
+        Self::in_order(vec![call], Duration::ZERO, length, seed, 1)
     }
 
     /// Returns the seconds that the run takes if nothing goes wrong.
@@ -214,12 +256,11 @@ impl Course {
 
     /// Returns the address that a call comes from; `None` where any will do, because one has enough ports.
     pub(crate) fn address(&self, call: Planned, server: IpAddr) -> Option<IpAddr> {
-        let addresses = self.most.div_ceil(CALLS_PER_ADDRESS);
         // All of 127.0.0.0/8 is this machine; of IPv6 only one address is.
-        if addresses <= 1 || !server.is_ipv4() {
+        if self.addresses <= 1 || !server.is_ipv4() {
             return None;
         }
-        let number = call.index % addresses;
+        let number = call.index % self.addresses;
         Some(Ipv4Addr::from(u32::from(Ipv4Addr::new(127, 0, 1, 1)) + number).into())
     }
 
@@ -299,7 +340,8 @@ mod tests {
     #[test]
     fn a_burst_comes_while_others_run() {
         let seconds = Duration::from_secs;
-        let burst = Burst { calls: 50, after: seconds(4), within: seconds(1) };
+        let burst =
+            Burst { calls: 50, after: seconds(4), within: seconds(1), lasts: None, group: Group::Burst };
         let course = Course::new(&wanted(1, None), Some(burst)).unwrap();
         let starts: Vec<_> =
             course.calls.iter().filter(|call| call.group == Group::Burst).map(|call| call.start).collect();
@@ -313,7 +355,7 @@ mod tests {
         let server: IpAddr = "127.0.0.1".parse().unwrap();
         let mut course = Course::new(&wanted(1, None), None).unwrap();
         assert_eq!(course.address(course.calls[7], server), None);
-        course.most = 60_000;
+        course.addresses = 12;
         let addresses: BTreeSet<_> =
             course.calls.iter().filter_map(|call| course.address(*call, server)).collect();
         assert_eq!(addresses.len(), 12);

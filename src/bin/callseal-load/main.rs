@@ -14,12 +14,14 @@ mod ledger;
 mod node;
 mod ops;
 mod place;
+mod playback;
 mod process;
 mod random;
 mod recordings;
 mod sampler;
 mod scenario;
 mod sheet;
+mod storm;
 mod traffic;
 mod vapi;
 
@@ -88,6 +90,12 @@ enum Scenario {
     Steady(Box<scenario::Steady>),
     /// Many calls that begin at once while others run.
     Burst(Box<scenario::BurstOptions>),
+    /// Short calls at a high rate while others run: how fast they are let in, and whether the others notice.
+    Storm(Box<storm::StormOptions>),
+    /// Connections that say nothing: what they cost, when they are closed, and whether a call beside them notices.
+    Idle(Box<storm::IdleOptions>),
+    /// One long recording, heard by many and from anywhere.
+    Playback(Box<playback::Playback>),
     /// Calls that come and go for long, and whether memory stays where it is.
     Soak(Box<scenario::Soak>),
     /// Calls while the store answers late; then every sample is compared.
@@ -140,6 +148,9 @@ fn run(scenario: Scenario) -> anyhow::Result<bool> {
         Scenario::Steady(options) => on_one_thread(scenario::steady(&options)),
         Scenario::Burst(options) => on_one_thread(scenario::burst(*options)),
         Scenario::Soak(options) => on_one_thread(scenario::soak(*options)),
+        Scenario::Storm(options) => on_one_thread(storm::storm(*options)),
+        Scenario::Idle(options) => on_one_thread(storm::idle(*options)),
+        Scenario::Playback(options) => on_one_thread(playback::run(&options)),
         Scenario::Drain(options) => on_one_thread(drain::run(&options)),
         Scenario::Vapi(options) => on_one_thread(vapi::run(&options)),
         Scenario::Curve(options) => on_one_thread(curve::run(&options)),

@@ -29,6 +29,8 @@ pub(crate) const TENANT: &str = "acme-dental";
 pub(crate) const WORDS: &str = "words";
 /// Requests to the admin API that comparisons may make in a second.
 const ADMIN_REQUESTS_PER_SEC: i64 = 10_000;
+/// Connections that a server of our own holds: calls, and as many that say nothing.
+const MAX_CONNECTIONS: i64 = 25_000;
 /// The file of the agent's certificate.
 const AGENT_CA: &str = "agent.pem";
 /// Pause between two looks.
@@ -41,8 +43,8 @@ id = "acme-dental"
 profile = "ring-the-pro"
 
 [limits]
-max_streams = 10000
-max_starts_per_sec = 1000
+max_streams = 20000
+max_starts_per_sec = 10000
 
 [twilio]
 account_sids = ["AC000000000000000000000000c0ffee01"]
@@ -158,6 +160,7 @@ impl Home {
         let free = || toml::Value::from("127.0.0.1:0");
         put("listen", pairs(&[("public", free()), ("ops", free()), ("admin", free())]));
         put("admin", pairs(&[("requests_per_sec", ADMIN_REQUESTS_PER_SEC.into())]));
+        put("ingest", pairs(&[("max_connections", MAX_CONNECTIONS.into())]));
         put("tls", pairs(&[("self_signed", true.into())]));
         if self.dir.join(AGENT_CA).exists() {
             put("relay", pairs(&[("ca_file", AGENT_CA.into())]));

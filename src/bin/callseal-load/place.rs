@@ -14,14 +14,14 @@ use toml::Table;
 
 use crate::faults::{read_store, upstream};
 use crate::node::{Home, Launch, Server, TENANT, Target};
-use crate::process::Process;
+use crate::process::{Process, raise_open_files};
 use crate::recordings::Api;
 use crate::sampler::Watched;
 
 /// How long a server of our own may take to be ready.
 const READY: Duration = Duration::from_secs(60);
 /// Streams that a server of our own takes.
-const OWN_MAX_CALLS: u64 = 10_000;
+const OWN_MAX_CALLS: u64 = 20_000;
 
 /// Where calls go.
 #[derive(Args)]
@@ -111,6 +111,7 @@ pub(crate) struct Own {
 impl Place {
     /// Looks at the options, starts the server if one is to be started.
     pub(crate) async fn open(&self, calls: u64, wire: Wire) -> anyhow::Result<Open> {
+        raise_open_files();
         match (&self.dir, &self.callseal) {
             (Some(dir), Some(callseal)) => self.start(dir, callseal, calls, wire).await,
             _ => self.find(wire),

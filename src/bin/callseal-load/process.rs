@@ -4,6 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// The kernel's unit of CPU time towards programs; 100 a second on every Linux of today.
 const TICKS_PER_SEC: u64 = 100;
@@ -41,6 +42,14 @@ impl Process {
         let path = format!("/proc/{}/{file}", self.0);
         fs::read_to_string(&path).with_context(|| format!("read {path}: is the server's process id right?"))
     }
+}
+
+/// Raises the limit of open files as far as it may be: that of this process, and of a server that it starts.
+pub(crate) fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    // Where it cannot be raised, the check says what is missing.
+    let _is_raised = setrlimit(Resource::Nofile, raised).is_ok();
 }
 
 /// Checks that this process may open a connection for each of `calls`.

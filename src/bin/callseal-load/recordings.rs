@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use bytes::Bytes;
 use callseal::simulate::{Endpoint, HttpsClient, Response, TlsClient};
 use futures_util::{StreamExt, stream};
 use hyper::Method;
@@ -107,16 +108,16 @@ impl Api {
         bar.set_message("recordings are compared");
         let mut comparisons = stream::iter(calls)
             .map(|said| async move {
-                let waited = tokio::time::timeout(patience, self.compare_one(&said)).await;
-                let compared = waited.unwrap_or_else(|_| bail!("no finished recording within {patience:?}"));
-                (said.encoding, compared.with_context(|| format!("call {}", said.call)))
+                let waited = tokio::time::timeout(patience, self.hear(&said)).await;
+                let heard = waited.unwrap_or_else(|_| bail!("no finished recording within {patience:?}"));
+                heard.with_context(|| format!("call {}", said.call))
             })
             .buffer_unordered(AT_ONCE);
         let mut all = Compared::default();
-        while let Some((encoding, compared)) = comparisons.next().await {
+        while let Some(heard) = comparisons.next().await {
             bar.inc(1);
-            match compared {
-                Ok(ledger) => all.add(ledger, encoding),
+            match heard {
+                Ok(heard) => all.add(&heard),
                 Err(error) => all.failures.push(format!("{error:#}")),
             }
         }
@@ -131,18 +132,40 @@ impl Api {
         Ok(made.get("ticket").and_then(Value::as_str).context("an answer without a ticket")?.to_owned())
     }
 
-    async fn compare_one(&self, said: &Said) -> anyhow::Result<Ledger> {
+    /// Waits until a call has a finished recording, plays the whole of it, and compares.
+    ///
+    /// # Errors
+    /// There is no recording, or it cannot be played.
+    pub(crate) async fn hear(&self, said: &Said) -> anyhow::Result<Heard> {
         let (recording, gaps) = self.find(&said.call).await?;
+        let path = self.link(&recording, said.encoding, None).await?;
+        let answer = self.public.get(&path, &[]).await.context("play")?;
+        ensure!(answer.status == 200, "play: status {}", answer.status);
+        let ledger = compare(said, &split(&answer.body, said.encoding)?, &gaps);
+        Ok(Heard { recording, encoding: said.encoding, wav: answer.body, ledger })
+    }
+
+    /// Makes a signed link to a recording; answers its path and query. It lives so long, or as the tenant has it.
+    pub(crate) async fn link(
+        &self,
+        recording: &str,
+        encoding: Encoding,
+        ttl_secs: Option<u64>,
+    ) -> anyhow::Result<String> {
         let target = format!("/v1/tenants/{}/recordings/{recording}/grants", self.tenant);
-        let wanted = json!({"sub": LISTENER, "format": said.encoding.name()});
+        let mut wanted = json!({"sub": LISTENER, "format": encoding.name()});
+        if let (Some(ttl_secs), Value::Object(wanted)) = (ttl_secs, &mut wanted) {
+            wanted.insert("ttl_secs".to_owned(), ttl_secs.into());
+        }
         let made = self.ask(Method::POST, &target, &wanted.to_string()).await?;
         let url = made.get("url").and_then(Value::as_str).context("the grant has no url")?;
-        let path =
-            url.find("/play/").and_then(|at| url.get(at..)).context("the grant's url is none of /play/")?;
-        let answer = self.public.get(path, &[]).await.context("play")?;
-        ensure!(answer.status == 200, "play: status {}", answer.status);
-        let played = split(&answer.body, said.encoding)?;
-        Ok(compare(said, &played, &gaps))
+        let path = url.find("/play/").and_then(|at| url.get(at..));
+        Ok(path.context("the grant's url is none of /play/")?.to_owned())
+    }
+
+    /// Returns what plays: the public listener's client.
+    pub(crate) fn player(&self) -> &HttpsClient {
+        &self.public
     }
 
     /// Waits until a call has a finished recording; answers its id and its gaps.
@@ -185,8 +208,16 @@ impl Api {
     }
 }
 
+/// A recording that was played as a whole.
+pub(crate) struct Heard {
+    pub(crate) recording: String,
+    pub(crate) wav: Bytes,
+    encoding: Encoding,
+    ledger: Ledger,
+}
+
 impl Compared {
-    fn add(&mut self, ledger: Ledger, encoding: Encoding) {
+    pub(crate) fn add(&mut self, Heard { ledger, encoding, .. }: &Heard) {
         let (_, rate) = encoding.sizes();
         let ms = |samples: u64| samples as f64 * 1000.0 / f64::from(rate);
         self.recordings += 1;

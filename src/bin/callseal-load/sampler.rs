@@ -30,11 +30,15 @@ pub(crate) struct Chart {
 }
 
 /// All pictures; every column is in one of them.
-pub(crate) const CHARTS: [Chart; 9] = [
+pub(crate) const CHARTS: [Chart; 10] = [
     Chart {
         title: "Calls",
         unit: "",
-        lines: &[("open_calls", "open calls"), ("live_streams", "recorded by the server")],
+        lines: &[
+            ("open_calls", "open calls"),
+            ("live_streams", "recorded by the server"),
+            ("connections", "connections of the server"),
+        ],
     },
     Chart { title: "Messages sent", unit: "a second", lines: &[("messages_per_sec", "messages")] },
     Chart {
@@ -45,7 +49,11 @@ pub(crate) const CHARTS: [Chart; 9] = [
     Chart {
         title: "Delays in the server, p99 of each second (upper bound of a bucket)",
         unit: "ms",
-        lines: &[("read_to_sealed_p99_ms", "read to sealed"), ("relay_p99_ms", "read to passed on")],
+        lines: &[
+            ("read_to_sealed_p99_ms", "read to sealed"),
+            ("relay_p99_ms", "read to passed on"),
+            ("event_loop_lag_p99_ms", "event loop"),
+        ],
     },
     Chart {
         title: "CPU",
@@ -63,6 +71,7 @@ pub(crate) const CHARTS: [Chart; 9] = [
         unit: "MiB",
         lines: &[("waiting_mib", "waiting")],
     },
+    Chart { title: "Audio played", unit: "MB a second", lines: &[("played_mb_per_sec", "played")] },
     Chart { title: "Open files of the server", unit: "", lines: &[("server_files", "files and sockets")] },
 ];
 
@@ -178,6 +187,8 @@ struct Before {
     own_cpu: Option<Duration>,
     sealed: Buckets,
     relayed: Buckets,
+    loop_lag: Buckets,
+    played_bytes: Option<f64>,
 }
 
 impl Looks {
@@ -220,7 +231,7 @@ impl Looks {
         (self.before.at, self.before.messages) = (at, messages);
         self.processes(process, secs, &mut values);
         if let Some(page) = page {
-            self.page(&page, &mut values);
+            self.page(&page, secs, &mut values);
         }
         Sample { at, values }
     }
@@ -245,9 +256,12 @@ impl Looks {
         values.push(("server_files", process.open_files().map(|files| files as f64)));
     }
 
-    fn page(&mut self, page: &Page, values: &mut Vec<(&'static str, Option<f64>)>) {
+    fn page(&mut self, page: &Page, secs: f64, values: &mut Vec<(&'static str, Option<f64>)>) {
         let sealed = page.buckets("ingest_read_to_sealed_seconds");
         let relayed = page.buckets("relay_read_to_written_seconds");
+        let loop_lag = page.buckets("event_loop_lag_seconds");
+        let played = page.sum("playback_bytes_total");
+        let played_since = played.zip(self.before.played_bytes).map(|(now, before)| now - before);
         let p99 = |now: &Buckets, before: &Buckets| now.quantile_since(before, 0.99).map(|p99| p99 * 1000.0);
         let waiting = ["upload_waiting_bytes", "upload_spilled_bytes"].map(|name| page.sum(name));
         let waiting = waiting.into_iter().flatten().reduce(|sum, bytes| sum + bytes);
@@ -257,8 +271,12 @@ impl Looks {
             ("waiting_mib", waiting.map(|bytes| bytes / MIB)),
             ("read_to_sealed_p99_ms", p99(&sealed, &self.before.sealed)),
             ("relay_p99_ms", p99(&relayed, &self.before.relayed)),
+            ("event_loop_lag_p99_ms", p99(&loop_lag, &self.before.loop_lag)),
+            ("connections", page.sum("ingest_connections")),
+            ("played_mb_per_sec", played_since.map(|bytes| bytes / 1e6 / secs)),
         ]);
         (self.before.sealed, self.before.relayed) = (sealed, relayed);
+        (self.before.loop_lag, self.before.played_bytes) = (loop_lag, played.or(Some(0.0)));
     }
 }
 

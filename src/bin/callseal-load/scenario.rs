@@ -7,12 +7,13 @@ use anyhow::{Context, ensure};
 use callseal::simulate::LagHistogram;
 use clap::Args;
 
-use crate::course::{Audio, Burst, Course, Voices, Wanted};
+use crate::course::{Audio, Burst, Course, Group, Planned, Voices, Wanted};
 use crate::place::{Open, Place, Wire};
 use crate::process::check_open_files;
 use crate::recordings::Compared;
 use crate::sampler::Tally;
 use crate::sheet::{Better, Failure, Output, Sheet};
+use crate::storm::{refusals, silences};
 use crate::traffic::{self, Ran};
 
 /// A generator that is later than this, one message's time, says how busy the machine is and nothing about the server.
@@ -25,11 +26,11 @@ pub(crate) const TWILIO_PER_SEC: f64 = 100.0;
 pub(crate) struct Load {
     #[command(flatten)]
     pub(crate) place: Place,
-    /// Calls at the same time [default: 200; burst 20, soak and vapi 50]; for a curve the numbers of its steps, such as
+    /// Calls at the same time [default: 200; burst 20, soak, storm and vapi 50, idle 1]; for a curve the numbers of its steps, such as
     /// 100,500,1000.
     #[arg(long, value_name = "N", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=100_000))]
     calls: Vec<u32>,
-    /// Seconds that are measured [default: 30; soak 3600].
+    /// Seconds that are measured [default: 30; soak 3600; as long as it takes for storm and idle].
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     duration_secs: Option<u64>,
     /// Seconds over which the calls begin, evenly spread: TLS handshakes all at once would show as send lag.
@@ -127,6 +128,8 @@ pub(crate) async fn burst(options: BurstOptions) -> anyhow::Result<bool> {
         calls: burst_calls,
         after: Duration::from_secs(quiet_secs),
         within: Duration::from_millis(within_ms),
+        lasts: None,
+        group: Group::Burst,
     };
     load.run("burst", load.wanted(20, 30, None)?, Some(burst)).await
 }
@@ -164,7 +167,8 @@ impl Load {
         })
     }
 
-    async fn run(&self, name: &str, wanted: Wanted, burst: Option<Burst>) -> anyhow::Result<bool> {
+    /// Runs a scenario with calls of Twilio's, and answers whether all bounds are kept.
+    pub(crate) async fn run(&self, name: &str, wanted: Wanted, burst: Option<Burst>) -> anyhow::Result<bool> {
         let course = Course::new(&wanted, burst)?;
         let mut open = self.place.open(u64::from(course.most), Wire::Twilio).await?;
         let mut sheet = Sheet::new(name, wanted.seed);
@@ -172,6 +176,7 @@ impl Load {
         if let Some(burst) = burst {
             sheet.set("burst calls", &burst.calls);
             sheet.set("burst within ms", &burst.within.as_millis());
+            sheet.set("burst of", &format!("{:?}", burst.group).to_lowercase());
         }
         let compared = self.place_and_compare(&course, &open, None, &mut sheet).await?;
         compared_figures(compared.as_ref(), &mut sheet);
@@ -179,6 +184,10 @@ impl Load {
             burst_figures(course.from + burst.after, burst.within, &mut sheet);
         }
         self.limits.hold(&mut sheet);
+        if burst.is_some_and(|burst| !burst.group.is_compared()) {
+            sheet.bound("failed_base_calls", Some(0.0));
+            sheet.bound("silent_not_closed", sheet.value("silent_not_closed").map(|_| 0.0));
+        }
         if let Some(own) = open.own.take() {
             own.server.stop()?;
         }
@@ -198,16 +207,25 @@ impl Load {
         let voices = Voices::new(self.audio, course.seed);
         let bar = traffic::progress_bar(course.secs(), !self.output.json);
         let tally = Arc::new(Tally::default());
-        let place = |call| {
+        let place = |call: Planned| {
             let plan = course.plan(call, &open.target, &voices);
-            traffic::twilio(plan, open.target.tls.clone(), Arc::clone(&tally))
+            let (tls, tally) = (open.target.tls.clone(), Arc::clone(&tally));
+            async move {
+                match call.group {
+                    Group::Base | Group::Burst | Group::Storm => traffic::twilio(plan, tls, tally).await,
+                    Group::Silent => traffic::silent(plan, tls, tally, true, call.length).await,
+                    Group::SilentTls => traffic::silent(plan, tls, tally, false, call.length).await,
+                }
+            }
         };
         let mut ran = traffic::run(course, open.watched, &tally, &bar, place).await?;
         ran.before_mib = before_mib.or(ran.before_mib);
         let compared = match &open.api {
             Some(api) => {
                 let account = open.target.account.as_str();
-                let said = ran.outcome.well.iter().map(|call| course.said(*call, account, &voices));
+                let compared: Vec<_> =
+                    ran.outcome.well.iter().filter(|call| call.group.is_compared()).collect();
+                let said = compared.into_iter().map(|call| course.said(*call, account, &voices));
                 Some(api.compare(said, self.patience(), &bar).await)
             }
             None => None,
@@ -267,6 +285,7 @@ pub(crate) fn figures(ran: Ran, messages_per_sec: f64, sheet: &mut Sheet) {
     let Ran { outcome, window, samples, before_mib } = ran;
     sheet.figure("calls", (outcome.well.len() as f64) + f64::from(outcome.failed()), "", Better::Neither);
     sheet.cost("failed_calls", outcome.failed().into(), "");
+    sheet.cost("failed_base_calls", outcome.base_failed.into(), "");
     sheet.cost("refused_calls", outcome.connect_failures.into(), "");
     let secs = window.took.as_secs_f64();
     sheet.figure("open_when_measured", window.open as f64, "calls", Better::Neither);
@@ -277,6 +296,8 @@ pub(crate) fn figures(ran: Ran, messages_per_sec: f64, sheet: &mut Sheet) {
     if outcome.burst_handshakes.count() > 0 {
         percentiles("burst_handshake", &outcome.burst_handshakes, sheet);
     }
+    refusals(&outcome, sheet);
+    silences(&outcome.silent, sheet);
     sheet.cost("generator_cores", window.own_cpu.as_secs_f64() / secs, "");
     if let (Some(cpu), true) = (window.server_cpu, window.messages > 0) {
         let (cpu, messages) = (cpu.as_secs_f64(), window.messages as f64);
@@ -341,24 +362,23 @@ pub(crate) fn compared_figures(compared: Option<&Compared>, sheet: &mut Sheet) {
 }
 
 fn burst_figures(began: Duration, within: Duration, sheet: &mut Sheet) {
-    let worst = |from: Duration, until: Duration, sheet: &Sheet| {
+    let worst = |delay: &str, from: Duration, until: Duration, sheet: &Sheet| {
         let seconds = sheet.samples.iter().filter(|sample| sample.at > from && sample.at <= until);
-        seconds.filter_map(|sample| sample.value("send_lag_p99_ms")).reduce(f64::max)
+        seconds.filter_map(|sample| sample.value(&format!("{delay}_p99_ms"))).reduce(f64::max)
     };
     // A look is up to a second late.
     let over = began + within + Duration::from_secs(2);
-    let before = worst(began.saturating_sub(Duration::from_secs(10)), began, sheet);
-    for (name, value) in [
-        ("send_lag_worst_second_before_burst_p99_ms", before),
-        ("send_lag_worst_second_of_burst_p99_ms", worst(began, over, sheet)),
-    ] {
-        if let Some(value) = value {
-            sheet.cost(name, value, "ms");
+    let before = began.saturating_sub(Duration::from_secs(10));
+    for delay in ["send_lag", "read_to_sealed", "event_loop_lag"] {
+        for (part, from, until) in [("before_burst", before, began), ("of_burst", began, over)] {
+            if let Some(value) = worst(delay, from, until, sheet) {
+                sheet.cost(format!("{delay}_worst_second_{part}_p99_ms"), value, "ms");
+            }
         }
     }
 }
 
-fn percentiles(name: &str, delays: &LagHistogram, sheet: &mut Sheet) {
+pub(crate) fn percentiles(name: &str, delays: &LagHistogram, sheet: &mut Sheet) {
     let millis = |delay: Duration| delay.as_secs_f64() * 1000.0;
     sheet.cost(format!("{name}_p50_ms"), millis(delays.percentile(50)), "ms");
     sheet.cost(format!("{name}_p99_ms"), millis(delays.percentile(99)), "ms");

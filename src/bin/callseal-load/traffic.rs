@@ -9,9 +9,13 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use callseal::clock;
 use callseal::observe::page::Page;
-use callseal::simulate::{CallError, CallPlan, LagHistogram, TlsClient, TwilioCall};
+use callseal::simulate::{CallError, CallPlan, LagHistogram, Received, TlsClient, TwilioCall};
 use indicatif::{ProgressBar, ProgressStyle};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_rustls::client::TlsStream;
 
 use crate::course::{Course, Group, Planned};
 use crate::ops;
@@ -28,10 +32,13 @@ pub(crate) enum CallFailed {
 }
 
 /// How a call went.
+#[derive(Default)]
 pub(crate) struct Went {
     /// TCP, TLS and the upgrade.
     pub(crate) handshake: Duration,
     pub(crate) send_lag: LagHistogram,
+    /// When and how a connection that said nothing was closed, if it was.
+    pub(crate) silence: Option<Option<(Duration, String)>>,
 }
 
 /// What became of all calls.
@@ -45,8 +52,30 @@ pub(crate) struct Outcome {
     pub(crate) failures: BTreeMap<String, u32>,
     pub(crate) send_lag: LagHistogram,
     pub(crate) handshakes: LagHistogram,
-    /// The same of the calls of a burst alone.
+    /// The same of the calls beside the base alone.
     pub(crate) burst_handshakes: LagHistogram,
+    /// Failed calls of the base.
+    pub(crate) base_failed: u32,
+    /// Handshakes that were answered with this status.
+    pub(crate) refused: BTreeMap<u16, u32>,
+    pub(crate) silent: Silences,
+}
+
+/// What became of connections that said nothing.
+#[derive(Default)]
+pub(crate) struct Silences {
+    pub(crate) closed_after: LagHistogram,
+    /// How many were closed in each way.
+    pub(crate) ends: BTreeMap<String, u32>,
+    pub(crate) not_closed: u32,
+}
+
+impl CallFailed {
+    pub(crate) fn error(self) -> CallError {
+        match self {
+            Self::Connect(error) | Self::Later(error) => error,
+        }
+    }
 }
 
 impl Outcome {
@@ -60,8 +89,11 @@ impl Outcome {
                 self.well.push(call);
                 self.send_lag.merge(&went.send_lag);
                 self.handshakes.record(went.handshake);
-                if call.group == Group::Burst {
+                if call.group != Group::Base {
                     self.burst_handshakes.record(went.handshake);
+                }
+                if let Some(silence) = went.silence {
+                    self.silent.add(silence);
                 }
                 return;
             }
@@ -74,12 +106,30 @@ impl Outcome {
                 error
             }
         };
-        let mut reason = format!("{:#}", anyhow::Error::new(error));
-        if self.failures.len() >= MAX_REASONS && !self.failures.contains_key(&reason) {
-            "other reasons".clone_into(&mut reason);
+        self.base_failed += u32::from(call.group == Group::Base);
+        if let CallError::Refused { status } = &error {
+            *self.refused.entry(*status).or_default() += 1;
         }
-        *self.failures.entry(reason).or_default() += 1;
+        let reason = format!("{:#}", anyhow::Error::new(error));
+        count(&mut self.failures, reason);
     }
+}
+
+impl Silences {
+    fn add(&mut self, closed: Option<(Duration, String)>) {
+        match closed {
+            Some((after, how)) => {
+                self.closed_after.record(after);
+                count(&mut self.ends, how);
+            }
+            None => self.not_closed += 1,
+        }
+    }
+}
+
+fn count(ways: &mut BTreeMap<String, u32>, way: String) {
+    let is_told = ways.len() < MAX_REASONS || ways.contains_key(&way);
+    *ways.entry(if is_told { way } else { "other reasons".to_owned() }).or_default() += 1;
 }
 
 /// What happened between the start and the end of the measurement.
@@ -169,7 +219,61 @@ pub(crate) async fn twilio(plan: CallPlan, tls: TlsClient, tally: Arc<Tally>) ->
     });
     let report = report.await;
     tally.open.fetch_sub(1, Ordering::Relaxed);
-    report.map(|report| Went { handshake, send_lag: report.send_lag }).map_err(CallFailed::Later)
+    report
+        .map(|report| Went { handshake, send_lag: report.send_lag, ..Went::default() })
+        .map_err(CallFailed::Later)
+}
+
+/// Connects, says nothing, and waits as long as `patience` for the server to close; shakes hands as Twilio does, or ends
+/// with TLS.
+pub(crate) async fn silent(
+    plan: CallPlan,
+    tls: TlsClient,
+    tally: Arc<Tally>,
+    is_upgraded: bool,
+    patience: Duration,
+) -> Result<Went, CallFailed> {
+    let began = clock::monotonic();
+    let connected = if is_upgraded {
+        TwilioCall::connect(plan, &tls).await.map(|call| Silent::Upgraded(Box::new(call)))
+    } else {
+        tls.connect(&plan.endpoint).await.map(|stream| Silent::Tls(Box::new(stream))).map_err(CallError::from)
+    };
+    let handshake = clock::since(began);
+    tally.tried.fetch_add(1, Ordering::Relaxed);
+    let mut connection = connected.map_err(CallFailed::Connect)?;
+    tally.open.fetch_add(1, Ordering::Relaxed);
+    let began = clock::monotonic();
+    let end = timeout(patience, connection.closed()).await;
+    tally.open.fetch_sub(1, Ordering::Relaxed);
+    let silence = end.ok().map(|how| (clock::since(began), how));
+    Ok(Went { handshake, silence: Some(silence), ..Went::default() })
+}
+
+/// A connection that says nothing.
+enum Silent {
+    Upgraded(Box<TwilioCall>),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Silent {
+    /// Waits until the server closes; answers how it did.
+    async fn closed(&mut self) -> String {
+        match self {
+            Self::Upgraded(call) => loop {
+                match call.recv().await {
+                    Ok(Received::Closed { code, reason }) => break format!("close code {code:?} ({reason})"),
+                    Ok(Received::Text(_) | Received::Binary(_)) => {}
+                    Err(error) => break format!("{:#}", anyhow::Error::new(error)),
+                }
+            },
+            Self::Tls(stream) => match stream.read(&mut [0; 64]).await {
+                Ok(0) => "end of TLS".to_owned(),
+                Ok(_) => "an answer to nothing".to_owned(),
+                Err(error) => error.to_string(),
+            },
+        }
+    }
 }
 
 async fn measure(

@@ -146,7 +146,7 @@ impl Dialled {
         tally.open.fetch_sub(1, Ordering::Relaxed);
         let send_lag = sent.map_err(CallFailed::Later)?;
         call.close(NORMAL).await;
-        Ok(Went { handshake, send_lag })
+        Ok(Went { handshake, send_lag, ..Went::default() })
     }
 
     async fn talk(&self, call: &mut TranscriberCall, tally: &Tally) -> Result<LagHistogram, CallError> {
