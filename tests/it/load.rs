@@ -126,8 +126,11 @@ fn own(scenario: &str, dir: &Path, options: &[&str]) -> (Value, Option<i32>) {
 fn bare(scenario: &str, dir: &Path, options: &[&str]) -> (Value, Option<i32>) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_callseal-load"));
     command.args([scenario, "--json", "--callseal", env!("CARGO_BIN_EXE_callseal")]);
-    // So that connections that say nothing are closed soon.
-    command.env("CALLSEAL_INGEST__HEADER_TIMEOUT_MS", "500").env("CALLSEAL_INGEST__START_TIMEOUT_MS", "500");
+    if scenario == "idle" {
+        // So that connections that say nothing are closed soon.
+        command.env("CALLSEAL_INGEST__HEADER_TIMEOUT_MS", "2000");
+        command.env("CALLSEAL_INGEST__START_TIMEOUT_MS", "2000");
+    }
     let output = command.arg("--dir").arg(dir).args(options).output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
     let result = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("no result: {errors}"));
@@ -213,11 +216,11 @@ fn a_storm_of_short_calls_leaves_those_that_run_alone() {
 /// Opens connections that say nothing from `stage` on.
 fn silence(stage: &str) {
     let dir = tempfile::tempdir().unwrap();
-    let options = ["--stage", stage, "--connections", "20", "--rate", "20", "--watch-secs", "10"];
+    let options = ["--stage", stage, "--connections", "20", "--rate", "20", "--watch-secs", "8"];
     let (result, code) = own("idle", dir.path(), &options);
     assert_eq!(code, Some(0), "{result:#}");
     assert!(figure(&result, "silent_connections") == 20.0 && figure(&result, "silent_not_closed") == 0.0);
-    assert!(figure(&result, "silent_closed_after_p50_ms") > 400.0, "{result:#}");
+    assert!(figure(&result, "silent_closed_after_p50_ms") > 1_900.0, "{result:#}");
     assert!(figure(&result, "recordings_compared") == 1.0 && figure(&result, "lost_ms") == 0.0, "{result:#}");
 }
 

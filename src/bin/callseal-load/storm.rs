@@ -12,7 +12,7 @@ use crate::traffic::{Outcome, Silences};
 /// A short call of a storm: ten messages of each track.
 const STORM_CALL: Duration = Duration::from_millis(200);
 /// Before and after what disturbs, to see the difference.
-const CALM: Duration = Duration::from_secs(3);
+const CALM: Duration = Duration::from_secs(2);
 
 /// Short calls at a high rate, while others run.
 #[derive(Args)]

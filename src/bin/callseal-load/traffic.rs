@@ -13,6 +13,7 @@ use callseal::simulate::{CallError, CallPlan, LagHistogram, Received, TlsClient,
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
@@ -22,6 +23,8 @@ use crate::ops;
 use crate::process::Process;
 use crate::sampler::{Sample, Sampler, Tally, Watched};
 
+/// Handshakes of silent connections at a time: more would only wait for each other, until the server gives them up.
+static SILENT_HANDSHAKES: Semaphore = Semaphore::const_new(64);
 /// How many ways of failing are told apart; more are counted as others.
 const MAX_REASONS: usize = 20;
 
@@ -233,6 +236,7 @@ pub(crate) async fn silent(
     is_upgraded: bool,
     patience: Duration,
 ) -> Result<Went, CallFailed> {
+    let turn = SILENT_HANDSHAKES.acquire().await;
     let began = clock::monotonic();
     let connected = if is_upgraded {
         TwilioCall::connect(plan, &tls).await.map(|call| Silent::Upgraded(Box::new(call)))
@@ -241,6 +245,7 @@ pub(crate) async fn silent(
     };
     let handshake = clock::since(began);
     tally.tried.fetch_add(1, Ordering::Relaxed);
+    drop(turn);
     let mut connection = connected.map_err(CallFailed::Connect)?;
     tally.open.fetch_add(1, Ordering::Relaxed);
     let began = clock::monotonic();
