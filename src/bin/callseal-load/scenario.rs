@@ -310,6 +310,7 @@ pub(crate) fn figures(ran: Ran, messages_per_sec: f64, sheet: &mut Sheet) {
         let calls = highest("open_calls").unwrap_or(0.0).max(1.0);
         sheet.figure("server_memory_before_mib", before, "MiB", Better::Neither);
         sheet.cost("server_memory_peak_mib", peak, "MiB");
+        sheet.figure("open_at_most", calls, "calls", Better::Neither);
         sheet.cost("kib_per_call", (peak - before).max(0.0) * 1024.0 / calls, "KiB");
     }
     let measured: Vec<_> = samples.iter().filter_map(|sample| sample.value("server_memory_mib")).collect();
