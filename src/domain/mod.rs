@@ -15,6 +15,7 @@ pub mod live_order;
 pub mod notice;
 pub mod percent;
 pub mod playback;
+pub mod policy;
 pub mod provider;
 pub mod recording;
 pub mod recovery;
