@@ -16,6 +16,7 @@ use crate::domain::audio::{AudioFormat, Speakers};
 use crate::domain::cmr::{GapReason, sha256};
 use crate::domain::ids::RecordingId;
 use crate::domain::notice::{self, Ended, NoticeKind};
+use crate::domain::policy::days_of_call;
 use crate::domain::provider::{Digit, Media, Payload, StreamStart};
 use crate::domain::recording::{EndCause, RecordingMetadata, StreamCounts};
 use crate::domain::session::{
@@ -125,9 +126,8 @@ impl Recorder {
         let (now, wall) = (clock::monotonic(), clock::wall());
         let ids = key.ids;
         let present = node.live.enter(entry(tenant, route, &key, begin.provider, &begin.start.call));
-        let retention_days =
-            begin.ticket.and_then(|ticket| ticket.retention_days).unwrap_or(tenant.retention.call_audio_days);
-        let metadata = metadata(tenant, route, begin, retention_days, wall);
+        let metadata = metadata(tenant, route, begin, wall);
+        let retention_days = metadata.retention_days;
         let party_keys = node.config.index.party_keys.clone();
         let terms = party_keys.terms(&metadata, &BTreeMap::new());
         let index = RecordingIndex::new(Arc::clone(&node.keys), tenant.id.clone(), party_keys, terms);
@@ -455,14 +455,11 @@ pub(crate) fn entry(
     }
 }
 
-fn metadata(
-    tenant: &Tenant,
-    route: &Route,
-    begin: &Begin<'_>,
-    retention_days: u32,
-    wall: UnixMillis,
-) -> RecordingMetadata {
+fn metadata(tenant: &Tenant, route: &Route, begin: &Begin<'_>, wall: UnixMillis) -> RecordingMetadata {
     let Begin { start, ticket, consent, provider, format, speakers: _, agent: _ } = begin;
+    // Whoever has the key of tickets cannot keep a call for longer than the tenant keeps all of them.
+    let asked = ticket.and_then(|ticket| ticket.retention_days);
+    let (retention_days, own_days) = days_of_call(tenant.retention.call_audio_days, asked);
     RecordingMetadata {
         v: 1,
         tenant: tenant.id.to_string(),
@@ -474,6 +471,7 @@ fn metadata(
         started_ms: wall.0,
         parameters: start.parameters.clone(),
         retention_days,
+        own_days,
         ticket: ticket.map(|ticket| ticket.metadata.clone()).unwrap_or_default(),
         consent: consent.map(str::to_owned),
         format: *format,

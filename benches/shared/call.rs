@@ -106,6 +106,7 @@ fn setup() -> SessionSetup {
         started_ms: 0,
         parameters: BTreeMap::new(),
         retention_days: 90,
+        own_days: false,
         ticket: BTreeMap::new(),
         consent: None,
         format: AudioFormat::TELEPHONE,

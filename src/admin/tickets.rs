@@ -30,7 +30,7 @@ pub(super) struct NewTicket {
     /// How long it works, in seconds: 300 unless given, and at most the tenant's `tickets.max_ttl_secs`.
     #[schema(minimum = 1)]
     ttl_secs: Option<u64>,
-    /// How many days the recording is kept, instead of the tenant's: 1 to 3650.
+    /// How many days the recording is kept, instead of the tenant's: at most as many as these.
     #[schema(minimum = 1, maximum = 3650)]
     retention_days: Option<u32>,
     /// The caller has agreed to be recorded.

@@ -34,7 +34,7 @@ pub(super) struct TicketArgs {
     /// How long it works; at most the tenant's tickets.max_ttl_secs
     #[arg(long, value_name = "SECONDS", default_value_t = TICKET_TTL_SECS)]
     ttl_secs: u64,
-    /// How many days the recording is kept, instead of the tenant's [1 to 3650]
+    /// How many days the recording is kept, instead of the tenant's; at most as many as these
     #[arg(long, value_name = "DAYS", value_parser = retention_days)]
     retention_days: Option<u32>,
     /// The caller has agreed to be recorded

@@ -18,7 +18,7 @@ use crate::domain::provider::vapi_listen_url::{ListenPolicy, ListenUrl};
 use crate::domain::provider::vapi_transport::TransportFormat;
 use crate::domain::provider::vapi_webhook::SecretUrl;
 use crate::domain::sign::encode_hex;
-use crate::domain::ticket::{RETENTION_DAYS, Ticket, VapiLine};
+use crate::domain::ticket::{Ticket, VapiLine};
 use crate::keys::fill_random;
 
 /// How long a ticket works unless told: a call is placed within minutes of its TwiML.
@@ -83,9 +83,11 @@ pub fn ticket(config: &Config, tenant: &Tenant, order: TicketOrder) -> Result<Mi
     if order.ttl_secs == 0 || order.ttl_secs > longest {
         return Err(refused("ttl_secs", format!("allowed for this tenant: 1 to {longest}")));
     }
-    if order.retention_days.is_some_and(|days| !RETENTION_DAYS.contains(&days)) {
-        let (first, last) = (RETENTION_DAYS.start(), RETENTION_DAYS.end());
-        return Err(refused("retention_days", format!("allowed: {first} to {last}")));
+    let most = tenant.retention.call_audio_days;
+    if order.retention_days.is_some_and(|days| !(1..=most).contains(&days)) {
+        let problem =
+            format!("allowed: 1 to {most}, the days of the tenant; a call can be kept for fewer only");
+        return Err(refused("retention_days", problem));
     }
     let line = line(config, tenant, route, &order)?;
     let (mut id, mut salt) = ([0; 16], Zeroizing::new([0; 32]));

@@ -105,6 +105,9 @@ pub struct RecordingMetadata {
     pub parameters: BTreeMap<String, String>,
     /// How many days after its end the recording is kept.
     pub retention_days: u32,
+    /// Whether the call's ticket gave these days, and not the tenant.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub own_days: bool,
     /// What the call's ticket says; often personal data.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub ticket: BTreeMap<String, String>,

@@ -57,6 +57,7 @@ fn setup(limits: SegmentLimits, dtmf: DtmfPolicy) -> SessionSetup {
         started_ms: 0,
         parameters: BTreeMap::new(),
         retention_days: 90,
+        own_days: false,
         ticket: BTreeMap::new(),
         consent: None,
         format: AudioFormat::TELEPHONE,

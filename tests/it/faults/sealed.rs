@@ -189,6 +189,7 @@ fn metadata() -> RecordingMetadata {
         started_ms: STARTED.0,
         parameters: BTreeMap::new(),
         retention_days: 90,
+        own_days: false,
         ticket: BTreeMap::new(),
         consent: None,
         format: AudioFormat::TELEPHONE,
