@@ -9,6 +9,7 @@
 mod book;
 mod cache;
 mod change;
+mod retention;
 mod revision;
 mod settings;
 mod view;
@@ -23,6 +24,7 @@ use crate::domain::ids::TenantId;
 
 pub use book::{Book, BookError};
 pub use change::{Author, ChangeError, Desk, Draft, Order};
+pub use retention::RetentionOrder;
 pub use revision::{Made, NoRevision, Revision};
 pub use settings::{Settings, wipe};
 pub use view::{View, together};

@@ -242,7 +242,7 @@ pub(super) struct LedgerPage {
 #[derive(Serialize, ToSchema)]
 pub(super) struct LedgerEntry {
     number: u64,
-    /// `ordered` or `deleted`.
+    /// `ordered`, `shortened` or `deleted`.
     what: &'static str,
     recording: String,
     /// When it was ordered, or its key was destroyed.
@@ -250,12 +250,12 @@ pub(super) struct LedgerEntry {
     /// Of an order: `recording`, `call`, `party`, `tenant` or `replay`.
     #[serde(skip_serializing_if = "Option::is_none")]
     scope: Option<&'static str>,
-    /// Of an order: who gave it.
+    /// Who ordered it, or shortened the time.
     #[serde(skip_serializing_if = "Option::is_none")]
     actor: Option<String>,
-    /// Of an order, why, in their words; of a deletion `expired` or `requested`.
+    /// Why, in their words; of a deletion `expired` or `requested`.
     reason: String,
-    /// Of a deletion: when it had to be gone.
+    /// When it has to be gone, or had to.
     #[serde(skip_serializing_if = "Option::is_none")]
     expires: Option<String>,
     /// Of a deletion: from when on no backup has its key either.
@@ -279,6 +279,18 @@ impl LedgerEntry {
                 actor: Some(actor),
                 reason,
                 expires: None,
+                r#final: None,
+                objects: None,
+            },
+            Entry::Shortened { recording, actor, reason, at_ms, expires_ms } => Self {
+                number,
+                what: "shortened",
+                recording,
+                at: time(at_ms),
+                scope: None,
+                actor: Some(actor),
+                reason,
+                expires: Some(time(expires_ms)),
                 r#final: None,
                 objects: None,
             },

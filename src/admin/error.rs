@@ -17,7 +17,9 @@ use crate::control::mint::MintRefused;
 use crate::control::recordings::RecordingError;
 use crate::control::requests::RequestError;
 use crate::control::retention::RetentionError;
+use crate::control::shorten::ShortenError;
 use crate::domain::access::Operation;
+use crate::domain::policy::PolicyRefusal;
 use crate::notices::OutboxError;
 use crate::notices::manage::RedeliverError;
 use crate::store::StoreError;
@@ -377,6 +379,19 @@ impl From<RetentionError> for ApiError {
     }
 }
 
+impl From<ShortenError> for ApiError {
+    fn from(error: ShortenError) -> Self {
+        match error {
+            ShortenError::Recordings(error) => error.into(),
+            ShortenError::Order(error) => error.into(),
+            ShortenError::Store(error) => error.into(),
+            ShortenError::Audit(error) => error.into(),
+            ShortenError::Book(error) => ChangeError::from(error).into(),
+            ShortenError::Note(error) => error.into(),
+        }
+    }
+}
+
 impl From<LedgerError> for ApiError {
     fn from(error: LedgerError) -> Self {
         tracing::error!(error = &error as &dyn std::error::Error, "the deletion ledger cannot be used");
@@ -436,6 +451,11 @@ impl From<ChangeError> for ApiError {
             ChangeError::Exists => Self::Conflict { code: "exists", detail },
             ChangeError::Stale { .. } | ChangeError::Contended => Self::Stale(detail),
             ChangeError::Status { .. } => Self::Conflict { code: "status", detail },
+            ChangeError::DaysInSettings { .. } => Self::Conflict { code: "retention_days", detail },
+            ChangeError::Retention(PolicyRefusal::Invalid { field, problem }) => {
+                Self::invalid(field, problem)
+            }
+            ChangeError::Retention(refusal) => Self::Conflict { code: refusal.code(), detail },
             ChangeError::Book(error) => {
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,

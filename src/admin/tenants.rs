@@ -77,7 +77,9 @@ impl TenantView {
         });
         let (source, revision, close_by) = match tenant.origin {
             Origin::File => ("file", None, None),
-            Origin::Store { revision, close_by } => ("store", Some(revision), close_by.map(clock::rfc3339)),
+            Origin::Store { revision, close_by, .. } => {
+                ("store", Some(revision), close_by.map(clock::rfc3339))
+            }
         };
         Self {
             source,
@@ -128,7 +130,7 @@ fn shown(view: TenantView) -> Shown {
 }
 
 /// A tenant of a file has no revision, and so no ETag.
-fn etag(revision: Option<u32>) -> HeaderMap {
+pub(super) fn etag(revision: Option<u32>) -> HeaderMap {
     let value = revision.and_then(|revision| HeaderValue::from_str(&format!("\"{revision}\"")).ok());
     value.map(|value| (header::ETAG, value)).into_iter().collect()
 }

@@ -127,6 +127,11 @@ fn in_words(entry: &Entry) -> String {
             time(at_ms),
             scope.name()
         ),
+        Entry::Shortened { recording, actor, reason, at_ms, expires_ms } => format!(
+            "{}  shortened  {recording}  by {actor:?}, to be gone at {}, because: {reason:?}",
+            time(at_ms),
+            time(expires_ms)
+        ),
         Entry::Deleted { recording, reason, deleted_at_ms, final_at_ms, objects, .. } => format!(
             "{}  deleted  {recording}  {}, {objects} objects, in no backup after {}",
             time(deleted_at_ms),
@@ -192,9 +197,10 @@ async fn replay(args: &ReplayArgs) -> CommandResult {
     let opened = target.open().await?;
     serve::install_logs(&opened.config)?;
     let (tenant, ledger) = (&target.tenant, ledger(&opened));
-    let mut recordings: BTreeSet<RecordingId> = ledger.read(tenant).await?.recordings();
+    let now = opened.store.now().await?;
+    let mut recordings: BTreeSet<RecordingId> = ledger.read(tenant).await?.recordings(now);
     if let Some(copy) = copy {
-        recordings.extend(ledger.read_copy(tenant, copy).await.context("--from")?.recordings());
+        recordings.extend(ledger.read_copy(tenant, copy).await.context("--from")?.recordings(now));
     }
     let audit = opened.audit_log()?;
     let notices = opened.notices();

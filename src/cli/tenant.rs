@@ -51,6 +51,16 @@ pub(super) struct By {
     actor: String,
 }
 
+impl By {
+    pub(super) fn actor(&self) -> &str {
+        &self.actor
+    }
+
+    pub(super) fn reason(&self) -> &str {
+        &self.reason
+    }
+}
+
 #[derive(Debug, Args)]
 pub(super) struct FromArgs {
     #[command(flatten)]
@@ -72,10 +82,10 @@ pub(super) struct FromArgs {
 pub(super) struct Target {
     /// The tenant's id
     #[arg(long, value_name = "ID")]
-    tenant: TenantId,
+    pub(super) tenant: TenantId,
     /// Do nothing unless this is its newest revision
     #[arg(long, value_name = "NUMBER")]
-    revision: Option<u32>,
+    pub(super) revision: Option<u32>,
 }
 
 #[derive(Debug, Args)]
@@ -158,15 +168,15 @@ pub(super) fn run(command: &TenantCommand) -> CommandResult {
 }
 
 /// What the commands work on.
-struct Kept {
-    config: Config,
+pub(super) struct Kept {
+    pub(super) config: Config,
     of_files: Vec<TenantId>,
-    store: Arc<dyn Store>,
+    pub(super) store: Arc<dyn Store>,
     book: Book,
 }
 
 impl Kept {
-    async fn open(config: &ConfigArg) -> Result<Self, Failure> {
+    pub(super) async fn open(config: &ConfigArg) -> Result<Self, Failure> {
         let config = config.load()?;
         let rules = rules(&config)?.clone();
         let of_files = config.tenants.iter().map(|tenant| tenant.id.clone()).collect();
@@ -176,18 +186,43 @@ impl Kept {
         Ok(Self { config, of_files, store, book })
     }
 
-    fn desk(&self, by: &By) -> Desk<'_> {
+    pub(super) fn desk(&self, by: &By) -> Desk<'_> {
         let author = Author { name: by.actor.clone(), reason: Some(by.reason.clone()) };
         Desk { config: &self.config, of_files: self.of_files.clone(), book: &self.book, author }
     }
 
-    /// Puts a draft after its audit record.
-    async fn put(&self, draft: &Draft, by: &By) -> CommandResult {
-        let id = &draft.tenant.id;
+    /// Returns the configuration as a draft makes it.
+    pub(super) fn with(&self, draft: &Draft) -> Config {
         let mut config = self.config.clone();
-        config.tenants.retain(|tenant| tenant.id != *id);
+        config.tenants.retain(|tenant| tenant.id != draft.tenant.id);
         config.tenants.push(draft.tenant.clone());
-        let opened = Opened::with(config, Arc::clone(&self.store))?;
+        config
+    }
+
+    /// Notes in the audit log of a tenant that something was refused.
+    pub(super) async fn refuse(
+        &self,
+        id: &TenantId,
+        action: &str,
+        code: &str,
+        by: &By,
+    ) -> anyhow::Result<()> {
+        let opened = Opened::with(self.config.clone(), Arc::clone(&self.store))?;
+        let audit = opened.audit_log()?;
+        let event = AuditEvent {
+            reason: Some(by.reason.clone()),
+            result: code.to_owned(),
+            ..AuditEvent::by_operator(&by.actor, action, id.to_string())
+        };
+        let noted = audit.record(id, event).await.context("audit log");
+        end_audit(&audit).await;
+        noted
+    }
+
+    /// Puts a draft after its audit record.
+    pub(super) async fn put(&self, draft: &Draft, by: &By) -> CommandResult {
+        let id = &draft.tenant.id;
+        let opened = Opened::with(self.with(draft), Arc::clone(&self.store))?;
         // A key that does not work is seen before anything is put.
         opened.keys.mint(id).await.with_context(|| format!("tenant {id}: no key can be had"))?;
         let audit = opened.audit_log()?;
@@ -226,8 +261,11 @@ async fn update(args: &UpdateArgs) -> CommandResult {
     let UpdateArgs { from, target } = args;
     let table = Config::read_for_store(&from.from, process_environment()).map_err(Failure::Config)?;
     let kept = Kept::open(&from.config).await?;
-    let draft =
-        kept.desk(&from.by).update(&target.tenant, target.revision, table).await.map_err(explained)?;
+    let draft = kept.desk(&from.by).update(&target.tenant, target.revision, table).await;
+    if let Err(ChangeError::DaysInSettings { .. }) = &draft {
+        kept.refuse(&target.tenant, "tenant.updated", "retention_days", &from.by).await?;
+    }
+    let draft = draft.map_err(explained)?;
     put_from(from, &kept, &draft).await
 }
 
@@ -253,7 +291,7 @@ async fn order(args: &OrderArgs, order: Order) -> CommandResult {
 }
 
 /// Faults each on a line of its own.
-fn explained(error: ChangeError) -> anyhow::Error {
+pub(super) fn explained(error: ChangeError) -> anyhow::Error {
     let ChangeError::Invalid(faults) = error else { return error.into() };
     let lines = faults.iter().fold(String::new(), |lines, fault| format!("{lines}\n  {fault}"));
     anyhow!("{} faults in the settings{lines}", faults.len())
@@ -303,7 +341,7 @@ async fn list(args: &ListArgs) -> CommandResult {
 fn described(tenant: &Tenant) -> Value {
     let (source, revision, close_by) = match tenant.origin {
         Origin::File => ("file", None, None),
-        Origin::Store { revision, close_by } => ("store", Some(revision), close_by.map(clock::rfc3339)),
+        Origin::Store { revision, close_by, .. } => ("store", Some(revision), close_by.map(clock::rfc3339)),
     };
     json!({"tenant": tenant.id.as_str(), "source": source, "revision": revision, "status": tenant.status.name(),
         "close_by": close_by, "routes": tenant.routes.len()})

@@ -9,6 +9,7 @@ use toml::{Table, Value};
 use crate::domain::ids::{RouteName, TenantId};
 use crate::domain::time::UnixMillis;
 
+use super::faults::Collector;
 use super::hipaa::{Hipaa, MAX_GRANT_SECS, NodeFacts};
 use super::keys::{KeysConfig, TenantKeks};
 use super::net::WebOrigin;
@@ -80,6 +81,8 @@ pub enum Origin {
         revision: u32,
         /// When what it has is deleted, if it is being closed.
         close_by: Option<UnixMillis>,
+        /// Whether ended recordings wait for the date that fewer days give them.
+        shortens: bool,
     },
 }
 
@@ -295,6 +298,17 @@ impl NoKeyPolicy {
 }
 
 impl Retention {
+    /// Reads what the settings of a tenant say of it; `None` if that is not allowed.
+    pub fn of_settings(settings: &Table) -> Option<Self> {
+        let faults = Collector::default();
+        let given = match settings.get("retention") {
+            None => None,
+            Some(given) => Some(given.as_table()?.clone()),
+        };
+        let retention = Self::check(given, &Scope::stored_tenant(&faults));
+        faults.finish(Some(retention)).ok()
+    }
+
     fn check(table: Option<Table>, scope: &Scope<'_>) -> Self {
         let (scope, raw): (_, raw::Retention) = scope.section("retention", table);
         let profiles = Words {

@@ -19,6 +19,7 @@ use crate::domain::cmr::SealError;
 use crate::domain::ids::{RecordingId, TenantId, TenantTag};
 use crate::domain::ledger::{ChainFault, Entry, Head, MAX_LINK_BYTES};
 use crate::domain::retention::Receipt;
+use crate::domain::time::UnixMillis;
 use crate::jitter::part_of;
 use crate::keys::{KeyError, KeyService, Minted, OpenedKey, fill_random};
 use crate::store::{ObjectClass, ObjectInfo, ObjectName, PutOutcome, Store, StoreError, Tags, layout};
@@ -383,9 +384,10 @@ impl<'a> Reader<'a> {
 }
 
 impl Read {
-    /// Returns the recordings that were deleted, or ordered to be, each once, in the order of their ids.
-    pub fn recordings(&self) -> BTreeSet<RecordingId> {
-        self.entries.iter().filter_map(Entry::recording).collect()
+    /// Returns the recordings that were deleted, or ordered to be by `now`, the store's clock; each once, in the order of
+    /// their ids.
+    pub fn recordings(&self, now: UnixMillis) -> BTreeSet<RecordingId> {
+        self.entries.iter().filter(|entry| entry.is_due(now)).filter_map(Entry::recording).collect()
     }
 }
 
@@ -397,6 +399,8 @@ fn check_receipt(read: &Read, recording: RecordingId, json: &[u8]) -> Result<(),
     let entry = usize::try_from(number).ok().and_then(|number| read.entries.get(number));
     match entry.ok_or(LedgerError::CutOff { recording, number })? {
         entry @ Entry::Deleted { .. } if entry.recording() == Some(recording) => Ok(()),
-        Entry::Deleted { .. } | Entry::Ordered { .. } => Err(LedgerError::Mismatch { recording, number }),
+        Entry::Deleted { .. } | Entry::Ordered { .. } | Entry::Shortened { .. } => {
+            Err(LedgerError::Mismatch { recording, number })
+        }
     }
 }

@@ -20,6 +20,7 @@ pub mod requests;
 pub mod restriction;
 pub mod retention;
 pub mod rewrap;
+pub mod shorten;
 pub mod sweep;
 pub mod tar;
 pub mod wav;

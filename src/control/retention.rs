@@ -167,6 +167,20 @@ impl Orders {
         self.place(tenant, recording, (Change::ExpireAt(now), scope), by).await
     }
 
+    /// Lets a recording expire at `at`, if that is before its date; a held one stays held.
+    ///
+    /// # Errors
+    /// As [`Orders::hold`].
+    pub(super) async fn shorten(
+        &self,
+        tenant: &TenantId,
+        recording: RecordingId,
+        at: UnixMillis,
+        by: &OrderedBy,
+    ) -> Result<Placed, RetentionError> {
+        self.place(tenant, recording, (Change::Shorten(at), Scope::Tenant), by).await
+    }
+
     /// Orders that a recording be deleted that was deleted before, and that a backup has brought back.
     pub(super) async fn delete_again(
         &self,
@@ -175,7 +189,7 @@ impl Orders {
         by: &OrderedBy,
     ) -> Result<Placed, RetentionError> {
         let now = self.store.now().await?;
-        self.note(tenant, recording, (now, Scope::Replay), by).await?;
+        self.note(tenant, recording, (Change::ExpireAt(now), Scope::Replay), by).await?;
         put_expiry(&*self.store, tenant.tag(), recording, now).await?;
         self.put(tenant.tag(), recording, Change::ExpireAt(now)).await.map(|(placed, _)| placed)
     }
@@ -185,15 +199,17 @@ impl Orders {
         &self,
         tenant: &TenantId,
         recording: RecordingId,
-        (at, scope): (UnixMillis, Scope),
+        (change, scope): (Change, Scope),
         by: &OrderedBy,
     ) -> Result<(), LedgerError> {
-        let entry = Entry::Ordered {
-            recording: recording.to_string(),
-            scope,
-            actor: by.actor.clone(),
-            reason: by.reason.clone(),
-            at_ms: at.0,
+        let (recording, actor, reason) = (recording.to_string(), by.actor.clone(), by.reason.clone());
+        let entry = match change {
+            Change::Hold | Change::Release => return Ok(()),
+            Change::ExpireAt(at) => Entry::Ordered { recording, scope, actor, reason, at_ms: at.0 },
+            Change::Shorten(at) => {
+                let at_ms = self.store.now().await?.0;
+                Entry::Shortened { recording, actor, reason, at_ms, expires_ms: at.0 }
+            }
         };
         self.ledger.append(tenant, &entry).await.map(drop)
     }
@@ -228,9 +244,9 @@ impl Orders {
         }
         let preview = preview?;
         self.audit.record(tenant, event(recording, change, by, "allowed")).await?;
-        if let Change::ExpireAt(at) = change {
+        if let Change::ExpireAt(at) | Change::Shorten(at) = change {
             if preview.changed {
-                self.note(tenant, recording, (at, scope), by).await?;
+                self.note(tenant, recording, (change, scope), by).await?;
             }
             // Before the order: an order that no entry leads to would be forgotten until the sealed date, and an entry
             // without an order does no harm.
@@ -362,7 +378,7 @@ fn told(change: Change) -> Option<NoticeKind> {
     match change {
         Change::Hold => Some(NoticeKind::Held),
         Change::Release => Some(NoticeKind::Released),
-        Change::ExpireAt(_) => None,
+        Change::ExpireAt(_) | Change::Shorten(_) => None,
     }
 }
 
@@ -371,6 +387,7 @@ fn action(change: Change) -> &'static str {
         Change::Hold => "hold",
         Change::Release => "release",
         Change::ExpireAt(_) => "delete",
+        Change::Shorten(_) => "shorten",
     }
 }
 

@@ -11,6 +11,7 @@ use super::ids::{KeyId, RecordingId, TenantTag};
 use super::index::IndexKind;
 use super::retention::Reason;
 use super::sign::{decode_base64, encode_base64, encode_hex};
+use super::time::UnixMillis;
 
 /// The largest object: an entry has an actor and a reason in somebody's words.
 pub const MAX_LINK_BYTES: usize = 64 * 1024;
@@ -71,6 +72,19 @@ pub enum Entry {
         /// When: Unix milliseconds by the store's clock.
         at_ms: u64,
     },
+    /// A recording is kept for fewer days than its manifest says, because its tenant wants that of all.
+    Shortened {
+        /// Which, 32 hexadecimal digits.
+        recording: String,
+        /// Who.
+        actor: String,
+        /// Why, in their words.
+        reason: String,
+        /// When: Unix milliseconds by the store's clock.
+        at_ms: u64,
+        /// When it must be gone: Unix milliseconds.
+        expires_ms: u64,
+    },
     /// The key of a recording is destroyed; what else there is of it follows.
     Deleted {
         /// Which, 32 hexadecimal digits.
@@ -92,7 +106,17 @@ impl Entry {
     /// Returns which recording it is about; `None` if what stands there is none.
     pub fn recording(&self) -> Option<RecordingId> {
         match self {
-            Self::Ordered { recording, .. } | Self::Deleted { recording, .. } => recording.parse().ok(),
+            Self::Ordered { recording, .. }
+            | Self::Shortened { recording, .. }
+            | Self::Deleted { recording, .. } => recording.parse().ok(),
+        }
+    }
+
+    /// Whether the recording must be gone at `now`.
+    pub fn is_due(&self, now: UnixMillis) -> bool {
+        match self {
+            Self::Ordered { .. } | Self::Deleted { .. } => true,
+            Self::Shortened { expires_ms, .. } => *expires_ms <= now.0,
         }
     }
 }

@@ -128,6 +128,8 @@ pub enum Change {
     Release,
     /// Delete it from this moment on.
     ExpireAt(UnixMillis),
+    /// Keep it until this moment and no longer, because its tenant keeps recordings for fewer days; a hold still beats it.
+    Shorten(UnixMillis),
 }
 
 /// Why a change is refused.
@@ -173,7 +175,9 @@ impl Order {
             Change::Hold => next.hold = true,
             Change::Release => next.hold = false,
             Change::ExpireAt(_) if self.hold => return Err(Refusal::Held),
-            Change::ExpireAt(at) => next.expires_ms = Some(at.0.min(self.expires_ms.unwrap_or(u64::MAX))),
+            Change::ExpireAt(at) | Change::Shorten(at) => {
+                next.expires_ms = Some(at.0.min(self.expires_ms.unwrap_or(u64::MAX)));
+            }
         }
         Ok((next != *self).then_some(next))
     }
@@ -368,13 +372,16 @@ mod tests {
         assert!(held.hold);
         assert_eq!(held.changed(Change::Hold), Ok(None));
         assert_eq!(held.changed(Change::ExpireAt(NOW)), Err(Refusal::Held));
+        let held_shorter = held.changed(Change::Shorten(NOW)).unwrap().unwrap();
+        assert_eq!((held_shorter.hold, held_shorter.expires_ms), (true, Some(NOW.0)));
+        assert_eq!(held_shorter.changed(Change::Shorten(LATER)), Ok(None), "nothing is lengthened");
         let released = held.changed(Change::Release).unwrap().unwrap();
         let shortened = released.changed(Change::ExpireAt(NOW)).unwrap().unwrap();
         assert_eq!(shortened.expires_ms, Some(NOW.0));
         assert_eq!(shortened.changed(Change::ExpireAt(LATER)), Ok(None), "nothing is lengthened");
         let held_again = shortened.changed(Change::Hold).unwrap().unwrap();
         assert_eq!(held_again.expires_ms, Some(NOW.0), "carried over");
-        for change in [Change::Hold, Change::Release, Change::ExpireAt(NOW)] {
+        for change in [Change::Hold, Change::Release, Change::ExpireAt(NOW), Change::Shorten(NOW)] {
             assert_eq!(shortened.begin(deletion()).changed(change), Err(Refusal::Deleting));
         }
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::Config;
+use crate::control::shorten::{Shortening, waiting};
 use crate::control::sweep::{SweepOptions, SweepReport, Sweeper};
 use crate::drain::Phase;
 use crate::jitter::jittered;
@@ -24,6 +25,8 @@ pub(super) async fn sweep_on(node: Arc<Node>) {
             () = tokio::time::sleep(wait) => {}
             () = node.drain.reached(Phase::Draining) => return,
         }
+        // What gets its date here may be due for the sweep.
+        shorten(&node).await;
         let tenants = node.tenants.ids();
         // What stops it is logged and counted by the sweeper.
         if let Ok(SweepReport { due, deleted, held, failed, overdue, .. }) = sweeper.run(&tenants).await {
@@ -31,6 +34,14 @@ pub(super) async fn sweep_on(node: Arc<Node>) {
         }
         wait = jittered(interval);
     }
+}
+
+/// Gives ended recordings the dates that fewer days of their tenants give them.
+async fn shorten(node: &Node) {
+    let Some(stored) = node.tenants.stored() else { return };
+    let shortening = Shortening::new(Arc::clone(&node.store), Arc::clone(&node.keys), node.audit.clone());
+    let waiting = waiting(node.tenants.load().iter().map(Arc::as_ref));
+    shortening.carry_out_all((&node.config, &stored.book), &waiting).await;
 }
 
 /// Returns how the configuration wants expired recordings to be deleted.

@@ -8,8 +8,9 @@ use std::fmt;
 use toml::{Table, Value};
 
 use crate::clock;
-use crate::config::{Config, Fault, Tenant, TenantStatus};
+use crate::config::{Config, Fault, Retention, Tenant, TenantStatus};
 use crate::domain::ids::{TenantId, TenantTag};
+use crate::domain::policy::{Policy, PolicyRefusal};
 use crate::domain::time::UnixMillis;
 
 use super::book::{Book, BookError};
@@ -54,6 +55,18 @@ pub enum ChangeError {
     /// Somebody else has changed it at the same moment.
     #[error("somebody else has changed the tenant just now; read it again")]
     Contended,
+    /// The settings have other days for recordings, which are changed another way.
+    #[error(
+        "retention.call_audio_days: {holds} days hold, and are not changed with the settings; allowed: what holds, or \
+         POST …/retention, or callseal retention change"
+    )]
+    DaysInSettings {
+        /// What holds.
+        holds: u32,
+    },
+    /// The rules for the days of recordings do not allow it.
+    #[error(transparent)]
+    Retention(#[from] PolicyRefusal),
     /// The store.
     #[error(transparent)]
     Book(#[from] BookError),
@@ -103,7 +116,20 @@ impl Draft {
     pub fn detail(&self) -> String {
         let close_by = self.revision.close_by_ms.map(|at| clock::rfc3339(UnixMillis(at)));
         let close_by = close_by.map(|at| format!(" close_by={at}")).unwrap_or_default();
-        format!("revision={}{close_by}", self.revision.revision)
+        let days = match self.revision.made {
+            Made::RetentionShortened
+            | Made::RetentionProposed
+            | Made::RetentionLengthened
+            | Made::RetentionWithdrawn => format!(" {}", self.revision.retention.told()),
+            Made::Created
+            | Made::Updated
+            | Made::Suspended
+            | Made::Resumed
+            | Made::Closing
+            | Made::Closed
+            | Made::RetentionDone => String::new(),
+        };
+        format!("revision={}{close_by}{days}", self.revision.revision)
     }
 
     /// Puts it.
@@ -166,8 +192,10 @@ impl Desk<'_> {
         }
         let state = (before.status, before.close_by_ms);
         let settings = (settings, Some(&before.settings));
-        let draft = self.draft(Some(own), before.revision + 1, Made::Updated, state, settings)?;
+        let mut draft = self.draft(Some(own), before.revision + 1, Made::Updated, state, settings)?;
         self.must_keep_key(&before, &draft.tenant)?;
+        must_keep_days(&before, &draft.tenant)?;
+        draft.revision.retention = before.retention;
         Ok(draft)
     }
 
@@ -184,7 +212,15 @@ impl Desk<'_> {
         let before = self.newest(id, expected).await?;
         let now = self.book.now().await?;
         let (made, status, close_by) = next(order, &before, now, self.book.rules().close_after)?;
-        self.same_settings(id, &before, made, (status, close_by))
+        self.same_settings(&before, made, (status, close_by))
+    }
+
+    /// Returns what a revision means on this node.
+    ///
+    /// # Errors
+    /// [`ChangeError::Invalid`].
+    pub fn read(&self, revision: &Revision) -> Result<Tenant, ChangeError> {
+        check(self.config, revision).map_err(|faults| invalid(&faults))
     }
 
     /// Drafts the end of a tenant of which nothing is left.
@@ -200,24 +236,40 @@ impl Desk<'_> {
             });
         }
         let state = (TenantStatus::Closed, before.close_by_ms);
-        self.same_settings(id, &before, Made::Closed, state)
+        self.same_settings(&before, Made::Closed, state)
     }
 
     fn same_settings(
         &self,
-        id: &TenantId,
         before: &Revision,
         made: Made,
         state: (TenantStatus, Option<u64>),
     ) -> Result<Draft, ChangeError> {
-        let revision = self.next_revision(id, before.revision + 1, made, state);
-        let revision = Revision { settings: before.settings.clone(), ..revision };
-        let tenant = check(self.config, &revision).map_err(|faults| invalid(&faults))?;
-        Ok(Draft { revision, tenant, tag: id.tag() })
+        let (settings, retention) = (before.settings.clone(), before.retention.clone());
+        let revision = self.next_revision(&before.tenant, before.revision + 1, made, state);
+        self.finish(Revision { settings, retention, ..revision })
+    }
+
+    /// Drafts what follows on `before` with another policy and its days.
+    pub(super) fn other_days(
+        &self,
+        before: &Revision,
+        made: Made,
+        (retention, days): (Policy, Option<u32>),
+    ) -> Result<Draft, ChangeError> {
+        let state = (before.status, before.close_by_ms);
+        let revision = self.next_revision(&before.tenant, before.revision + 1, made, state);
+        let settings = days.map_or_else(|| before.settings.clone(), |days| before.settings.with_days(days));
+        self.finish(Revision { settings, retention, ..revision })
+    }
+
+    fn finish(&self, revision: Revision) -> Result<Draft, ChangeError> {
+        let tenant = self.read(&revision)?;
+        Ok(Draft { revision, tag: tenant.id.tag(), tenant })
     }
 
     /// Reads the newest revision, which must be the one that the author has read.
-    async fn newest(&self, id: &TenantId, expected: Option<u32>) -> Result<Revision, ChangeError> {
+    pub(super) async fn newest(&self, id: &TenantId, expected: Option<u32>) -> Result<Revision, ChangeError> {
         self.must_be_free(id)?;
         let newest = self.book.newest(id.tag()).await?.ok_or(ChangeError::NotFound)?;
         match expected {
@@ -269,7 +321,7 @@ impl Desk<'_> {
         let checked = settings.with(id.map(|id| ("id", id)).into_iter().chain([("status", status)]));
         match check_table(self.config, checked) {
             Ok(tenant) if faults.is_empty() => {
-                let next = self.next_revision(&tenant.id, revision, made, state);
+                let next = self.next_revision(tenant.id.as_str(), revision, made, state);
                 let (revision, tag) = (Revision { settings, ..next }, tenant.id.tag());
                 Ok(Draft { tenant: Tenant { origin: origin(&revision), ..tenant }, revision, tag })
             }
@@ -288,14 +340,14 @@ impl Desk<'_> {
 
     fn next_revision(
         &self,
-        id: &TenantId,
+        tenant: &str,
         revision: u32,
         made: Made,
         (status, close_by_ms): (TenantStatus, Option<u64>),
     ) -> Revision {
         Revision {
             v: 1,
-            tenant: id.to_string(),
+            tenant: tenant.to_owned(),
             revision,
             at: clock::rfc3339(clock::wall()),
             by: self.author.name.clone(),
@@ -303,6 +355,7 @@ impl Desk<'_> {
             made,
             status,
             close_by_ms,
+            retention: Policy::default(),
             settings: Settings::default(),
         }
     }
@@ -314,6 +367,15 @@ fn invalid(faults: &crate::config::Faults) -> ChangeError {
 
 fn fault(option: &str, problem: impl Into<String>) -> Fault {
     Fault { option: option.to_owned(), problem: problem.into() }
+}
+
+/// More days need somebody who approves them, so that there is one way to change them.
+fn must_keep_days(before: &Revision, after: &Tenant) -> Result<(), ChangeError> {
+    let Some(Retention { call_audio_days: holds, .. }) = Retention::of_settings(before.settings.table())
+    else {
+        return Ok(());
+    };
+    if after.retention.call_audio_days == holds { Ok(()) } else { Err(ChangeError::DaysInSettings { holds }) }
 }
 
 /// Says what an order makes of a tenant.

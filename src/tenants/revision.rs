@@ -10,6 +10,7 @@ use zeroize::Zeroizing;
 use crate::config::{StoredTenants, TenantStatus};
 use crate::domain::cmr::SealedBox;
 use crate::domain::ids::{TenantId, TenantTag};
+use crate::domain::policy::Policy;
 use crate::domain::sign::hmac_sha256;
 use crate::keys::fill_random;
 
@@ -35,6 +36,16 @@ pub enum Made {
     Closing,
     /// Nothing is left.
     Closed,
+    /// Recordings are kept for fewer days.
+    RetentionShortened,
+    /// Somebody wants recordings to be kept for more days.
+    RetentionProposed,
+    /// Recordings are kept for more days.
+    RetentionLengthened,
+    /// Nobody wants more days any more.
+    RetentionWithdrawn,
+    /// Ended recordings have the date that fewer days give them.
+    RetentionDone,
 }
 
 impl Made {
@@ -47,6 +58,11 @@ impl Made {
             Self::Resumed => "tenant.resumed",
             Self::Closing => "tenant.closing",
             Self::Closed => "tenant.closed",
+            Self::RetentionShortened => "retention.shortened",
+            Self::RetentionProposed => "retention.proposed",
+            Self::RetentionLengthened => "retention.lengthened",
+            Self::RetentionWithdrawn => "retention.withdrawn",
+            Self::RetentionDone => "retention.done",
         }
     }
 }
@@ -75,6 +91,9 @@ pub struct Revision {
     /// When what it has is deleted, if it is being closed; Unix milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub close_by_ms: Option<u64>,
+    /// What was decided about the days for which recordings are kept; how many hold stands in the settings.
+    #[serde(default, skip_serializing_if = "Policy::is_empty")]
+    pub retention: Policy,
     /// The rest.
     pub settings: Settings,
 }
@@ -168,6 +187,7 @@ pub(super) mod tests {
             made: Made::Created,
             status: TenantStatus::Active,
             close_by_ms: None,
+            retention: Policy::default(),
             settings: Settings::given("a = { value = \"S3CRET\" }".parse().unwrap(), None, b"k").0,
         }
     }

@@ -81,6 +81,17 @@ impl Settings {
         table
     }
 
+    /// Returns the options with other days for recordings.
+    #[must_use]
+    pub fn with_days(&self, days: u32) -> Self {
+        let mut settings = self.clone();
+        let retention = settings.0.entry("retention").or_insert_with(|| Value::Table(Table::new()));
+        if let Value::Table(retention) = retention {
+            retention.insert("call_audio_days".to_owned(), Value::Integer(days.into()));
+        }
+        settings
+    }
+
     /// Returns the options.
     pub fn table(&self) -> &Table {
         &self.0

@@ -154,7 +154,11 @@ pub(super) fn check_table(config: &Config, mut table: Table) -> Result<Tenant, F
 }
 
 pub(super) fn origin(revision: &Revision) -> Origin {
-    Origin::Store { revision: revision.revision, close_by: revision.close_by_ms.map(UnixMillis) }
+    Origin::Store {
+        revision: revision.revision,
+        close_by: revision.close_by_ms.map(UnixMillis),
+        shortens: revision.retention.outstanding().next().is_some(),
+    }
 }
 
 /// Puts tenants of files and of the store together. Where both have one of a name, the file's counts.

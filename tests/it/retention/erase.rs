@@ -26,7 +26,7 @@ async fn scopes(world: &World, node: &Node) -> Vec<Scope> {
     let read = node.ledger.verify(&world.tenant, None).await.unwrap();
     let scope = |entry: Entry| match entry {
         Entry::Ordered { scope, .. } => Some(scope),
-        Entry::Deleted { .. } => None,
+        Entry::Shortened { .. } | Entry::Deleted { .. } => None,
     };
     read.entries.into_iter().filter_map(scope).collect()
 }
@@ -155,7 +155,7 @@ async fn what_a_backup_brings_back_is_deleted_again() {
     assert!(world.objects_of(gone).await.len() > 5, "it is back");
 
     let fresh = world.node(OPTIONS);
-    let recordings = fresh.ledger.verify(&world.tenant, None).await.unwrap().recordings();
+    let recordings = fresh.ledger.verify(&world.tenant, None).await.unwrap().recordings(world.clocks.now());
     assert_eq!(recordings, BTreeSet::from([gone, held]));
     let by = by();
     let replay = |does_it| fresh.eraser.replay(&world.tenant, &recordings, &by, does_it);
@@ -195,7 +195,8 @@ async fn a_copy_of_the_ledger_is_enough_for_a_store_that_lost_its_own() {
     let mut damaged = copy.clone();
     damaged.remove(0);
     assert!(fresh.ledger.read_copy(&world.tenant, damaged).await.is_err(), "a copy is checked as well");
-    let recordings = fresh.ledger.read_copy(&world.tenant, copy).await.unwrap().recordings();
+    let recordings =
+        fresh.ledger.read_copy(&world.tenant, copy).await.unwrap().recordings(world.clocks.now());
     let report = fresh.eraser.replay(&world.tenant, &recordings, &by(), true).await.unwrap();
     assert_eq!(report, counts(2, 1, 1), "nobody can tell whether the hold is a new one");
     let receipt = world.assert_deleted(gone, "replayed from a copy").await;

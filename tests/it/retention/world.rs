@@ -12,6 +12,7 @@ use callseal::control::audit::{self, AuditLog, AuditRecord};
 use callseal::control::erase::Eraser;
 use callseal::control::ledger::Ledger;
 use callseal::control::retention::{OrderedBy, Orders};
+use callseal::control::shorten::Shortening;
 use callseal::control::sweep::{SweepError, SweepOptions, SweepReport, Sweeper};
 use callseal::domain::audio::{AudioFormat, Speakers};
 use callseal::domain::cmr::Expected;
@@ -201,6 +202,7 @@ pub(super) struct Node {
     pub(super) orders: Orders,
     pub(super) eraser: Eraser,
     pub(super) ledger: Ledger,
+    pub(super) shortening: Shortening,
     tenant: TenantId,
 }
 
@@ -256,15 +258,21 @@ impl World {
         let sweeper = Sweeper::new(Arc::clone(&self.store), Arc::clone(&keys), audit.clone(), options)
             .with_clock(move || clocks.ours());
         let orders = Orders::new(Arc::clone(&self.store), Arc::clone(&keys), audit.clone());
+        let shortening = Shortening::new(Arc::clone(&self.store), Arc::clone(&keys), audit.clone());
         let eraser = Eraser::new(Arc::clone(&self.store), Arc::clone(&keys), audit, options.grace);
         let ledger = Ledger::new(Arc::clone(&self.store), Arc::clone(&keys));
-        Node { keys, sweeper, orders, eraser, ledger, tenant: self.tenant.clone() }
+        Node { keys, sweeper, orders, eraser, ledger, shortening, tenant: self.tenant.clone() }
     }
 
     /// Stores what there is of a call after its end: segments, entry and manifest.
     pub(super) async fn store_parts(&self, node: &Node, days: u32) -> RecordingId {
+        self.store_parts_of(node, (days, false)).await
+    }
+
+    async fn store_parts_of(&self, node: &Node, (days, own_days): (u32, bool)) -> RecordingId {
         let ended = self.clocks.now();
-        let (ids, segments, manifest) = self.seal(node, days, ended).await;
+        let metadata = RecordingMetadata { own_days, ..metadata(days, ended) };
+        let (ids, segments, manifest) = self.seal(node, metadata, ended).await;
         let retention = RetentionTags { tenant: ids.tenant, days };
         let tags = retention.tags(ended);
         for (name, bytes) in segments {
@@ -289,6 +297,13 @@ impl World {
         recording
     }
 
+    /// Stores a finished recording whose days its call's ticket gave.
+    pub(super) async fn record_own(&self, node: &Node, days: u32) -> RecordingId {
+        let recording = self.store_parts_of(node, (days, true)).await;
+        self.compact(recording, days).await;
+        recording
+    }
+
     pub(super) async fn compact(&self, recording: RecordingId, days: u32) {
         let tenant = self.tenant.tag();
         let tags = RetentionTags { tenant, days }.tags(self.clocks.now());
@@ -306,7 +321,7 @@ impl World {
     async fn seal(
         &self,
         node: &Node,
-        days: u32,
+        metadata: RecordingMetadata,
         ended: UnixMillis,
     ) -> (Expected, Vec<(ObjectName, Bytes)>, Option<Bytes>) {
         let minted = node.keys.mint(&self.tenant).await.unwrap();
@@ -318,7 +333,7 @@ impl World {
             dtmf: DtmfPolicy::Redact,
             agent: AgentAudio::Received,
             speakers: Speakers::CallerAndAgent,
-            metadata: metadata(days, ended),
+            metadata,
         };
         let mut session = CallSession::start(setup, Box::new(Random), clock::monotonic(), ended).unwrap();
         let media = Media {
@@ -422,6 +437,7 @@ fn metadata(days: u32, started: UnixMillis) -> RecordingMetadata {
         started_ms: started.0,
         parameters: BTreeMap::new(),
         retention_days: days,
+        own_days: false,
         ticket: BTreeMap::new(),
         consent: None,
         format: AudioFormat::TELEPHONE,
