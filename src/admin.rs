@@ -19,6 +19,7 @@ mod live;
 mod openapi;
 mod recordings;
 mod requests;
+mod retention;
 mod stream;
 mod tenants;
 mod tickets;
@@ -131,6 +132,9 @@ fn operations() -> OpenApiRouter<Shared> {
         .routes(routes!(tenants::change::suspend))
         .routes(routes!(tenants::change::resume))
         .routes(routes!(tenants::change::close))
+        .routes(routes!(retention::show, retention::change))
+        .routes(routes!(retention::approve))
+        .routes(routes!(retention::withdraw))
         .routes(routes!(tickets::create))
         .routes(routes!(live::list))
         .routes(routes!(live::pause))

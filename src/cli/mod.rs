@@ -12,6 +12,7 @@ mod keys;
 mod ledger;
 mod lifecycle;
 mod output;
+mod policy;
 mod recordings;
 mod repair;
 mod requests;
@@ -75,6 +76,9 @@ enum Command {
     /// Tenants that are kept in the store, for all nodes
     #[command(subcommand)]
     Tenant(tenant::TenantCommand),
+    /// For how many days a tenant's recordings are kept: shorten, propose, approve, and who did
+    #[command(subcommand)]
+    Retention(policy::RetentionCommand),
     /// Recordings in the store
     #[command(subcommand)]
     Recordings(recordings::RecordingsCommand),
@@ -157,6 +161,7 @@ pub fn run() -> ExitCode {
         Command::Ticket(args) => ticket::run(&args),
         Command::Token(command) => token::run(&command),
         Command::Tenant(command) => tenant::run(&command),
+        Command::Retention(command) => policy::run(&command),
         Command::Recordings(command) => recordings::run(&command),
         Command::Open(args) => recordings::open(&args),
         Command::Export(args) => export::run(&args),

@@ -139,7 +139,7 @@ pub struct Operation {
 }
 
 /// Every operation.
-pub const OPERATIONS: [Operation; 39] = {
+pub const OPERATIONS: [Operation; 43] = {
     use Role::{Admin, Auditor, Ingest, Operator, Player};
     const fn free(
         id: &'static str,
@@ -181,6 +181,11 @@ pub const OPERATIONS: [Operation; 39] = {
         about_tenants("suspend_tenant", "POST", "/v1/tenants/{tenant}/suspend"),
         about_tenants("resume_tenant", "POST", "/v1/tenants/{tenant}/resume"),
         about_tenants("close_tenant", "POST", "/v1/tenants/{tenant}/close"),
+        free("show_retention", "GET", "/v1/tenants/{tenant}/retention", &[Auditor, Operator, Admin]),
+        // Its reason is in the body. A tenant may shorten its own days, and propose more.
+        free("change_retention", "POST", "/v1/tenants/{tenant}/retention", &[Admin]),
+        about_tenants("approve_retention", "POST", "/v1/tenants/{tenant}/retention/approve"),
+        reasoned("withdraw_retention", "POST", "/v1/tenants/{tenant}/retention/withdraw", &[Admin]),
         creating("create_ticket", "POST", "/v1/tenants/{tenant}/tickets", &[Ingest, Admin]),
         free("list_streams", "GET", "/v1/tenants/{tenant}/streams", &[Ingest, Operator, Admin]),
         free(

@@ -9,6 +9,7 @@ mod idempotency;
 mod jwt;
 mod recordings;
 mod requests;
+mod retention;
 mod tenants;
 
 use callseal::simulate::HttpsClient;

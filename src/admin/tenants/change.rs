@@ -11,6 +11,7 @@ use toml::Table;
 use utoipa::ToSchema;
 
 use crate::config::{Origin, Tenant};
+use crate::control::audit::AuditEvent;
 use crate::domain::ids::TenantId;
 use crate::tenants::{Author, ChangeError, Desk, Draft, Order, Stored};
 
@@ -124,7 +125,12 @@ pub(in super::super) async fn update(
 ) -> Result<Shown, ApiError> {
     let tenant = of_store(&caller)?;
     let (stored, expected) = (stored(&shared)?, if_match(&headers)?);
-    let draft = desk(&shared, stored, &caller).update(&tenant.id, Some(expected), settings).await?;
+    let draft = match desk(&shared, stored, &caller).update(&tenant.id, Some(expected), settings).await {
+        Err(error @ ChangeError::DaysInSettings { .. }) => {
+            return Err(refused(&shared, caller.event("tenant.updated", tenant.id.to_string()), error).await);
+        }
+        draft => draft?,
+    };
     let has_other_keys = draft.tenant.keks != tenant.keks;
     put(&shared, &caller, stored, &draft, has_other_keys).await
 }
@@ -206,7 +212,7 @@ async fn order(
     put(shared, caller, stored, &draft, false).await
 }
 
-/// Puts a change after its audit record, and has this node take it. `has_other_keys`: they must work before anything is put.
+/// Puts a change and shows what it made. `has_other_keys`: they must work before anything is put.
 async fn put(
     shared: &Shared,
     caller: &Caller,
@@ -217,23 +223,42 @@ async fn put(
     if has_other_keys {
         stored.admit(draft.tenant.clone()).await?;
     }
+    put_draft(shared, caller, stored, draft).await?;
+    Ok(shown(TenantView::of(&draft.tenant)))
+}
+
+/// Puts a change after its audit record, and has this node take it.
+pub(in super::super) async fn put_draft(
+    shared: &Shared,
+    caller: &Caller,
+    stored: &Stored,
+    draft: &Draft,
+) -> Result<(), ApiError> {
     let (id, detail) = (&draft.tenant.id, Some(draft.detail()));
     let event = caller.event(draft.revision.made.action(), id.to_string());
-    let event = crate::control::audit::AuditEvent { detail, ..event };
+    let event = AuditEvent { detail, reason: draft.revision.reason.clone(), ..event };
     shared.node.audit.record(id, event.clone()).await?;
     let outcome = draft.put(&stored.book).await;
     // Also after a failure: it may be there all the same, and keys that were taken for it must go otherwise.
     stored.look().await;
-    if let Err(error) = outcome {
-        let error = ApiError::from(error);
-        let failed = crate::control::audit::AuditEvent { result: error.code().to_owned(), ..event };
-        shared.node.audit.record(id, failed).await?;
-        return Err(error);
+    match outcome {
+        Ok(()) => Ok(()),
+        Err(error) => Err(refused(shared, event, error).await),
     }
-    Ok(shown(TenantView::of(&draft.tenant)))
 }
 
-fn stored(shared: &Shared) -> Result<&Stored, ApiError> {
+/// Notes in the audit log of the tenant that `event` names why something was refused.
+pub(in super::super) async fn refused(shared: &Shared, event: AuditEvent, why: ChangeError) -> ApiError {
+    let error = ApiError::from(why);
+    let Ok(id) = event.subject.parse::<TenantId>() else { return error };
+    let event = AuditEvent { result: error.code().to_owned(), ..event };
+    match shared.node.audit.record(&id, event).await {
+        Ok(()) => error,
+        Err(unheard) => unheard.into(),
+    }
+}
+
+pub(in super::super) fn stored(shared: &Shared) -> Result<&Stored, ApiError> {
     shared.node.tenants.stored().ok_or_else(|| ApiError::Conflict {
         code: "not_configured",
         detail: "this node keeps no tenants in the store; allowed where its file has tenants.keys".to_owned(),
@@ -241,14 +266,23 @@ fn stored(shared: &Shared) -> Result<&Stored, ApiError> {
 }
 
 fn desk<'a>(shared: &'a Shared, stored: &'a Stored, caller: &Caller) -> Desk<'a> {
+    desk_with(shared, stored, caller, caller.reason())
+}
+
+pub(in super::super) fn desk_with<'a>(
+    shared: &'a Shared,
+    stored: &'a Stored,
+    caller: &Caller,
+    reason: Option<&str>,
+) -> Desk<'a> {
     let tenants = shared.node.tenants.load();
     let of_files = tenants.iter().filter(|tenant| tenant.origin == Origin::File);
     let of_files: Vec<TenantId> = of_files.map(|tenant| tenant.id.clone()).collect();
-    let author = Author { name: caller.principal.actor.clone(), reason: caller.reason().map(str::to_owned) };
+    let author = Author { name: caller.principal.actor.clone(), reason: reason.map(str::to_owned) };
     Desk { config: &shared.node.config, of_files, book: &stored.book, author }
 }
 
-fn of_store(caller: &Caller) -> Result<&Tenant, ApiError> {
+pub(in super::super) fn of_store(caller: &Caller) -> Result<&Tenant, ApiError> {
     let tenant = caller.tenant()?;
     match tenant.origin {
         Origin::Store { .. } => Ok(tenant),
@@ -257,7 +291,7 @@ fn of_store(caller: &Caller) -> Result<&Tenant, ApiError> {
 }
 
 /// Reads which revision a change is of.
-fn if_match(headers: &HeaderMap) -> Result<u32, ApiError> {
+pub(in super::super) fn if_match(headers: &HeaderMap) -> Result<u32, ApiError> {
     let mut given = headers.get_all(header::IF_MATCH).iter();
     let (first, more) = (given.next().ok_or(ApiError::NoPrecondition)?, given.next());
     let text = first.to_str().ok().filter(|_| more.is_none());

@@ -20,13 +20,13 @@ use crate::support::{
     ACCOUNT, AUTH_TOKEN, Home, Server, Setup, TENANT, TenantSetup, eventually, files_below,
 };
 
-const NEW: &str = "new-tenant";
+pub(super) const NEW: &str = "new-tenant";
 /// What the log says of a call that is refused, and of one whose tenant is suspended.
 const REFUSED: &str = "stream handshake refused";
 const SUSPENDED: &str = "call refused: its tenant takes none";
 
 /// A node that keeps tenants in the store, and makes keys for them.
-fn setup() -> Setup {
+pub(super) fn setup() -> Setup {
     Setup::new()
         .option("admin", "tokens_file", "\"tokens.toml\"")
         .option("admin", "requests_per_sec", "10000")
@@ -34,7 +34,7 @@ fn setup() -> Setup {
         .option("tenants", "keys", "{ s1 = { file = \"secrets/tenants\" } }")
 }
 
-fn settings(id: &str) -> Value {
+pub(super) fn settings(id: &str) -> Value {
     json!({
         "id": id,
         "twilio": {"account_sids": [ACCOUNT], "auth_tokens": [{"value": AUTH_TOKEN}]},
@@ -52,11 +52,11 @@ fn serve() -> (Home, Server, Asker) {
     (home, server, asker)
 }
 
-async fn create(asker: &Asker, settings: Value) -> Answered {
+pub(super) async fn create(asker: &Asker, settings: Value) -> Answered {
     asker.ask(Method::POST, "/v1/tenants", Some("a new customer"), Some(settings)).await
 }
 
-fn about(id: &str, rest: &str) -> String {
+pub(super) fn about(id: &str, rest: &str) -> String {
     format!("/v1/tenants/{id}{rest}")
 }
 
@@ -66,13 +66,13 @@ async fn order(asker: &Asker, id: &str, what: &str, etag: &str) -> Answered {
     asker.ask_with(Method::POST, &about(id, &format!("/{what}")), &headers, None).await
 }
 
-async fn put(asker: &Asker, id: &str, etag: &str, settings: Value) -> Answered {
+pub(super) async fn put(asker: &Asker, id: &str, etag: &str, settings: Value) -> Answered {
     let headers = [("x-callseal-reason", "as agreed"), ("if-match", etag)];
     asker.ask_with(Method::PUT, &about(id, "/settings"), &headers, Some(settings)).await
 }
 
 /// Whether a call to a tenant is taken.
-async fn takes_calls(server: &Server, tenant: &str, number: u8) -> bool {
+pub(super) async fn takes_calls(server: &Server, tenant: &str, number: u8) -> bool {
     let plan = server.plan(&format!("{tenant}/reception"), number, Track::whole(&DEMO_CALLER[..1_600]));
     match TwilioCall::connect(plan, &server.tls()).await {
         Ok(call) => call.run(|_| ()).await.is_ok(),
@@ -369,7 +369,7 @@ async fn a_node_that_must_not_make_keys_says_so_and_makes_nothing() {
 }
 
 /// Puts a further revision of a tenant, as a node at another time would have.
-async fn put_revision(home: &Home, tenant: &str, change: impl FnOnce(&mut Revision)) {
+pub(super) async fn put_revision(home: &Home, tenant: &str, change: impl FnOnce(&mut Revision)) {
     let config = Config::load(&home.config(), [("A", "B"); 0]).unwrap();
     let store: Arc<dyn Store> = Arc::new(Folder::open(&home.data().join("store")).await.unwrap());
     let book = Book::new(store, config.stored_tenants.as_ref().unwrap());
