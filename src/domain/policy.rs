@@ -336,17 +336,19 @@ impl Policy {
         Some(self)
     }
 
-    /// Says what was done last, for the audit log.
-    pub fn told(&self) -> String {
-        let last = self.history.last();
-        match &self.pending {
-            Some(Proposal { days_before, days, .. }) => format!("days={days_before}->{days} proposed"),
-            None => last.map_or_else(String::new, |last| {
-                let Settled { days_before, days, outcome, number, also_ended, .. } = last;
-                let ended = if *also_ended { " also_ended" } else { "" };
-                format!("days={days_before}->{days} {} change={number}{ended}", outcome.name())
-            }),
-        }
+    /// Says what is proposed, for the audit log.
+    pub fn told_proposal(&self) -> String {
+        let told = |proposal: &Proposal| format!("days={}->{} proposed", proposal.days_before, proposal.days);
+        self.pending.as_ref().map_or_else(String::new, told)
+    }
+
+    /// Says what was decided last, for the audit log.
+    pub fn told_last(&self) -> String {
+        self.history.last().map_or_else(String::new, |last| {
+            let Settled { days_before, days, outcome, number, also_ended, .. } = last;
+            let ended = if *also_ended { " also_ended" } else { "" };
+            format!("days={days_before}->{days} {} change={number}{ended}", outcome.name())
+        })
     }
 
     /// Moves a proposal that nobody approved in time to what is decided.

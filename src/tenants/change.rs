@@ -117,10 +117,10 @@ impl Draft {
         let close_by = self.revision.close_by_ms.map(|at| clock::rfc3339(UnixMillis(at)));
         let close_by = close_by.map(|at| format!(" close_by={at}")).unwrap_or_default();
         let days = match self.revision.made {
-            Made::RetentionShortened
-            | Made::RetentionProposed
-            | Made::RetentionLengthened
-            | Made::RetentionWithdrawn => format!(" {}", self.revision.retention.told()),
+            Made::RetentionProposed => format!(" {}", self.revision.retention.told_proposal()),
+            Made::RetentionShortened | Made::RetentionLengthened | Made::RetentionWithdrawn => {
+                format!(" {}", self.revision.retention.told_last())
+            }
             Made::Created
             | Made::Updated
             | Made::Suspended

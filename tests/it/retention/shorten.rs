@@ -121,15 +121,14 @@ async fn a12_a_shortened_recording_goes_at_its_new_date() {
 
 #[tokio::test]
 async fn a17_a_pass_that_dies_is_gone_on_with_and_changes_nothing_twice() {
-    for (fault, request) in [Fault::Break, Fault::LoseAnswer]
-        .into_iter()
-        .flat_map(|fault| [3, 11, 23, 37, 53].map(|at| (fault, at)))
+    for (fault, request) in
+        [Fault::Break, Fault::LoseAnswer].into_iter().flat_map(|fault| [3, 11, 23].map(|at| (fault, at)))
     {
         let when = format!("{fault:?} at request {request}");
         let world = World::new().await;
         let node = world.node(OPTIONS);
         let mut recordings = Vec::new();
-        for _ in 0..6 {
+        for _ in 0..4 {
             recordings.push(world.record(&node, 365).await);
         }
         world.faults.fail_every(None, request, fault);
@@ -146,7 +145,7 @@ async fn a17_a_pass_that_dies_is_gone_on_with_and_changes_nothing_twice() {
             assert_eq!(orders.count(), 1, "{when}: one order each");
         }
         let again = node.shortening.run(&world.tenant, reach, &by(), |_| {}).await.unwrap();
-        assert_eq!(again, Shortened { unchanged: 6, ..Shortened::default() }, "{when}");
+        assert_eq!(again, Shortened { unchanged: 4, ..Shortened::default() }, "{when}");
         assert_eq!(names(&world).await, done, "{when}: nothing is done twice");
     }
 }
