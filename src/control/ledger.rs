@@ -192,19 +192,12 @@ impl Ledger {
     }
 
     async fn last_number(&self, tag: TenantTag) -> Result<Option<u64>, StoreError> {
-        let Some(mut last) = self.number_after(tag, None).await? else { return Ok(None) };
-        // What is behind `last + step` is known not to be there once `step` was too far.
-        let mut step = 1;
-        while let Some(next) = self.number_after(tag, Some(last.saturating_add(step))).await? {
-            (last, step) = (next, step * 2);
+        let Some(first) = self.number_after(tag, None).await? else { return Ok(None) };
+        let mut search = Search { last: first, step: Some(1) };
+        while let Some(number) = search.question() {
+            search.learn(self.number_after(tag, Some(number)).await?);
         }
-        while step > 0 {
-            match self.number_after(tag, Some(last.saturating_add(step / 2))).await? {
-                Some(next) => last = next,
-                None => step /= 2,
-            }
-        }
-        Ok(Some(last))
+        Ok(Some(search.last))
     }
 
     /// Returns the number of the first object behind a number.
@@ -391,6 +384,33 @@ impl Read {
     }
 }
 
+/// Looks for the end of a chain. Others may append meanwhile, faster than this asks.
+struct Search {
+    /// The last number that is known.
+    last: u64,
+    /// How far beyond it is asked; `None` when nothing is behind it.
+    step: Option<u64>,
+}
+
+impl Search {
+    /// Returns the number of which to ask what is behind it; `None` when the end is found.
+    fn question(&self) -> Option<u64> {
+        self.step.map(|step| self.last.saturating_add(step))
+    }
+
+    /// Takes the first number behind the one that was asked for.
+    fn learn(&mut self, behind: Option<u64>) {
+        let step = self.step.unwrap_or_default();
+        self.step = match behind {
+            Some(next) => {
+                self.last = next;
+                Some(step.saturating_mul(2).max(1))
+            }
+            None => step.checked_sub(1).map(|_| step / 2),
+        };
+    }
+}
+
 fn check_receipt(read: &Read, recording: RecordingId, json: &[u8]) -> Result<(), LedgerError> {
     let receipt: Receipt = serde_json::from_slice(json)
         .map_err(|_| StoreError::Corrupt { what: "deletion receipt is not readable" })?;
@@ -401,6 +421,49 @@ fn check_receipt(read: &Read, recording: RecordingId, json: &[u8]) -> Result<(),
         entry @ Entry::Deleted { .. } if entry.recording() == Some(recording) => Ok(()),
         Entry::Deleted { .. } | Entry::Ordered { .. } | Entry::Shortened { .. } => {
             Err(LedgerError::Mismatch { recording, number })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Looks for the end of a chain that has so many entries, and more with each question. Answers what was found, how long the
+    /// chain was then, and how many questions that took.
+    fn look(mut entries: u64, more: u64) -> (u64, u64, u64) {
+        let (mut search, mut questions) = (Search { last: 0, step: Some(1) }, 0);
+        while let Some(number) = search.question() {
+            questions += 1;
+            search.learn((number + 1 < entries).then_some(number + 1));
+            // They stop some day.
+            entries += if questions < 100 { more } else { 0 };
+        }
+        (search.last, entries, questions)
+    }
+
+    #[test]
+    fn the_end_is_found_with_few_questions() {
+        for entries in (1..300).chain([4095, 4096, 4097, 65_536, 99_999, 1_000_000]) {
+            let (found, _, questions) = look(entries, 0);
+            assert_eq!(found, entries - 1);
+            let bound = 3 + 4 * u64::from(64 - entries.leading_zeros());
+            assert!(questions <= bound, "{questions} questions for {entries} entries");
+        }
+    }
+
+    #[test]
+    fn a_chain_that_grows_meanwhile_is_caught_up_with() {
+        for (entries, more) in [(1, 1), (10, 20), (50_000, 20), (50_000, 1000)] {
+            let (found, length, questions) = look(entries, more);
+            assert!(found < length);
+            assert!(
+                questions <= 160,
+                "{questions} questions for {entries} entries and {more} more each time"
+            );
+            if questions >= 100 {
+                assert_eq!(found, length - 1);
+            }
         }
     }
 }
