@@ -392,9 +392,7 @@ impl Recorder {
         };
         let bytes = Bytes::from(bytes);
         // What waits for the journal's next turn goes with the rest.
-        let waiting_from =
-            self.runs.take_back((row.writer, row.seq)).and_then(|offset| usize::try_from(offset).ok());
-        let journaled_bytes = waiting_from.unwrap_or(journaled_bytes).min(bytes.len());
+        let journaled_bytes = self.runs.take_back((row.writer, row.seq), journaled_bytes).min(bytes.len());
         let rest = bytes.slice(journaled_bytes..);
         let sealed = Record::Sealed {
             recording: self.recording,

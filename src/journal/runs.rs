@@ -68,11 +68,15 @@ impl Runs {
         taken.inspect_err(|_| self.journal.release(bytes.len()))
     }
 
-    /// Takes back what waits of a segment; answers at which offset it began. The caller then hands it over in another way.
-    pub fn take_back(&self, (writer, seq): (WriterId, u32)) -> Option<u32> {
-        let run = self.waiting.run().take_if(|run| (run.writer, run.seq) == (writer, seq))?;
+    /// Takes back what waits of a segment of which `journaled` bytes were handed over. Answers how many of these the journal
+    /// keeps; the caller hands the rest over in another way.
+    pub fn take_back(&self, (writer, seq): (WriterId, u32), journaled: usize) -> usize {
+        let Some(run) = self.waiting.run().take_if(|run| (run.writer, run.seq) == (writer, seq)) else {
+            return journaled;
+        };
         self.journal.release(run.bytes.len());
-        Some(run.offset)
+        // It may wait behind bytes that the journal has lost, and that count as not handed over by now.
+        usize::try_from(run.offset).unwrap_or(usize::MAX).min(journaled)
     }
 }
 

@@ -53,14 +53,24 @@ fn what_was_taken_back_is_handed_over_by_its_owner() {
     append(&journal, [opened(R)]);
     let runs = journal.runs(R);
     put(&runs, 0, 0, b"ab").unwrap();
-    assert_eq!(runs.take_back((W, 1)), None, "that waits of another segment");
-    assert_eq!(runs.take_back((W, 0)), Some(0));
-    assert_eq!(runs.take_back((W, 0)), None);
+    assert_eq!(runs.take_back((W, 1), 7), 7, "nothing waits of that segment");
+    assert_eq!(runs.take_back((W, 0), 2), 0);
+    assert_eq!(runs.take_back((W, 0), 2), 2, "nothing waits any more");
     append(&journal, [sealed(R, 0, 0, "abc"), cut(R, 0, 3)]);
     put(&runs, 1, 0, b"d").unwrap();
     faults.set(|state| state.writes_held = false);
     journal.sync_now(LIMIT).unwrap();
     assert_eq!(left(dir.path()), (6, vec![(b"abc".to_vec(), true), (b"d".to_vec(), false)]));
+}
+
+#[test]
+fn a_segment_that_the_journal_lost_is_handed_over_from_its_beginning() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _faults) = held(dir.path(), &config(dir.path()));
+    let runs = journal.runs(R);
+    put(&runs, 0, 40, b"late").unwrap();
+    // The bytes before 40 are in a file that was given up, so its owner counts from 0 again.
+    assert_eq!(runs.take_back((W, 0), 0), 0);
 }
 
 #[test]
@@ -93,7 +103,7 @@ fn bytes_that_were_refused_or_taken_back_do_not_count() {
     assert_eq!(put(&runs, 0, 90, &[7; 90]), Err(Refused::Full), "too many bytes");
     assert_eq!(put(&runs, 1, 0, b"x"), Err(Refused::Full), "another segment");
     assert_eq!(waiting(), before + 90);
-    assert_eq!(runs.take_back((W, 0)), Some(0));
+    assert_eq!(runs.take_back((W, 0), 90), 0);
     wait_for("a full queue", || journal.append(cut(R, 0, 90)) == Err(Refused::Full));
     assert_eq!(put(&runs, 0, 0, &[7; 90]), Err(Refused::Full), "no place in the queue");
     assert_eq!(waiting(), before);
@@ -124,9 +134,9 @@ proptest! {
                 handed_over = bytes.len();
             }
             if is_cut {
-                let from = runs.take_back((W, seq)).unwrap_or(offset(handed_over));
+                let from = runs.take_back((W, seq), handed_over);
                 append(&journal, [
-                    sealed(R, seq, from, bytes[from as usize..].to_vec()),
+                    sealed(R, seq, offset(from), bytes[from..].to_vec()),
                     cut(R, seq, offset(bytes.len())),
                 ]);
                 *was_cut = true;
