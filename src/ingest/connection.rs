@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::Stream;
 use metrics::{Counter, counter, gauge};
+use tokio::task::coop;
 use tokio::time::sleep_until;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 
@@ -135,7 +136,8 @@ impl Connection {
                     }
                     return if read_at >= armed { Poll::Ready(Woken::Deadline) } else { Poll::Pending };
                 }
-                is_listening = true;
+                // With nothing left of what a task may do in a row, neither would note whom to wake.
+                is_listening = coop::has_budget_remaining();
                 if timer.as_mut().poll(context).is_ready() {
                     return Poll::Ready(Woken::Deadline);
                 }
