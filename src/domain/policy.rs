@@ -409,11 +409,13 @@ pub fn days_of_call(tenant: u32, ticket: Option<u32>) -> (u32, bool) {
     (own.unwrap_or(tenant), own.is_some())
 }
 
-/// Whether two names are of one person, as far as names tell: tokens of one name count as one, however often it was made.
+/// Whether two names are of one person, as far as names tell: a name counts as one, however often a token of it was made, and
+/// whether a token, an identity provider or a command says it.
 fn is_same_actor(one: &str, other: &str) -> bool {
     let person = |actor: &str| {
         let token = actor.strip_prefix("token:").and_then(|rest| rest.split_once(':'));
-        token.map_or(actor, |(_, name)| name).trim().to_lowercase()
+        let name = token.map(|(_, name)| name).or_else(|| actor.strip_prefix("jwt:"));
+        name.unwrap_or(actor).trim().to_lowercase()
     };
     person(one) == person(other)
 }
@@ -461,7 +463,7 @@ mod tests {
 
     #[test]
     fn a17_nobody_approves_what_they_proposed() {
-        for actor in ["ann", "Ann ", "ANN", "token:1:ann"] {
+        for actor in ["ann", "Ann ", "ANN", "token:1:ann", "jwt:ann"] {
             assert_eq!(proposed().approve(by(actor), NOW), Err(PolicyRefusal::SameActor), "{actor}");
         }
         let of_token = Policy::default().change(90, wanted(365), by("token:1:ops"), NOW).unwrap().policy;
