@@ -28,6 +28,8 @@ use crate::upload::newest_order;
 const PAGE: usize = 500;
 /// Recordings worked on at the same time, as many as a sweep deletes.
 const CONCURRENCY: usize = 8;
+/// So many recordings that fail end a pass: then it is not they.
+const MAX_FAILURES: usize = 16;
 /// How long after a change a node may still begin recordings with the days from before: four times what it takes until
 /// every node knows.
 const SLACK: Duration = Duration::from_secs(60);
@@ -136,7 +138,7 @@ impl Shortening {
     /// Gives every recording that `reach` is for its date; `progress` is called after each.
     ///
     /// # Errors
-    /// [`ShortenError`]: some have it, and calling again goes on.
+    /// [`ShortenError`]: some may not have it, and calling again goes on.
     pub async fn run(
         &self,
         tenant: &TenantId,
@@ -220,7 +222,8 @@ impl Shortening {
         }
     }
 
-    /// Looks at every recording that `reach` is for, and orders its date if somebody gives the order.
+    /// Looks at every recording that `reach` is for, and orders its date if somebody gives the order. One that fails keeps no
+    /// other from its date; the first failure is the answer.
     async fn pass(
         &self,
         tenant: &TenantId,
@@ -230,10 +233,10 @@ impl Shortening {
     ) -> Result<Shortened, ShortenError> {
         let now = self.store.now().await?;
         let last = reach.at.plus(SLACK);
-        let (mut counts, mut after) = (Shortened::default(), None);
+        let (mut counts, mut after, mut failures) = (Shortened::default(), None, Vec::new());
         loop {
             let page = list(&*self.store, tenant, after, PAGE).await?;
-            let Some(next) = page.last().copied() else { return Ok(counts) };
+            let Some(next) = page.last().copied() else { break };
             after = Some(next);
             // Ids begin with the time at which the call began.
             let in_reach = page.into_iter().filter(|recording| recording.created_ms() <= last.0);
@@ -241,13 +244,20 @@ impl Shortening {
                 .map(|recording| self.one(tenant, recording, (reach.days, now), by))
                 .buffer_unordered(CONCURRENCY);
             while let Some(found) = looked.next().await {
-                counts.count(&found?, now);
+                match found {
+                    Ok(found) => counts.count(&found, now),
+                    Err(error) => failures.push(error),
+                }
                 progress(&counts);
+                if failures.len() >= MAX_FAILURES {
+                    break;
+                }
             }
-            if next.created_ms() > last.0 {
-                return Ok(counts);
+            if next.created_ms() > last.0 || failures.len() >= MAX_FAILURES {
+                break;
             }
         }
+        failures.into_iter().next().map_or(Ok(counts), Err)
     }
 
     async fn one(

@@ -9,7 +9,7 @@ use callseal::domain::ids::RecordingId;
 use callseal::domain::ledger::Entry;
 use callseal::domain::retention::{Order, Reason};
 use callseal::store::faulty::Fault;
-use callseal::store::{Store, Tags, layout};
+use callseal::store::{Operation, Store, Tags, layout};
 
 use super::world::{DAY, Node, OPTIONS, World, by};
 
@@ -148,6 +148,23 @@ async fn a17_a_pass_that_dies_is_gone_on_with_and_changes_nothing_twice() {
         assert_eq!(again, Shortened { unchanged: 4, ..Shortened::default() }, "{when}");
         assert_eq!(names(&world).await, done, "{when}: nothing is done twice");
     }
+}
+
+#[tokio::test]
+async fn a17_one_recording_that_fails_keeps_no_other_from_its_date() {
+    let world = World::new().await;
+    let node = world.node(OPTIONS);
+    let mut recordings = Vec::new();
+    // More than are worked on at the same time.
+    for _ in 0..12 {
+        recordings.push(world.record(&node, 365).await);
+    }
+    world.faults.fail_next(Operation::Get, 1, Fault::Deny);
+    let reach = Reach { days: 30, at: world.clocks.now() };
+    let failed = node.shortening.run(&world.tenant, reach, &by(), |_| {}).await;
+    assert!(failed.is_err(), "it is said: {failed:?}");
+    let wanted = Shortened { shorter: 1, unchanged: 11, ..Shortened::default() };
+    assert_eq!(look(&world, &node, 30).await, wanted);
 }
 
 #[tokio::test]
