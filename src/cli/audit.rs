@@ -1,7 +1,7 @@
 //! `callseal audit`.
 
 use std::fs::OpenOptions;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, ErrorKind};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
@@ -13,8 +13,8 @@ use tokio::io::{AsyncWrite, BufWriter};
 
 use crate::clock;
 use crate::control::audit::{
-    AuditReader, AuditRecord, ChainLife, Cursor, ExportCheck, ExportFormat, Filter, Found, Proof, Span,
-    Verification, Witness,
+    AuditError, AuditReader, AuditRecord, ChainLife, Cursor, ExportCheck, ExportFormat, Filter, Found, Proof,
+    Span, Verification, Witness,
 };
 use crate::domain::address::IpRange;
 use crate::domain::time::UnixMillis;
@@ -197,6 +197,9 @@ fn print(target: &TenantArg, filter: &Filter, cursor: Option<Cursor>, limit: Opt
                 }
                 Found::Record(record, next) => {
                     output::line(&serde_json::to_string(&record)?);
+                    if output::is_closed() {
+                        return Ok(());
+                    }
                     (printed, last) = (printed + 1, Some(next));
                 }
                 Found::Damage(finding) => {
@@ -230,7 +233,15 @@ fn export(args: &ExportArgs) -> CommandResult {
                 Box::new(BufWriter::new(tokio::fs::File::from_std(standard_output.into())))
             }
         };
-        let proof = reader.export(&args.target.tenant, span, format, &mut out).await?;
+        let proof = match reader.export(&args.target.tenant, span, format, &mut out).await {
+            // Whoever reads wanted no more; nobody asked for a proof of the whole.
+            Err(AuditError::Output(error))
+                if error.kind() == ErrorKind::BrokenPipe && args.out.is_none() && args.proof.is_none() =>
+            {
+                return Ok(());
+            }
+            proof => proof?,
+        };
         if let Some(path) = &args.proof {
             serde_json::to_writer(new_file(path)?, &proof)?;
         }

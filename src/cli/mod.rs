@@ -1,6 +1,7 @@
 //! The command line: one file per command.
 //!
-//! Exit codes: 0 done, 1 failed, 2 wrong arguments, 64 faults in the configuration.
+//! Exit codes: 0 done, also when whoever reads the results wanted no more; 1 failed, 2 wrong arguments, 64 faults in the
+//! configuration.
 
 mod audit;
 mod demo;
@@ -176,7 +177,13 @@ pub fn run() -> ExitCode {
         Command::Webhooks(command) => webhooks::run(&command),
     };
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => match output::failure() {
+            None => ExitCode::SUCCESS,
+            Some(error) => {
+                output::error(&format!("callseal: results cannot be written: {error}"));
+                ExitCode::FAILURE
+            }
+        },
         Err(Failure::Config(faults)) => {
             output::error(&faults.to_string());
             ExitCode::from(EXIT_CONFIG)

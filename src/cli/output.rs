@@ -1,30 +1,50 @@
 //! What commands say: results on standard output, complaints on standard error.
+//!
+//! Whoever reads may stop: `callseal … | head`. A command that changes something goes on to its end all the same, so that it is
+//! not left half done; one that only lists asks [`is_closed`] and ends. Both succeed. Any other failure to write makes the
+//! command fail at its end, see [`failure`].
 
-use std::io::IsTerminal;
+use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::sync::OnceLock;
+
+/// Why results cannot be written; the first failure stays.
+static FAILED: OnceLock<io::Error> = OnceLock::new();
 
 /// Writes a line of results.
-#[expect(clippy::print_stdout, reason = "results of commands belong on standard output")]
 pub(super) fn line(text: &str) {
-    println!("{text}");
+    if FAILED.get().is_some() {
+        return;
+    }
+    if let Err(error) = writeln!(io::stdout(), "{text}") {
+        FAILED.get_or_init(|| error);
+    }
+}
+
+/// Whether nobody gets what is written any more.
+pub(super) fn is_closed() -> bool {
+    FAILED.get().is_some()
+}
+
+/// Returns why results are missing, unless whoever reads them wanted no more.
+pub(super) fn failure() -> Option<&'static io::Error> {
+    FAILED.get().filter(|error| error.kind() != ErrorKind::BrokenPipe)
 }
 
 /// Asks before something is destroyed; answers whether to go on.
 ///
 /// # Errors
 /// Nobody is there to be asked.
-#[expect(clippy::print_stderr, reason = "questions of commands belong on standard error")]
 pub(super) fn confirm(question: &str) -> anyhow::Result<bool> {
-    if !std::io::stdin().is_terminal() {
+    if !io::stdin().is_terminal() {
         anyhow::bail!("{question} Nobody can be asked; say --yes");
     }
-    eprint!("{question} Go on? [y/N] ");
+    write!(io::stderr(), "{question} Go on? [y/N] ")?;
     let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer)?;
+    io::stdin().read_line(&mut answer)?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
-/// Writes a complaint.
-#[expect(clippy::print_stderr, reason = "complaints of commands belong on standard error")]
+/// Writes a complaint, if anybody can hear it.
 pub(super) fn error(text: &str) {
-    eprintln!("{}", text.trim_end());
+    writeln!(io::stderr(), "{}", text.trim_end()).unwrap_or_default();
 }

@@ -134,6 +134,9 @@ async fn print_list(
         } else {
             format!("{recording}  {created}  {state:<9}  {seconds:8.2} s")
         });
+        if output::is_closed() {
+            break;
+        }
     }
     if let Err(error) = opened.must_open() {
         output::error(&format!("note: {error}"));

@@ -1,8 +1,9 @@
 //! The command line as people and scripts use it.
 
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use callseal::simulate::speech::{DEMO_AGENT, DEMO_CALLER};
 use callseal::simulate::{Track, TwilioCall};
@@ -232,6 +233,50 @@ async fn recordings_are_listed_shown_and_opened() {
     let minted = actions.iter().find(|record| record["action"] == "mint-grant").unwrap();
     assert_eq!((&minted["role"], &minted["reason"]), (&"operator".into(), &"a complaint".into()));
     server.stop().await;
+}
+
+/// Runs the program while nobody reads what it says.
+fn unread(home: &Home, args: &[&str]) -> (Option<i32>, String) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut child = home.command(args).stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
+    let mut complaints = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut complaints).unwrap();
+    (child.wait().unwrap().code(), complaints)
+}
+
+#[tokio::test]
+async fn a_command_that_nobody_reads_ends_quietly_and_does_its_work() {
+    let (home, mut server) = Setup::new().serve();
+    let recording = record(&home, &server).await;
+    server.stop().await;
+    for args in [
+        &["check-config"][..],
+        &["recordings", "list", "--tenant", TENANT],
+        &["audit", "show", "--tenant", TENANT],
+        &["audit", "export", "--tenant", TENANT],
+    ] {
+        assert_eq!(unread(&home, args), (Some(0), String::new()), "{args:?}");
+    }
+    let hold = [
+        "recordings",
+        "hold",
+        "--tenant",
+        TENANT,
+        "--recording",
+        &recording,
+        "--actor",
+        "a",
+        "--reason",
+        "b",
+    ];
+    assert_eq!(unread(&home, &hold).0, Some(0));
+    let held = &home.show(TENANT, &recording)["objects"][0]["tags"]["callseal-hold"];
+    assert_eq!(held, "true", "what is changed is changed");
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let ran = home.command(&["check-config"]).stdout(full).output().unwrap();
+    let complaint = String::from_utf8(ran.stderr).unwrap();
+    assert!(ran.status.code() == Some(1) && complaint.contains("results cannot be written"), "{complaint}");
 }
 
 /// What Python's own reader says of a WAV file: channels, bytes of a sample, rate and frames.

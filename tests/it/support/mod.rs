@@ -367,7 +367,8 @@ impl Home {
         self.run_ok(args).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    /// Returns a command of the program, to be run in another way.
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
         self.command_under(&[], args)
     }
 
