@@ -24,10 +24,11 @@ const DIALS: [&str; 8] = [
 ];
 
 /// Where that is, and what says whom: each is a table of the configuration, or a ticket or webhook that has to be signed.
-const DIALLERS: [(&str, &str); 9] = [
+const DIALLERS: [(&str, &str); 10] = [
     ("admin/jwt/fetch.rs", "admin_jwt.jwks_url"),
     ("aws/credentials.rs", "where AWS's own tools look for credentials, if none are given"),
     ("aws/mod.rs", "how long the clients of AWS wait; dials nobody"),
+    ("cli/top/fetch.rs", "a command, no node: the --url of callseal top, or listen.ops"),
     ("ingest/hangup.rs", "relay.twilio_api"),
     ("keys/aws_kms.rs", "keys.kek, aws_kms"),
     ("keys/vault/http.rs", "vault.address"),
