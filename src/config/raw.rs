@@ -236,6 +236,7 @@ section!(
         interval_secs: i64,
         grace_days: i64,
         max_deletions_per_run: i64,
+        concurrency: i64,
         max_share_percent: i64,
     } later []
 );

@@ -13,6 +13,7 @@ use super::scope::{Bounds, Scope};
 const INTERVAL_SECS: Bounds = Bounds::new(3_600, 1..=86_400);
 const GRACE_DAYS: Bounds = Bounds::new(30, 0..=3_650);
 const MAX_DELETIONS: Bounds = Bounds::new(10_000, 1..=1_000_000);
+const CONCURRENCY: Bounds = Bounds::new(8, 1..=256);
 const MAX_SHARE_PERCENT: Bounds = Bounds::new(10, 1..=100);
 const DAY_SECS: u64 = 24 * 3600;
 
@@ -27,6 +28,8 @@ pub struct Sweep {
     pub grace: Duration,
     /// How many recordings one sweep deletes.
     pub max_deletions: usize,
+    /// How many recordings a sweep works on at the same time.
+    pub concurrency: usize,
     /// The share of all recordings that one sweep may find due, in percent, 1 to 100.
     pub max_share_percent: u8,
 }
@@ -41,6 +44,7 @@ impl Sweep {
             interval: scope.secs("interval_secs", raw.interval_secs, &INTERVAL_SECS),
             grace: Duration::from_secs(grace_days * DAY_SECS),
             max_deletions: scope.size("max_deletions_per_run", raw.max_deletions_per_run, &MAX_DELETIONS),
+            concurrency: scope.size("concurrency", raw.concurrency, &CONCURRENCY),
             max_share_percent: u8::try_from(share).unwrap_or(100),
         }
     }

@@ -34,8 +34,6 @@ pub use error::{SweepError, TooMuchDue};
 
 /// Entries listed at a time.
 const PAGE: usize = 1000;
-/// Recordings worked on at the same time: 8 at some 30 requests of 20 ms are 13 deletions a second.
-const CONCURRENCY: usize = 8;
 /// An entry that turns out to be too early stays so long after its date: whoever puts an early entry puts the order that
 /// needs it a moment later.
 const STALE_AFTER: Duration = Duration::from_secs(48 * 3600);
@@ -55,6 +53,8 @@ pub struct SweepOptions {
     pub grace: Duration,
     /// Deletions of one sweep; the next one goes on.
     pub max_deletions: usize,
+    /// Recordings worked on at the same time, at least 1: 8 at some 30 requests of 20 ms are 13 deletions a second.
+    pub concurrency: usize,
     /// More than this share of the expiry index being due stops the sweep, in percent; 100 allows everything.
     pub max_share_percent: u8,
 }
@@ -178,7 +178,7 @@ impl Sweeper {
         }
         let mut deletions = stream::iter(due.into_values().take(self.options.max_deletions))
             .map(|due| async move { (self.deletions.delete(&due.case, now).await, due) })
-            .buffer_unordered(CONCURRENCY);
+            .buffer_unordered(self.options.concurrency);
         while let Some((outcome, Due { case, is_overdue })) = deletions.next().await {
             match outcome {
                 Ok(Verdict::Fate(Fate::Delete { .. } | Fate::Finish) | Verdict::Leftover) => {
@@ -300,7 +300,7 @@ impl Sweeper {
                 };
                 Some((self.is_past(&name, now), recording, case, outcome))
             })
-            .buffer_unordered(CONCURRENCY);
+            .buffer_unordered(self.options.concurrency);
         while let Some(one) = judged.next().await {
             match one {
                 None => {

@@ -51,6 +51,7 @@ pub fn sweep_options(config: &Config) -> SweepOptions {
         interval: retention.interval,
         grace: retention.grace,
         max_deletions: retention.max_deletions,
+        concurrency: retention.concurrency,
         max_share_percent: retention.max_share_percent,
     }
 }

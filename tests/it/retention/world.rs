@@ -44,6 +44,7 @@ pub(super) const OPTIONS: SweepOptions = SweepOptions {
     interval: Duration::from_secs(3600),
     grace: Duration::from_secs(30 * 24 * 3600),
     max_deletions: 1000,
+    concurrency: 8,
     max_share_percent: 10,
 };
 
