@@ -15,9 +15,9 @@ use crate::control::index::IndexError;
 use crate::control::ledger::LedgerError;
 use crate::control::mint::MintRefused;
 use crate::control::recordings::RecordingError;
+use crate::control::redate::RedateError;
 use crate::control::requests::RequestError;
 use crate::control::retention::RetentionError;
-use crate::control::shorten::ShortenError;
 use crate::domain::access::Operation;
 use crate::domain::policy::PolicyRefusal;
 use crate::notices::OutboxError;
@@ -379,15 +379,15 @@ impl From<RetentionError> for ApiError {
     }
 }
 
-impl From<ShortenError> for ApiError {
-    fn from(error: ShortenError) -> Self {
+impl From<RedateError> for ApiError {
+    fn from(error: RedateError) -> Self {
         match error {
-            ShortenError::Recordings(error) => error.into(),
-            ShortenError::Order(error) => error.into(),
-            ShortenError::Store(error) => error.into(),
-            ShortenError::Audit(error) => error.into(),
-            ShortenError::Book(error) => ChangeError::from(error).into(),
-            ShortenError::Note(error) => error.into(),
+            RedateError::Recordings(error) => error.into(),
+            RedateError::Order(error) => error.into(),
+            RedateError::Store(error) => error.into(),
+            RedateError::Audit(error) => error.into(),
+            RedateError::Book(error) => ChangeError::from(error).into(),
+            RedateError::Note(error) => error.into(),
         }
     }
 }

@@ -15,6 +15,7 @@ use crate::control::recordings::{self, RecordingError, StoredRecording};
 use crate::control::retention::{OrderedBy, Orders, Placed, receipt};
 use crate::domain::ids::RecordingId;
 use crate::domain::index::Term;
+use crate::domain::retention::Order;
 use crate::domain::sign::{decode_base64url, encode_base64url, encode_hex};
 use crate::domain::time::UnixMillis;
 use crate::upload::newest_order;
@@ -197,7 +198,7 @@ pub(super) struct RecordingView {
 #[derive(Serialize, ToSchema)]
 struct Ended {
     ended: String,
-    /// When it is deleted unless it is held.
+    /// When it is deleted unless it is held or an order says earlier: its sealed date, or the later one that its tenant gave it.
     expires: String,
     cause: &'static str,
     route: String,
@@ -255,7 +256,7 @@ pub(super) async fn show(
         state: stored.state_name(),
         seconds: stored.seconds(),
         created: clock::rfc3339(UnixMillis(recording.created_ms())),
-        ended: ended(&stored),
+        ended: ended(&stored, order.as_ref().unwrap_or(&Order::NONE)),
         hold: order.as_ref().is_some_and(|order| order.hold),
         ordered_expiry: order.and_then(|order| order.expires_ms).map(|at| clock::rfc3339(UnixMillis(at))),
     }))
@@ -280,7 +281,7 @@ pub(super) async fn open(
     }
 }
 
-fn ended(stored: &StoredRecording) -> Option<Ended> {
+fn ended(stored: &StoredRecording, order: &Order) -> Option<Ended> {
     let finished = stored.manifest()?;
     let (metadata, end) = (&finished.metadata, &finished.end);
     let (rate, origin) = (f64::from(stored.format().rate()), f64::from(stored.timeline().origin()));
@@ -294,7 +295,7 @@ fn ended(stored: &StoredRecording) -> Option<Ended> {
     let texts = [&metadata.parameters, &metadata.ticket, &end.notes].into_iter().flatten();
     Some(Ended {
         ended: clock::rfc3339(UnixMillis(end.ended_ms)),
-        expires: clock::rfc3339(UnixMillis(end.expires_ms)),
+        expires: clock::rfc3339(stored.kept_until(order)?),
         cause: end.cause.name(),
         route: metadata.route.clone(),
         provider: metadata.provider.clone(),

@@ -14,8 +14,8 @@ use utoipa::ToSchema;
 use crate::clock;
 use crate::config::{Origin, Tenant};
 use crate::control::audit::AuditEvent;
-use crate::control::shorten::{ShortenError, Shortened, Shortening};
-use crate::domain::policy::{Decision, Policy, Proposal, Settled, Wanted};
+use crate::control::redate::{RedateError, Redated, Redating};
+use crate::domain::policy::{Decision, Policy, Proposal, Settled, Wanted, Way};
 use crate::domain::time::UnixMillis;
 use crate::node::Node;
 use crate::tenants::{Author, ChangeError, Desk, Draft, RetentionOrder, Stored};
@@ -37,7 +37,7 @@ pub(super) struct RetentionChange {
     call_audio_days: u32,
     /// Why: 1 to 512 bytes. For more days, the documented need.
     reason: String,
-    /// Whether calls that have ended get the date as well; for fewer days only. This deletes what is over by then.
+    /// Whether calls that have ended get the date as well. Fewer days delete what is over by then; more reach it when approved.
     #[serde(default)]
     also_ended: bool,
     /// Say what would be, with counts for `also_ended`, and change nothing.
@@ -70,6 +70,8 @@ pub(super) struct RetentionView {
 pub(super) struct PendingView {
     call_audio_days_before: u32,
     call_audio_days: u32,
+    /// Whether calls that have ended would get the date as well.
+    also_ended: bool,
     reason: String,
     /// Who proposed it, and cannot approve it.
     by: String,
@@ -114,15 +116,18 @@ pub(super) struct EndedView {
     /// Whether all of them were looked at. If not it goes on, with the next sweep at the latest; a look stops, and has counted
     /// these.
     complete: bool,
-    /// Recordings that get an earlier date; `due_at_once` and `held` are among them.
+    /// Recordings that get an earlier date.
     shorter: u64,
-    /// Deleted by the next sweep.
+    /// Recordings that get a later date.
+    longer: u64,
+    /// Of those with an earlier date: deleted by the next sweep.
     due_at_once: u64,
-    /// Held: nothing deletes them before they are released.
+    /// Of those with another date, held: nothing deletes them before they are released.
     held: u64,
-    /// Keep the later date that the ticket of their call gave.
+    /// Keep the date that the ticket of their call gave.
     own_days: u64,
-    /// Have no later date.
+    /// Keep their date, as these days give no earlier, or no later one. What is over, or has an earlier date by an order, gets no
+    /// later one.
     unchanged: u64,
     /// Calls that run, or are being finished; sweeps come back to them.
     running: u64,
@@ -131,9 +136,9 @@ pub(super) struct EndedView {
 }
 
 impl EndedView {
-    fn of(counts: Shortened, complete: bool) -> Self {
-        let Shortened { shorter, due_at_once, held, own_days, unchanged, running, unreadable } = counts;
-        Self { complete, shorter, due_at_once, held, own_days, unchanged, running, unreadable }
+    fn of(counts: Redated, complete: bool) -> Self {
+        let Redated { shorter, longer, due_at_once, held, own_days, unchanged, running, unreadable } = counts;
+        Self { complete, shorter, longer, due_at_once, held, own_days, unchanged, running, unreadable }
     }
 }
 
@@ -142,9 +147,9 @@ impl RetentionView {
         let time = |at: u64| clock::rfc3339(UnixMillis(at));
         let pending = policy.pending(now).map(|proposal| {
             let expires = clock::rfc3339(proposal.expires());
-            let Proposal { days_before, days, reason, by, at_ms } = proposal.clone();
+            let Proposal { days_before, days, also_ended, reason, by, at_ms } = proposal.clone();
             let (call_audio_days_before, call_audio_days, at) = (days_before, days, time(at_ms));
-            PendingView { call_audio_days_before, call_audio_days, reason, by, at, expires }
+            PendingView { call_audio_days_before, call_audio_days, also_ended, reason, by, at, expires }
         });
         let settled = |settled: Settled| SettledView {
             number: settled.number,
@@ -219,7 +224,7 @@ async fn newest(node: &Node, stored: &Stored, tenant: &Tenant) -> Result<Retenti
 ///
 /// Fewer days hold at once, for calls that begin from now on; with `also_ended` for those that have ended as well, which goes on
 /// behind the answer 202 when it takes longer than half of the time that a request may take. More days hold when somebody
-/// else has approved them; they never reach calls that have ended.
+/// else has approved them, and with `also_ended` reach ended calls then.
 #[utoipa::path(
     post, path = "/v1/tenants/{tenant}/retention", operation_id = "change_retention", tag = "tenants",
     params(
@@ -246,16 +251,27 @@ pub(super) async fn change(
         return look(&shared, &caller, &headers, (order, &reason)).await;
     }
     let (stored, draft) = give(&shared, &caller, &headers, (order, Some(&reason))).await?;
-    let ended = if also_ended { Some(carry_out(&shared, &draft).await) } else { None };
+    let (status, view) = follow(&shared, stored, &draft).await?;
+    Ok(shown(status, RetentionView { dry_run: Some(false), ..view }))
+}
+
+/// Does what a change that holds now has ended recordings wait for; shows what holds then.
+async fn follow(
+    shared: &Shared,
+    stored: &Stored,
+    draft: &Draft,
+) -> Result<(StatusCode, RetentionView), ApiError> {
+    let ended = if draft.reaches_ended() { Some(carry_out(shared, draft).await) } else { None };
     let goes_on = ended.as_ref().is_some_and(|ended| !ended.complete);
     let status = if goes_on { StatusCode::ACCEPTED } else { StatusCode::OK };
     let view = newest(&shared.node, stored, &draft.tenant).await?;
-    Ok(shown(status, RetentionView { dry_run: Some(false), ended, ..view }))
+    Ok((status, RetentionView { ended, ..view }))
 }
 
 /// Approve more days for a tenant's recordings
 ///
-/// Whoever proposed them cannot: tokens of one name count as one.
+/// Whoever proposed them cannot: tokens of one name count as one. If they are to reach calls that have ended, that goes on behind
+/// the answer 202 when it takes longer than half of the time that a request may take.
 #[utoipa::path(
     post, path = "/v1/tenants/{tenant}/retention/approve", operation_id = "approve_retention", tag = "tenants",
     params(
@@ -264,6 +280,7 @@ pub(super) async fn change(
     ),
     responses(
         (status = 200, body = RetentionView, headers(("ETag" = String, description = "Its revision"))),
+        (status = 202, body = RetentionView, description = "The days hold; calls that have ended are still being given their date"),
         (status = 409, body = Problem, content_type = "application/problem+json", description = "Nothing is proposed, or by the same actor"),
         (status = "default", body = Problem, content_type = "application/problem+json"),
     ),
@@ -273,7 +290,10 @@ pub(super) async fn approve(
     caller: Caller,
     headers: HeaderMap,
 ) -> Result<Shown, ApiError> {
-    decide(&shared, &caller, &headers, RetentionOrder::Approve).await
+    let (stored, draft) =
+        give(&shared, &caller, &headers, (RetentionOrder::Approve, caller.reason())).await?;
+    let (status, view) = follow(&shared, stored, &draft).await?;
+    Ok(shown(status, view))
 }
 
 /// Take back more days that are proposed for a tenant's recordings, or decline them
@@ -293,16 +313,7 @@ pub(super) async fn withdraw(
     caller: Caller,
     headers: HeaderMap,
 ) -> Result<Shown, ApiError> {
-    decide(&shared, &caller, &headers, RetentionOrder::Withdraw).await
-}
-
-async fn decide(
-    shared: &Shared,
-    caller: &Caller,
-    headers: &HeaderMap,
-    order: RetentionOrder,
-) -> Result<Shown, ApiError> {
-    let (_, draft) = give(shared, caller, headers, (order, caller.reason())).await?;
+    let (_, draft) = give(&shared, &caller, &headers, (RetentionOrder::Withdraw, caller.reason())).await?;
     let now = shared.node.store.now().await?;
     Ok(shown(StatusCode::OK, RetentionView::of(&draft.tenant, &draft.revision.retention, now)))
 }
@@ -354,9 +365,10 @@ async fn look(
     // What is not put has no ETag.
     view.revision = None;
     if let RetentionOrder::Change(Wanted { days, also_ended: true }) = order {
-        let mut counts = Shortened::default();
-        let shortening = shortening(node);
-        let surveying = Box::pin(shortening.survey(&tenant.id, days, |found| counts = *found));
+        let mut counts = Redated::default();
+        let way = Way::from_to(tenant.retention.call_audio_days, days);
+        let redating = redating(node);
+        let surveying = Box::pin(redating.survey(&tenant.id, (days, way), |found| counts = *found));
         let complete = match tokio::time::timeout(shared.pace.timeout() / 2, surveying).await {
             Ok(found) => found.map(|_| true)?,
             Err(_) => false,
@@ -369,14 +381,14 @@ async fn look(
 /// Gives ended recordings their date, behind the answer if that takes long. The change holds, whatever becomes of this: sweeps
 /// go on with it.
 async fn carry_out(shared: &Shared, draft: &Draft) -> EndedView {
-    let (told, progress) = watch::channel(Shortened::default());
+    let (told, progress) = watch::channel(Redated::default());
     let (node, tenant) = (Arc::clone(&shared.node), draft.tenant.id.clone());
     let work = async move {
-        let Some(stored) = node.tenants.stored() else { return Ok::<_, ShortenError>(None) };
-        let tell = |counts: &Shortened| {
+        let Some(stored) = node.tenants.stored() else { return Ok::<_, RedateError>(None) };
+        let tell = |counts: &Redated| {
             let _before = told.send_replace(*counts);
         };
-        let done = Box::pin(shortening(&node).carry_out(&desk_of_node(&node, stored), &tenant, tell)).await;
+        let done = Box::pin(redating(&node).carry_out(&desk_of_node(&node, stored), &tenant, tell)).await;
         stored.look().await;
         done
     };
@@ -386,8 +398,8 @@ async fn carry_out(shared: &Shared, draft: &Draft) -> EndedView {
     }
 }
 
-fn shortening(node: &Node) -> Shortening {
-    Shortening::new(Arc::clone(&node.store), Arc::clone(&node.keys), node.audit.clone())
+fn redating(node: &Node) -> Redating {
+    Redating::new(Arc::clone(&node.store), Arc::clone(&node.keys), node.audit.clone())
 }
 
 /// The desk at which a node notes what it has done.

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 use crate::clock;
 use crate::control::audit::AuditEvent;
-use crate::control::shorten::{Shortened, Shortening};
-use crate::domain::policy::{Policy, Settled, Wanted};
+use crate::control::redate::{Redated, Redating};
+use crate::domain::policy::{Policy, Settled, Wanted, Way};
 use crate::domain::ticket::RETENTION_DAYS;
 use crate::domain::time::UnixMillis;
 use crate::tenants::{ChangeError, Draft, RetentionOrder};
@@ -59,7 +59,7 @@ pub(super) struct ChangeArgs {
     /// Days from the end of a call to the expiry of its audio
     #[arg(long, value_name = "DAYS", value_parser = days)]
     days: u32,
-    /// Give calls that have ended the date as well; for fewer days only
+    /// Give calls that have ended the date as well; more days when they are approved
     #[arg(long)]
     also_ended: bool,
     /// Say what would change, with counts for --also-ended, and change nothing
@@ -105,8 +105,9 @@ async fn show(args: &ShowArgs) -> CommandResult {
     output::line(&format!("{id}: recordings are kept for {days} days after the end of a call"));
     if let Some(proposal) = policy.pending(now) {
         output::line(&format!(
-            "proposed: {} days, by {:?}, because: {:?}; can be approved until {}",
+            "proposed: {} days{}, by {:?}, because: {:?}; can be approved until {}",
             proposal.days,
+            if proposal.also_ended { ", for ended calls as well" } else { "" },
             proposal.by,
             proposal.reason,
             clock::rfc3339(proposal.expires())
@@ -137,7 +138,7 @@ fn in_words(settled: &Settled) -> String {
 fn shown(tenant: &str, days: u32, policy: &Policy, now: UnixMillis) -> Value {
     let time = |at: u64| clock::rfc3339(UnixMillis(at));
     let pending = policy.pending(now).map(|proposal| {
-        json!({"call_audio_days_before": proposal.days_before, "call_audio_days": proposal.days, "reason": proposal.reason,
+        json!({"call_audio_days_before": proposal.days_before, "call_audio_days": proposal.days, "also_ended": proposal.also_ended, "reason": proposal.reason,
             "by": proposal.by, "at": time(proposal.at_ms), "expires": clock::rfc3339(proposal.expires())})
     });
     let history: Vec<_> = policy
@@ -157,8 +158,18 @@ fn shown(tenant: &str, days: u32, policy: &Policy, now: UnixMillis) -> Value {
 
 async fn decide(args: &DecideArgs, order: RetentionOrder) -> CommandResult {
     let (kept, draft) = draft(args, order).await?;
-    kept.put(&draft, &args.by).await?;
-    print(&kept, &draft, (false, args.json), None).await
+    if draft.reaches_ended() {
+        serve::install_logs(&kept.config)?;
+    }
+    put(args, &kept, &draft).await
+}
+
+/// Lets it hold, and gives ended recordings their date if they wait for it now.
+async fn put(args: &DecideArgs, kept: &Kept, draft: &Draft) -> CommandResult {
+    kept.put(draft, &args.by).await?;
+    let reaches_ended = draft.reaches_ended();
+    let counts = if reaches_ended { Some(carry_out(kept, draft, &args.by).await?) } else { None };
+    print(kept, draft, (false, args.json), counts).await
 }
 
 /// Drafts an order; a refusal is in the audit log.
@@ -183,7 +194,8 @@ async fn change(args: &ChangeArgs) -> CommandResult {
     if *also_ended {
         serve::install_logs(&kept.config)?;
     }
-    if *dry_run || (*also_ended && !yes) {
+    // More days destroy nothing.
+    if *dry_run || (draft.reaches_ended() && !yes) {
         let counts = match also_ended {
             true => Some(survey(&kept, &draft, *days, &decide.by).await?),
             false => None,
@@ -191,7 +203,7 @@ async fn change(args: &ChangeArgs) -> CommandResult {
         if *dry_run {
             return print(&kept, &draft, (true, decide.json), counts).await;
         }
-        let Shortened { shorter, due_at_once, .. } = counts.unwrap_or_default();
+        let Redated { shorter, due_at_once, .. } = counts.unwrap_or_default();
         let question = format!(
             "{shorter} recordings of {} will expire earlier, and {due_at_once} of them be destroyed by the next sweep.",
             draft.tenant.id
@@ -200,12 +212,10 @@ async fn change(args: &ChangeArgs) -> CommandResult {
             return Ok(());
         }
     }
-    kept.put(&draft, &decide.by).await?;
-    let counts = if *also_ended { Some(carry_out(&kept, &draft, &decide.by).await?) } else { None };
-    print(&kept, &draft, (false, decide.json), counts).await
+    put(decide, &kept, &draft).await
 }
 
-async fn survey(kept: &Kept, draft: &Draft, days: u32, by: &By) -> anyhow::Result<Shortened> {
+async fn survey(kept: &Kept, draft: &Draft, days: u32, by: &By) -> anyhow::Result<Redated> {
     let opened = Opened::with(kept.with(draft), Arc::clone(&kept.store))?;
     opened.must_open()?;
     let (id, audit) = (&draft.tenant.id, opened.audit_log()?);
@@ -215,20 +225,21 @@ async fn survey(kept: &Kept, draft: &Draft, days: u32, by: &By) -> anyhow::Resul
         ..AuditEvent::by_operator(by.actor(), "retention.change", id.to_string())
     };
     let noted = audit.record(id, event).await.context("audit log");
-    let shortening = Shortening::new(opened.store, opened.keys, audit.clone());
-    let counts = shortening.survey(id, days, |_| {}).await;
+    let redating = Redating::new(opened.store, opened.keys, audit.clone());
+    let way = Way::from_to(draft.tenant.retention.call_audio_days, days);
+    let counts = redating.survey(id, (days, way), |_| {}).await;
     end_audit(&audit).await;
     noted?;
     Ok(counts?)
 }
 
 /// Gives ended recordings their date. What stops it leaves the rest to the next sweep.
-async fn carry_out(kept: &Kept, draft: &Draft, by: &By) -> anyhow::Result<Shortened> {
+async fn carry_out(kept: &Kept, draft: &Draft, by: &By) -> anyhow::Result<Redated> {
     let opened = Opened::with(kept.with(draft), Arc::clone(&kept.store))?;
     opened.must_open()?;
     let audit = opened.audit_log()?;
-    let shortening = Shortening::new(opened.store, opened.keys, audit.clone());
-    let done = Box::pin(shortening.carry_out(&kept.desk(by), &draft.tenant.id, |_| {})).await;
+    let redating = Redating::new(opened.store, opened.keys, audit.clone());
+    let done = Box::pin(redating.carry_out(&kept.desk(by), &draft.tenant.id, |_| {})).await;
     end_audit(&audit).await;
     let done = done.context("the change holds; ended recordings: sweeps go on with it")?;
     Ok(done.unwrap_or_default())
@@ -238,7 +249,7 @@ async fn print(
     kept: &Kept,
     draft: &Draft,
     (dry_run, as_json): (bool, bool),
-    ended: Option<Shortened>,
+    ended: Option<Redated>,
 ) -> CommandResult {
     let (id, days) = (&draft.tenant.id, draft.tenant.retention.call_audio_days);
     let (revision, policy, now) =
@@ -261,10 +272,12 @@ async fn print(
         ),
         Some(_) | None => format!("{id}: recordings {would} kept for {days} days, revision {revision}"),
     });
-    if let Some(Shortened { shorter, due_at_once, held, own_days, unchanged, running, unreadable }) = ended {
+    if let Some(Redated { shorter, longer, due_at_once, held, own_days, unchanged, running, unreadable }) =
+        ended
+    {
         output::line(&format!(
-            "ended calls: shorter {shorter} (due at once {due_at_once}, held {held}), own days {own_days}, unchanged \
-             {unchanged}, running {running}, unreadable {unreadable}"
+            "ended calls: shorter {shorter} (due at once {due_at_once}), longer {longer}, held {held}, own days {own_days}, \
+             unchanged {unchanged}, running {running}, unreadable {unreadable}"
         ));
     }
     Ok(())

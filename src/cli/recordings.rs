@@ -21,6 +21,7 @@ use crate::domain::ids::RecordingId;
 use crate::domain::index::Term;
 use crate::domain::playback::grant::TrackSelection;
 use crate::domain::playback::wav::Encoding;
+use crate::domain::retention::Order;
 use crate::domain::retention::Receipt;
 use crate::domain::sign::encode_hex;
 use crate::domain::time::UnixMillis;
@@ -166,12 +167,14 @@ async fn show(target: &RecordingArg, as_json: bool) -> CommandResult {
             "tags": tags.iter().collect::<std::collections::BTreeMap<_, _>>(),
         })).collect::<Vec<_>>(),
     });
+    let order = newest_order(&*opened.store, tag, recording).await?.map(|(_, order)| order);
     if let (Some(finished), Some(shown)) = (stored.manifest(), shown.as_object_mut()) {
         let end = &finished.end;
         shown.insert("cause".into(), json!(end.cause.name()));
         shown.insert("started".into(), json!(clock::rfc3339(UnixMillis(finished.metadata.started_ms))));
         shown.insert("ended".into(), json!(clock::rfc3339(UnixMillis(end.ended_ms))));
-        shown.insert("expires".into(), json!(clock::rfc3339(UnixMillis(end.expires_ms))));
+        let until = stored.kept_until(order.as_ref().unwrap_or(&Order::NONE));
+        shown.insert("expires".into(), json!(until.map(clock::rfc3339)));
         shown.insert("route".into(), json!(finished.metadata.route));
         shown.insert("provider".into(), json!(finished.metadata.provider));
         if let Some(consent) = &finished.metadata.consent {
@@ -187,9 +190,7 @@ async fn show(target: &RecordingArg, as_json: bool) -> CommandResult {
         shown.insert("revision".into(), json!(finished.revision));
         shown.insert("root".into(), json!(encode_hex(&finished.root)));
     }
-    if let (Some((_, order)), Some(shown)) =
-        (newest_order(&*opened.store, tag, recording).await?, shown.as_object_mut())
-    {
+    if let (Some(order), Some(shown)) = (order, shown.as_object_mut()) {
         shown.insert("hold".into(), json!(order.hold));
         shown.insert(
             "ordered_expiry".into(),

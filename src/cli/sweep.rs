@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::json;
 
 use crate::control::audit::AuditLog;
-use crate::control::shorten::{Shortening, waiting};
+use crate::control::redate::{Redating, waiting};
 use crate::control::sweep::{SweepOptions, SweepReport, Sweeper};
 use crate::domain::ids::TenantId;
 use crate::server::{purge_audit, sweep_options};
@@ -60,9 +60,9 @@ async fn sweep(args: &SweepArgs, opened: Opened, audit: &AuditLog) -> CommandRes
     )
     .with_notices(notices);
     if let Some(rules) = config.stored_tenants.as_ref().filter(|_| !args.dry_run) {
-        let shortening = Shortening::new(Arc::clone(&store), Arc::clone(&keys), audit.clone());
+        let redating = Redating::new(Arc::clone(&store), Arc::clone(&keys), audit.clone());
         let book = Book::new(Arc::clone(&store), rules);
-        shortening.carry_out_all((&config, &book), &waiting(&config.tenants)).await;
+        redating.carry_out_all((&config, &book), &waiting(&config.tenants)).await;
     }
     let tenants: Vec<TenantId> = config.tenants.iter().map(|tenant| tenant.id.clone()).collect();
     let survey = sweeper.survey(&tenants).await?;

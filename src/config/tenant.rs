@@ -81,8 +81,8 @@ pub enum Origin {
         revision: u32,
         /// When what it has is deleted, if it is being closed.
         close_by: Option<UnixMillis>,
-        /// Whether ended recordings wait for the date that fewer days give them.
-        shortens: bool,
+        /// Whether ended recordings wait for the date that other days give them.
+        redates: bool,
     },
 }
 

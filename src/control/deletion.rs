@@ -83,7 +83,8 @@ struct Judgement {
     verdict: Verdict,
     revision: u32,
     order: Order,
-    sealed: Option<UnixMillis>,
+    /// The dates of its manifest and of its order, where they can be read.
+    known: Vec<UnixMillis>,
 }
 
 /// Judges and deletes recordings.
@@ -106,7 +107,7 @@ impl Deletions {
     /// Deletes a recording if it still is due; answers what became of it otherwise.
     pub(super) async fn delete(&self, case: &Case, now: UnixMillis) -> Result<Verdict, DeletionError> {
         for _ in 0..TRIES {
-            let Judgement { verdict, revision, order, sealed } = self.judge(case, now).await?;
+            let Judgement { verdict, revision, order, known } = self.judge(case, now).await?;
             let Verdict::Fate(fate) = &verdict else { return Ok(verdict) };
             match (*fate, &order.deletion) {
                 (Fate::Finish, Some(deletion)) => {
@@ -118,7 +119,7 @@ impl Deletions {
                         reason,
                         expires_ms: since.map(|since| since.0),
                         objects: self.count_objects(case).await?,
-                        dates: dates(case, sealed, &order),
+                        dates: dates(case, known, &order),
                     };
                     let begun = order.begin(deletion.clone());
                     let (tag, recording) = (case.tenant.tag(), case.recording);
@@ -136,44 +137,45 @@ impl Deletions {
     async fn judge(&self, case: &Case, now: UnixMillis) -> Result<Judgement, DeletionError> {
         let (tag, recording) = (case.tenant.tag(), case.recording);
         let (revision, order) = next_order(&*self.store, tag, recording).await?;
-        let judged = |verdict, sealed| Judgement { verdict, revision, order: order.clone(), sealed };
+        let judged = |verdict, known| Judgement { verdict, revision, order: order.clone(), known };
         if order.deletion.is_some() || order.hold {
             // What is stored does not matter.
-            return Ok(judged(Verdict::Fate(decide(Stored::Busy, &order, now)), None));
+            return Ok(judged(Verdict::Fate(decide(Stored::Busy, &order, now)), Vec::new()));
         }
-        let (stored, sealed) = self.stored(case, now).await?;
+        let (stored, known) = self.stored(case, &order, now).await?;
         if stored == Stored::Gone && receipt(&*self.store, tag, recording).await?.is_some() {
-            return Ok(judged(Verdict::Leftover, None));
+            return Ok(judged(Verdict::Leftover, Vec::new()));
         }
-        Ok(judged(Verdict::Fate(decide(stored, &order, now)), sealed))
+        Ok(judged(Verdict::Fate(decide(stored, &order, now)), known))
     }
 
-    /// Says what there is of a recording, and its sealed date if that can be read.
+    /// Says what there is of a recording, and its sealed and its later date if they can be read.
     async fn stored(
         &self,
         case: &Case,
+        order: &Order,
         now: UnixMillis,
-    ) -> Result<(Stored, Option<UnixMillis>), DeletionError> {
+    ) -> Result<(Stored, Vec<UnixMillis>), DeletionError> {
         let (tag, recording) = (case.tenant.tag(), case.recording);
         let opened = StoredRecording::open_finished(&self.store, &self.keys, &case.tenant, recording).await;
         let may_be_busy = UnixMillis(recording.created_ms()).plus(BUSY) > now;
-        let (stored, sealed) = match opened {
+        let (stored, known) = match opened {
             Ok(Some(found)) => {
-                let expires = found.manifest().map_or(u64::MAX, |finished| finished.end.expires_ms);
-                let expires = UnixMillis(expires);
-                (Stored::Finished { expires }, Some(expires))
+                let sealed = found.manifest().map(|finished| UnixMillis(finished.end.expires_ms));
+                let expires = found.kept_until(order).unwrap_or(UnixMillis(u64::MAX));
+                (Stored::Finished { expires }, sealed.into_iter().chain([expires]).collect())
             }
             // A key known by heart opens what another node is deleting.
             Ok(None) | Err(RecordingError::NotFound) if !self.keys.has_envelope(tag, recording).await? => {
-                (Stored::Gone, None)
+                (Stored::Gone, Vec::new())
             }
             Ok(None) | Err(RecordingError::NotFound) if self.is_emptied(case, now).await? => {
-                (Stored::Emptied, None)
+                (Stored::Emptied, Vec::new())
             }
-            Ok(None) | Err(RecordingError::NotFound) => (Stored::Unfinished, None),
+            Ok(None) | Err(RecordingError::NotFound) => (Stored::Unfinished, Vec::new()),
             Err(RecordingError::Integrity(error)) => {
                 tracing::error!(%recording, error = &*error as &dyn std::error::Error, "date of a recording is damaged");
-                (Stored::Damaged, None)
+                (Stored::Damaged, Vec::new())
             }
             // Its KEK is lost or withdrawn: nobody can read its date, and an order to delete it must count all the same.
             Err(RecordingError::Unavailable(cause))
@@ -181,15 +183,15 @@ impl Deletions {
             {
                 let error = &*cause as &dyn std::error::Error;
                 tracing::error!(%recording, error, "the key-encryption key of a recording cannot be used");
-                (Stored::Damaged, None)
+                (Stored::Damaged, Vec::new())
             }
             Err(error @ RecordingError::Unavailable(_)) => return Err(error.into()),
         };
         let is_there = !matches!(stored, Stored::Gone | Stored::Emptied);
         if is_there && may_be_busy && !self.is_settled(tag, recording).await? {
-            return Ok((Stored::Busy, sealed));
+            return Ok((Stored::Busy, known));
         }
-        Ok((stored, sealed))
+        Ok((stored, known))
     }
 
     /// Whether a recording has no object any more, and all its dates are so long past that nobody has any to come.
@@ -333,9 +335,9 @@ impl Deletions {
 }
 
 /// Returns every date under which the expiry index may have a recording; first one under which it was found.
-fn dates(case: &Case, sealed: Option<UnixMillis>, order: &Order) -> Vec<String> {
+fn dates(case: &Case, known: Vec<UnixMillis>, order: &Order) -> Vec<String> {
     let mut dates = case.dates.clone();
-    for at in sealed.into_iter().chain(order.expires_ms.map(UnixMillis)) {
+    for at in known.into_iter().chain(order.expires_ms.map(UnixMillis)) {
         let date = clock::utc_date(at);
         if !dates.contains(&date) {
             dates.push(date);

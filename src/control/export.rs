@@ -346,8 +346,8 @@ impl Exporter {
             StoredRecording::open(Arc::clone(&self.store), &self.keys, &self.tenant, recording).await;
         let stored = stored.map_err(named)?;
         let finished = stored.manifest().ok_or(LeftOut::Named("receiving"))?;
-        let expires = order.effective(UnixMillis(finished.end.expires_ms)).0;
-        if !order.hold && clock::wall() > expires {
+        let expires = stored.kept_until(&order).map(|until| order.effective(until).0);
+        if !order.hold && expires.is_some_and(|expires| clock::wall() > expires) {
             return Err(LeftOut::Named("expired"));
         }
         stored.verify().await.map_err(named)?;

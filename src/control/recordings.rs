@@ -1,6 +1,6 @@
 //! Finds and opens stored recordings: finished ones through their manifest, running ones through their segments.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, Once, PoisonError};
 
 use bytes::Bytes;
 
@@ -12,7 +12,10 @@ use crate::domain::ids::{RecordingId, TenantId, WriterId, first_16};
 use crate::domain::playback::timeline::{Canvas, Timeline};
 use crate::domain::recording::{BadRecord, RecordingEnd, RecordingMetadata, from_cbor};
 use crate::domain::recovery::{Rebuild, RebuildError};
+use crate::domain::retention::Order;
+use crate::domain::time::UnixMillis;
 use crate::keys::{KeyError, KeyService, OpenedKey};
+use crate::observe::metrics;
 use crate::store::{ByteRange, ObjectName, Store, StoreError, layout};
 use crate::upload::{FinalObject, Listed, final_manifest};
 
@@ -20,6 +23,8 @@ use crate::upload::{FinalObject, Listed, final_manifest};
 const LOOKS: u32 = 4;
 /// Objects listed at a time.
 const PAGE: usize = 1000;
+/// Whoever can write the store could fill the log.
+static WARN_FORGED: Once = Once::new();
 
 /// Why a recording cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -245,6 +250,22 @@ impl StoredRecording {
     /// Returns what the manifest says; `None` while the call goes on.
     pub fn manifest(&self) -> Option<&Finished> {
         self.finished.as_ref()
+    }
+
+    /// Returns its sealed date, or the later one of its order if that is proven; `None` while the call goes on. An order for an
+    /// earlier date is not looked at.
+    pub fn kept_until(&self, order: &Order) -> Option<UnixMillis> {
+        let sealed = UnixMillis(self.manifest()?.end.expires_ms);
+        let Some(kept) = order.kept_until else { return Some(sealed) };
+        let Expected { tenant, recording, .. } = self.key.ids;
+        let proven = kept.open(&self.key.dek.kept_until_key(), tenant, recording);
+        if proven.is_none() {
+            ::metrics::counter!(metrics::RETENTION_FAILURES, "reason" => "kept_until").increment(1);
+            WARN_FORGED.call_once(|| {
+                tracing::warn!(%recording, "an order has a later date that is not proven; it is ignored, and others are only counted");
+            });
+        }
+        Some(proven.map_or(sealed, |at| at.max(sealed)))
     }
 
     /// Names how far it has come: `receiving` while the call goes on, then how it ended.

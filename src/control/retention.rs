@@ -11,6 +11,7 @@ use crate::clock;
 use crate::control::audit::{AuditError, AuditEvent, AuditLog};
 use crate::control::ledger::{Ledger, LedgerError};
 use crate::domain::ids::{RecordingId, TenantId, TenantTag};
+use crate::domain::kept_until::KeptUntil;
 use crate::domain::ledger::{Entry, Scope};
 use crate::domain::notice::{Event, NoticeKind};
 use crate::domain::retention::{Change, Order, Receipt, Refusal};
@@ -18,7 +19,7 @@ use crate::domain::time::UnixMillis;
 use crate::keys::KeyService;
 use crate::notices::Notices;
 use crate::store::{ObjectClass, PutOutcome, Store, StoreError, Tags, layout};
-use crate::upload::{newest_order, tag_hold};
+use crate::upload::{newest_order, tag_order};
 
 /// How often an order is given again when somebody else gave one at the same moment.
 const TRIES: u32 = 8;
@@ -181,6 +182,21 @@ impl Orders {
         self.place(tenant, recording, (Change::Shorten(at), Scope::Tenant), by).await
     }
 
+    /// Lets a recording be kept until the date of `kept`; `seen` is what the newest order had in its place. An order for an
+    /// earlier date still counts, and so does a hold.
+    ///
+    /// # Errors
+    /// [`Refusal::Overtaken`]; else as [`Orders::hold`].
+    pub(super) async fn lengthen(
+        &self,
+        tenant: &TenantId,
+        recording: RecordingId,
+        (kept, seen): (KeptUntil, Option<KeptUntil>),
+        by: &OrderedBy,
+    ) -> Result<Placed, RetentionError> {
+        self.place(tenant, recording, (Change::Lengthen { kept, seen }, Scope::Tenant), by).await
+    }
+
     /// Orders that a recording be deleted that was deleted before, and that a backup has brought back.
     pub(super) async fn delete_again(
         &self,
@@ -204,7 +220,7 @@ impl Orders {
     ) -> Result<(), LedgerError> {
         let (recording, actor, reason) = (recording.to_string(), by.actor.clone(), by.reason.clone());
         let entry = match change {
-            Change::Hold | Change::Release => return Ok(()),
+            Change::Hold | Change::Release | Change::Lengthen { .. } => return Ok(()),
             Change::ExpireAt(at) => Entry::Ordered { recording, scope, actor, reason, at_ms: at.0 },
             Change::Shorten(at) => {
                 let at_ms = self.store.now().await?.0;
@@ -244,6 +260,11 @@ impl Orders {
         }
         let preview = preview?;
         self.audit.record(tenant, event(recording, change, by, "allowed")).await?;
+        if let Change::Lengthen { kept, .. } = change {
+            put_expiry(&*self.store, tag, recording, kept.unproven()).await?;
+            // Before the order as well: a pass that dies in between goes by what has its order, and rules of the bucket by tags.
+            tag_order(&*self.store, tag, recording, &preview.order).await?;
+        }
         if let Change::ExpireAt(at) | Change::Shorten(at) = change {
             if preview.changed {
                 self.note(tenant, recording, (change, scope), by).await?;
@@ -257,7 +278,7 @@ impl Orders {
         if let Some(kind) = told(change).filter(|_| placed.changed) {
             self.notices.told(tenant, Event::of_recording(kind, recording, revision)).await;
         }
-        tag_hold(&*self.store, tag, recording, placed.order.hold).await?;
+        tag_order(&*self.store, tag, recording, &placed.order).await?;
         tracing::info!(%recording, change = action(change), changed = placed.changed, "retention order");
         Ok(placed)
     }
@@ -378,7 +399,7 @@ fn told(change: Change) -> Option<NoticeKind> {
     match change {
         Change::Hold => Some(NoticeKind::Held),
         Change::Release => Some(NoticeKind::Released),
-        Change::ExpireAt(_) | Change::Shorten(_) => None,
+        Change::ExpireAt(_) | Change::Shorten(_) | Change::Lengthen { .. } => None,
     }
 }
 
@@ -388,6 +409,7 @@ fn action(change: Change) -> &'static str {
         Change::Release => "release",
         Change::ExpireAt(_) => "delete",
         Change::Shorten(_) => "shorten",
+        Change::Lengthen { .. } => "lengthen",
     }
 }
 

@@ -22,13 +22,13 @@ use crate::control::deletion::{Case, DeletionError, Deletions, Verdict};
 use crate::control::ledger::Ledger;
 use crate::control::retention::put_expiry;
 use crate::domain::ids::{RecordingId, TenantId, TenantTag};
-use crate::domain::retention::{Fate, check_clocks, entries_needed};
+use crate::domain::retention::{Fate, Order, check_clocks, entries_needed};
 use crate::domain::time::UnixMillis;
 use crate::keys::KeyService;
 use crate::notices::Notices;
 use crate::observe::metrics;
 use crate::store::{ObjectName, Store, StoreError, layout};
-use crate::upload::tag_hold;
+use crate::upload::tag_order;
 
 pub use error::{SweepError, TooMuchDue};
 
@@ -376,7 +376,8 @@ impl Sweeper {
         match verdict {
             Verdict::Leftover => self.deletions.clean(case).await?,
             Verdict::Fate(Fate::Hold) => {
-                tag_hold(store, tag, recording, true).await?;
+                let held = Order { hold: true, ..Order::NONE };
+                tag_order(store, tag, recording, &held).await?;
                 self.abort_old_uploads(tag, recording, now).await?;
             }
             Verdict::Fate(Fate::Keep { until }) => {

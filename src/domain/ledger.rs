@@ -259,7 +259,7 @@ impl std::str::FromStr for Head {
     }
 }
 
-fn decode_hex_32(text: &str) -> Option<[u8; 32]> {
+pub(super) fn decode_hex_32(text: &str) -> Option<[u8; 32]> {
     let (left, right) = text.split_at_checked(32)?;
     let halves = [left.parse::<KeyId>().ok()?.0, right.parse::<KeyId>().ok()?.0];
     let mut bytes = [0; 32];

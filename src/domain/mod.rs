@@ -10,6 +10,7 @@ pub mod cmr;
 pub mod ids;
 pub mod index;
 pub mod jwt;
+pub mod kept_until;
 pub mod ledger;
 pub mod live_order;
 pub mod notice;

@@ -46,6 +46,9 @@ pub struct Proposal {
     pub days_before: u32,
     /// What would hold.
     pub days: u32,
+    /// Whether calls that have ended would get the date as well.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub also_ended: bool,
     /// Why.
     pub reason: String,
     /// Who proposed it.
@@ -137,9 +140,6 @@ pub enum PolicyRefusal {
     /// These days hold already.
     #[error("recordings are kept for {0} days already")]
     SameDays(u32),
-    /// More days never reach calls that have ended.
-    #[error("also_ended is for fewer days only: the date of a call that has ended is never made later")]
-    EndedLonger,
     /// There is a proposal already.
     #[error("more days are proposed already; approve that or withdraw it first")]
     ProposalPending,
@@ -163,7 +163,6 @@ impl PolicyRefusal {
         match self {
             Self::Invalid { .. } => "invalid",
             Self::SameDays(_) => "same_days",
-            Self::EndedLonger => "ended_longer",
             Self::ProposalPending => "proposal_pending",
             Self::NoProposal => "no_proposal",
             Self::ProposalExpired => "proposal_expired",
@@ -182,6 +181,36 @@ pub struct Policy {
     /// Oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     history: Vec<Settled>,
+}
+
+/// Whether recordings that have ended get an earlier or a later date.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// Earlier; whatever is earlier already stays.
+    Shorter,
+    /// Later; whatever is later already stays.
+    Longer {
+        /// Only those of calls that began before this moment, when other days came to hold.
+        began_by: Option<UnixMillis>,
+    },
+}
+
+impl Way {
+    /// Returns the way from the days that hold to others.
+    pub fn from_to(holds: u32, days: u32) -> Self {
+        if days > holds { Self::Longer { began_by: None } } else { Self::Shorter }
+    }
+}
+
+/// Days, and the calls that they are for: those that began by then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reach {
+    /// Days from the end of a call to the expiry of its audio.
+    pub days: u32,
+    /// When the days were changed, by the store's clock.
+    pub at: UnixMillis,
+    /// Which recordings get another date by them.
+    pub way: Way,
 }
 
 /// What a change makes of a policy.
@@ -225,7 +254,17 @@ impl Proposal {
 impl Settled {
     /// Whether ended recordings still wait for the date.
     pub fn is_outstanding(&self) -> bool {
-        self.outcome == Outcome::Shortened && self.also_ended && self.done_at_ms.is_none()
+        self.holds() && self.also_ended && self.done_at_ms.is_none()
+    }
+
+    /// Whether the days came to hold.
+    fn holds(&self) -> bool {
+        matches!(self.outcome, Outcome::Shortened | Outcome::Lengthened)
+    }
+
+    /// Returns when it was decided: a proposal when somebody approved it.
+    pub fn decided_at(&self) -> UnixMillis {
+        UnixMillis(self.decision.as_ref().map_or(self.at_ms, |decision| decision.at_ms))
     }
 }
 
@@ -250,6 +289,29 @@ impl Policy {
         self.history.iter().filter(|settled| settled.is_outstanding())
     }
 
+    /// Whether ended recordings wait for the date of what was decided last.
+    pub fn is_last_outstanding(&self) -> bool {
+        self.history.last().is_some_and(Settled::is_outstanding)
+    }
+
+    /// Returns whom an outstanding change is for, after what was decided later: more days never go beyond fewer ones that were
+    /// to reach ended calls as well, nor reach calls that began with the days of a later change.
+    pub fn reach(&self, settled: &Settled) -> Reach {
+        let at = settled.decided_at();
+        let later = self.history.iter().filter(|one| one.number > settled.number && one.holds());
+        let (mut days, mut began_by) = (settled.days, None);
+        if settled.outcome != Outcome::Lengthened {
+            return Reach { days, at, way: Way::Shorter };
+        }
+        for one in later {
+            began_by.get_or_insert(one.decided_at());
+            if one.outcome == Outcome::Shortened && one.also_ended {
+                days = days.min(one.days);
+            }
+        }
+        Reach { days, at, way: Way::Longer { began_by } }
+    }
+
     /// Changes the days: fewer hold at once, more are proposed.
     ///
     /// # Errors
@@ -269,14 +331,12 @@ impl Policy {
         }
         let mut policy = self.tidied(now)?;
         if days > days_before {
-            if also_ended {
-                return Err(PolicyRefusal::EndedLonger);
-            }
             if policy.pending.is_some() {
                 return Err(PolicyRefusal::ProposalPending);
             }
             let By { actor, reason } = by;
-            policy.pending = Some(Proposal { days_before, days, reason, by: actor, at_ms: now.0 });
+            policy.pending =
+                Some(Proposal { days_before, days, also_ended, reason, by: actor, at_ms: now.0 });
             return Ok(Changed { policy, days: days_before });
         }
         if days == days_before && !also_ended {
@@ -338,7 +398,10 @@ impl Policy {
 
     /// Says what is proposed, for the audit log.
     pub fn told_proposal(&self) -> String {
-        let told = |proposal: &Proposal| format!("days={}->{} proposed", proposal.days_before, proposal.days);
+        let told = |proposal: &Proposal| {
+            let ended = if proposal.also_ended { " also_ended" } else { "" };
+            format!("days={}->{} proposed{ended}", proposal.days_before, proposal.days)
+        };
         self.pending.as_ref().map_or_else(String::new, told)
     }
 
@@ -374,8 +437,8 @@ impl Policy {
         outcome: Outcome,
         decision: Option<Decision>,
     ) -> Result<(), PolicyRefusal> {
-        let Proposal { days_before, days, reason, by, at_ms } = proposal;
-        let (number, also_ended, done_at_ms) = (0, false, None);
+        let Proposal { days_before, days, also_ended, reason, by, at_ms } = proposal;
+        let (number, done_at_ms) = (0, None);
         self.push(Settled {
             number,
             outcome,
@@ -407,6 +470,11 @@ impl Policy {
 pub fn days_of_call(tenant: u32, ticket: Option<u32>) -> (u32, bool) {
     let own = ticket.filter(|own| *own < tenant);
     (own.unwrap_or(tenant), own.is_some())
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// Whether two names are of one person, as far as names tell: a name counts as one, however often a token of it was made, and
@@ -511,10 +579,28 @@ mod tests {
         }
         let same = Policy::default().change(90, wanted(90), by("ann"), NOW);
         assert_eq!(same, Err(PolicyRefusal::SameDays(90)));
-        let ended = Wanted { days: 365, also_ended: true };
-        assert_eq!(Policy::default().change(90, ended, by("ann"), NOW), Err(PolicyRefusal::EndedLonger));
         let again = Wanted { days: 90, also_ended: true };
         assert_eq!(Policy::default().change(90, again, by("ann"), NOW).unwrap().days, 90, "for ended ones");
+    }
+
+    #[test]
+    fn a17_more_days_reach_ended_calls_only_as_far_as_later_decisions_let_them() {
+        let ended = |days| Wanted { days, also_ended: true };
+        let at = |secs: u64| NOW.plus(Duration::from_secs(secs));
+        let proposed = Policy::default().change(90, ended(365), by("ann"), NOW).unwrap().policy;
+        assert!(proposed.pending(NOW).unwrap().also_ended);
+        assert_eq!(proposed.outstanding().count(), 0, "nobody has approved it");
+        let withdrawn = proposed.clone().withdraw(by("bob"), NOW).unwrap().policy;
+        assert_eq!(withdrawn.outstanding().count(), 0);
+        let mut policy = proposed.approve(by("bob"), at(5)).unwrap().policy;
+        let reaches = |policy: &Policy| policy.outstanding().map(|one| policy.reach(one)).collect::<Vec<_>>();
+        let way = Way::Longer { began_by: None };
+        assert_eq!(reaches(&policy), [Reach { days: 365, at: at(5), way }]);
+        policy = policy.change(365, wanted(200), by("ann"), at(20)).unwrap().policy;
+        policy = policy.change(200, ended(120), by("ann"), at(30)).unwrap().policy;
+        let way = Way::Longer { began_by: Some(at(20)) };
+        let shorter = Reach { days: 120, at: at(30), way: Way::Shorter };
+        assert_eq!(reaches(&policy), [Reach { days: 120, at: at(5), way }, shorter]);
     }
 
     #[test]

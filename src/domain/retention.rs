@@ -2,7 +2,8 @@
 //!
 //! An order is a small object in clear, numbered, created once and never changed; the highest revision counts, so each
 //! carries over what still holds of the one before. It names no person and no reason: these are in the audit log. An
-//! order can shorten the time and hold a recording; it cannot lengthen the time.
+//! order can shorten the time and hold a recording; it lengthens the time only by a date that is proven with the recording's
+//! own key (`domain::kept_until`).
 //!
 //! The order that begins a deletion is the last of its recording. Because each revision is created once, an order to hold
 //! and the begin of a deletion cannot both win: whoever comes second sees the other.
@@ -12,6 +13,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::ids::{RecordingId, TenantTag};
+use super::kept_until::KeptUntil;
 use super::time::UnixMillis;
 
 /// How long after its beginning somebody may still be busy with a recording: a stream lasts at most 24 hours, and
@@ -52,8 +54,11 @@ pub struct Order {
     pub v: u8,
     /// Whether nothing may be deleted, whatever its date.
     pub hold: bool,
-    /// Unix milliseconds after which the recording must be gone, if that is before the sealed date.
+    /// Unix milliseconds after which the recording must be gone, if that is before the date that counts otherwise.
     pub expires_ms: Option<u64>,
+    /// A date that counts instead of an earlier sealed one, if its proof is right.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept_until: Option<KeptUntil>,
     /// The deletion that has begun; nothing stops it any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deletion: Option<Deletion>,
@@ -130,6 +135,13 @@ pub enum Change {
     ExpireAt(UnixMillis),
     /// Keep it until this moment and no longer, because its tenant keeps recordings for fewer days; a hold still beats it.
     Shorten(UnixMillis),
+    /// Keep it until a later date than the sealed one, because its tenant keeps recordings for more days.
+    Lengthen {
+        /// The date.
+        kept: KeptUntil,
+        /// What stood in its place when somebody decided that this date is later.
+        seen: Option<KeptUntil>,
+    },
 }
 
 /// Why a change is refused.
@@ -141,6 +153,9 @@ pub enum Refusal {
     /// Its deletion has begun.
     #[error("deletion of the recording has begun")]
     Deleting,
+    /// Somebody else has given it a later date meanwhile.
+    #[error("recording has got another later date meanwhile")]
+    Overtaken,
 }
 
 impl Refusal {
@@ -149,13 +164,14 @@ impl Refusal {
         match self {
             Self::Held => "held",
             Self::Deleting => "deleting",
+            Self::Overtaken => "overtaken",
         }
     }
 }
 
 impl Order {
     /// What holds while there is no order.
-    pub const NONE: Self = Self { v: 1, hold: false, expires_ms: None, deletion: None };
+    pub const NONE: Self = Self { v: 1, hold: false, expires_ms: None, kept_until: None, deletion: None };
 
     /// Reads an order; `None` for anything that is not one of version 1, which must then not be acted upon.
     pub fn parse(json: &[u8]) -> Option<Self> {
@@ -178,8 +194,17 @@ impl Order {
             Change::ExpireAt(at) | Change::Shorten(at) => {
                 next.expires_ms = Some(at.0.min(self.expires_ms.unwrap_or(u64::MAX)));
             }
+            Change::Lengthen { kept, seen } if [seen, Some(kept)].contains(&self.kept_until) => {
+                next.kept_until = Some(kept);
+            }
+            Change::Lengthen { .. } => return Err(Refusal::Overtaken),
         }
         Ok((next != *self).then_some(next))
+    }
+
+    /// Whether objects need other tags than those that they are stored with.
+    pub fn changes_tags(&self) -> bool {
+        self.hold || self.kept_until.is_some()
     }
 
     /// Returns the order that begins a deletion.
@@ -187,7 +212,7 @@ impl Order {
         Self { deletion: Some(deletion), ..self.clone() }
     }
 
-    /// Returns when a recording with this sealed date must be gone, and why then.
+    /// Returns when a recording must be gone, and why then; `sealed` is its sealed date, or a proven later one.
     pub fn effective(&self, sealed: UnixMillis) -> (UnixMillis, Reason) {
         match self.expires_ms {
             Some(ordered) if ordered < sealed.0 => (UnixMillis(ordered), Reason::Requested),
@@ -201,7 +226,7 @@ impl Order {
 pub enum Stored {
     /// A manifest that opens, and nobody works on the rest any more.
     Finished {
-        /// The date sealed in it.
+        /// The date sealed in it, or a later one that is proven.
         expires: UnixMillis,
     },
     /// Somebody may be recording or finishing it.

@@ -162,8 +162,7 @@ async fn find(grant: &Grant, node: &Node) -> Result<Found, Refused> {
         return Err(Refused::restricted());
     }
     // A call that goes on has no date of its own yet, but somebody may have ordered one.
-    let sealed = UnixMillis(opened.manifest().map_or(u64::MAX, |finished| finished.end.expires_ms));
-    let expires = order.effective(sealed).0;
+    let expires = order.effective(opened.kept_until(&order).unwrap_or(UnixMillis(u64::MAX))).0;
     if !order.hold && clock::wall() > expires {
         return Err(Refused::new(StatusCode::GONE, "expired", "the recording is past its retention"));
     }

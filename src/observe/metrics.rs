@@ -298,7 +298,7 @@ pub const ALL: &[Metric] = &[
         RETENTION_FAILURES,
         Kind::Counter,
         Unit::Count,
-        "Sweeps stopped and recordings not deleted, by reason. Normal is 0.",
+        "Sweeps stopped, recordings not deleted, and later dates that are not proven, by reason. Normal is 0.",
     ),
     metric(
         RETENTION_LAG,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::Config;
-use crate::control::shorten::{Shortening, waiting};
+use crate::control::redate::{Redating, waiting};
 use crate::control::sweep::{SweepOptions, SweepReport, Sweeper};
 use crate::drain::Phase;
 use crate::jitter::jittered;
@@ -26,7 +26,7 @@ pub(super) async fn sweep_on(node: Arc<Node>) {
             () = node.drain.reached(Phase::Draining) => return,
         }
         // What gets its date here may be due for the sweep.
-        shorten(&node).await;
+        redate(&node).await;
         let tenants = node.tenants.ids();
         // What stops it is logged and counted by the sweeper.
         if let Ok(SweepReport { due, deleted, held, failed, overdue, .. }) = sweeper.run(&tenants).await {
@@ -36,12 +36,12 @@ pub(super) async fn sweep_on(node: Arc<Node>) {
     }
 }
 
-/// Gives ended recordings the dates that fewer days of their tenants give them.
-async fn shorten(node: &Node) {
+/// Gives ended recordings the dates that other days of their tenants give them.
+async fn redate(node: &Node) {
     let Some(stored) = node.tenants.stored() else { return };
-    let shortening = Shortening::new(Arc::clone(&node.store), Arc::clone(&node.keys), node.audit.clone());
+    let redating = Redating::new(Arc::clone(&node.store), Arc::clone(&node.keys), node.audit.clone());
     let waiting = waiting(node.tenants.load().iter().map(Arc::as_ref));
-    shortening.carry_out_all((&node.config, &stored.book), &waiting).await;
+    redating.carry_out_all((&node.config, &stored.book), &waiting).await;
 }
 
 /// Returns how the configuration wants expired recordings to be deleted.

@@ -112,6 +112,12 @@ impl fmt::Debug for Draft {
 }
 
 impl Draft {
+    /// Whether recordings that have ended wait for days that this lets hold.
+    pub fn reaches_ended(&self) -> bool {
+        matches!(self.revision.made, Made::RetentionShortened | Made::RetentionLengthened)
+            && self.revision.retention.is_last_outstanding()
+    }
+
     /// Returns what the audit log says of it.
     pub fn detail(&self) -> String {
         let close_by = self.revision.close_by_ms.map(|at| clock::rfc3339(UnixMillis(at)));

@@ -157,7 +157,7 @@ pub(super) fn origin(revision: &Revision) -> Origin {
     Origin::Store {
         revision: revision.revision,
         close_by: revision.close_by_ms.map(UnixMillis),
-        shortens: revision.retention.outstanding().next().is_some(),
+        redates: revision.retention.outstanding().next().is_some(),
     }
 }
 

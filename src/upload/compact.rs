@@ -18,7 +18,7 @@ use crate::store::{
 use super::objects::{FinalObject, RecordingObjects, SegmentId};
 use super::requests::Requests;
 use super::retry::RetryPolicy;
-use super::tags::{locked_until, newest_order, tag_hold};
+use super::tags::{locked_until, newest_order, tag_order};
 
 /// A finished object is read back in pieces of 1 MiB: an answer is in memory twice for a moment.
 const READ_BACK_BYTES: u64 = 1 << 20;
@@ -84,11 +84,11 @@ pub async fn compact(
         written => written?,
     };
     clean(&objects, &written, &[]).await?;
-    // Whoever held the recording meanwhile could not tag an object that did not exist yet.
+    // Whoever held the recording meanwhile, or gave it a later date, could not tag an object that did not exist yet.
     let requests = objects.requests;
     match requests.patiently(|| newest_order(store, tenant, recording)).await? {
-        Some((_, order)) if order.hold => {
-            Ok(requests.patiently(|| tag_hold(store, tenant, recording, true)).await?)
+        Some((_, order)) if order.changes_tags() => {
+            Ok(requests.patiently(|| tag_order(store, tenant, recording, &order)).await?)
         }
         Some(_) | None => Ok(()),
     }

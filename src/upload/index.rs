@@ -12,7 +12,7 @@ use crate::domain::retention::Order;
 use crate::store::{ObjectName, Store, StoreError, layout};
 
 use super::requests::Requests;
-use super::tags::{RetentionTags, newest_order, tag_hold};
+use super::tags::{RetentionTags, newest_order, tag_order};
 use crate::domain::time::UnixMillis;
 
 /// Entries listed at a time; a recording has a few.
@@ -93,7 +93,7 @@ pub(super) async fn see_to_order(
     if order.deletion.is_some() || is_deleted(store, tenant, recording).await? {
         return remove_entries(store, tenant, recording).await;
     }
-    if order.hold { tag_hold(store, tenant, recording, true).await } else { Ok(()) }
+    if order.changes_tags() { tag_order(store, tenant, recording, &order).await } else { Ok(()) }
 }
 
 async fn is_deleted(

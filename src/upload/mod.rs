@@ -23,5 +23,5 @@ pub use objects::{FinalObject, Listed, RecordingObjects, SegmentId, final_manife
 pub use put::PutError;
 pub use requests::Requests;
 pub use retry::{Retry, RetryPolicy};
-pub use tags::{RetentionTags, newest_order, tag_hold};
+pub use tags::{RetentionTags, newest_order, tag_order};
 pub use uploader::{Lane, UploadContext, Uploader};

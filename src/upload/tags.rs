@@ -9,6 +9,8 @@ use crate::store::{ObjectClass, ObjectName, Store, StoreError, Tags, layout};
 
 /// A day in milliseconds.
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+/// The tag that names how many days it is kept after its end.
+const DAYS_TAG: &str = "callseal-retention-days";
 /// The tag that names the day on which a recording must go.
 const EXPIRES_TAG: &str = "callseal-expires";
 /// The tag that rules of the bucket look at before they delete.
@@ -49,7 +51,7 @@ impl RetentionTags {
     fn tags_of(&self, class: ObjectClass, at: UnixMillis) -> Tags {
         let mut tags = Tags::of(self.tenant, class);
         for (key, value) in [
-            ("callseal-retention-days", self.days.to_string()),
+            (DAYS_TAG, self.days.to_string()),
             (EXPIRES_TAG, clock::utc_date(self.expires(at))),
             (HOLD_TAG, "false".to_owned()),
             ("callseal-hipaa", "false".to_owned()),
@@ -92,15 +94,16 @@ pub async fn newest_order(
     Err(not_understood)
 }
 
-/// Writes on every object of a recording, and on its entries in the blind index, whether it is held; does nothing where the store has no tags.
+/// Writes on every object of a recording, and on its entries in the blind index, what an order says: whether it is held, and
+/// the days and the date of a later one; does nothing where the store has no tags.
 ///
 /// # Errors
 /// [`StoreError`]; some objects may have the tag then, and calling again is safe.
-pub async fn tag_hold(
+pub async fn tag_order(
     store: &dyn Store,
     tenant: TenantTag,
     recording: RecordingId,
-    held: bool,
+    order: &Order,
 ) -> Result<(), StoreError> {
     if !store.profile().tags {
         return Ok(());
@@ -115,7 +118,7 @@ pub async fn tag_hold(
                 let entry = layout::index_entry_of(&object.name);
                 let entry = entry.map(|entry| layout::index_entry(tenant, entry, recording));
                 for name in entry.iter().chain([&object.name]) {
-                    match tag_one(store, name, held).await {
+                    match tag_one(store, name, order).await {
                         // Compacted meanwhile; its successor is listed, or tagged by whoever compacts.
                         Ok(()) | Err(StoreError::NotFound) => {}
                         Err(error) => return Err(error),
@@ -127,13 +130,24 @@ pub async fn tag_hold(
     Ok(())
 }
 
-async fn tag_one(store: &dyn Store, name: &ObjectName, held: bool) -> Result<(), StoreError> {
-    let value = if held { "true" } else { "false" };
-    let mut tags = store.tags(name).await?;
-    if tags.value(HOLD_TAG) == Some(value) {
-        return Ok(());
+async fn tag_one(store: &dyn Store, name: &ObjectName, order: &Order) -> Result<(), StoreError> {
+    let before = store.tags(name).await?;
+    let mut tags = before.clone();
+    let hold = if order.hold { "true" } else { "false" };
+    let later = order.kept_until.and_then(|kept| later(&before, kept.unproven()));
+    let later = later.into_iter().flat_map(|(days, date)| [(DAYS_TAG, days), (EXPIRES_TAG, date)]);
+    for (key, value) in later.chain([(HOLD_TAG, hold.to_owned())]) {
+        tags.insert(key, value)
+            .map_err(|_| StoreError::Corrupt { what: "object has more tags than it was given" })?;
     }
-    tags.insert(HOLD_TAG, value)
-        .map_err(|_| StoreError::Corrupt { what: "object has more tags than it was given" })?;
-    store.set_tags(name, &tags).await
+    if tags == before { Ok(()) } else { store.set_tags(name, &tags).await }
+}
+
+/// Returns the days and the date of an object whose recording is kept until `at`; `None` if its tags say no earlier date.
+fn later(tags: &Tags, at: UnixMillis) -> Option<(String, String)> {
+    let days: u64 = tags.value(DAYS_TAG)?.parse().ok()?;
+    let date = clock::utc_date(at);
+    let more =
+        clock::end_of_utc_date(&date)?.0.checked_sub(clock::end_of_utc_date(tags.value(EXPIRES_TAG)?)?.0)?;
+    (more > 0).then(|| ((days + more / DAY_MS).to_string(), date))
 }

@@ -3,6 +3,7 @@
 mod commands;
 mod erase;
 mod interrupted;
+mod kept;
 mod ledger;
 mod many;
 mod model;

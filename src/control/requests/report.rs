@@ -151,7 +151,8 @@ impl Requests {
             bytes += page.iter().map(|object| object.size).sum::<u64>();
         }
         let finished = stored.as_ref().and_then(StoredRecording::manifest);
-        let expires = finished.map(|finished| order.effective(UnixMillis(finished.end.expires_ms)).0);
+        let until = stored.as_ref().and_then(|stored| stored.kept_until(&order));
+        let expires = until.map(|until| order.effective(until).0);
         Ok(Kept {
             recording: recording.to_string(),
             begun: clock::rfc3339(UnixMillis(recording.created_ms())),

@@ -48,6 +48,13 @@ impl Dek {
         key
     }
 
+    /// Returns the key that proves a date later than the one sealed in this recording's manifest.
+    pub fn kept_until_key(&self) -> Zeroizing<[u8; 32]> {
+        let mut key = Zeroizing::new([0; 32]);
+        expand(self.0.as_slice(), b"callseal kept-until", b"", key.as_mut_slice());
+        key
+    }
+
     /// Returns the key bytes for wrapping them. Nothing else may read them.
     pub fn expose(&self) -> &[u8; KEY_BYTES] {
         &self.0

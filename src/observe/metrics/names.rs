@@ -144,7 +144,7 @@ pub const AUDIT_PURGE_FAILURES: &str = "audit_purge_failures_total";
 /// Counter, label `reason`: recordings deleted.
 pub const RETENTION_DELETED: &str = "retention_deleted_total";
 /// Counter, label `reason`: sweeps that deleted nothing (clock, store, too_much_due), and recordings that could not be
-/// deleted (recording). Normal is 0.
+/// deleted (recording); later dates in orders that are not proven, each time one is read (kept_until). Normal is 0.
 pub const RETENTION_FAILURES: &str = "retention_failures_total";
 /// Histogram: seconds from the moment a recording had to be gone to its being gone.
 pub const RETENTION_LAG: &str = "retention_purge_lag_seconds";

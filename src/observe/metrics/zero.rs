@@ -38,7 +38,7 @@ const COUNTERS: [&str; 24] = [
 /// Counters with one label, and its values.
 const BY_ONE: [(&str, &str, &[&str]); 9] = [
     (AUDIO_LOST, "reason", &["overload", "lost_before_us"]),
-    (RETENTION_FAILURES, "reason", &["clock", "too_much_due", "store", "recording"]),
+    (RETENTION_FAILURES, "reason", &["clock", "too_much_due", "store", "recording", "kept_until"]),
     (NOTICES_LOST, "reason", &["queue_full", "random", "unreadable"]),
     (HANDSHAKES, "status", &["101", "403", "429", "503", "no_place"]),
     (AGENTS_LOST, "action", &["hold", "hangup", "close"]),

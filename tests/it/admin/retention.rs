@@ -1,5 +1,6 @@
 //! For how many days a tenant's recordings are kept: who may change that, and what nobody may.
 
+use callseal::clock;
 use hyper::Method;
 use serde_json::{Value, json};
 
@@ -144,9 +145,7 @@ async fn a17_there_is_no_other_way_to_more_days() {
     };
     assert_eq!(summary(&shown(&ann).await), (90, Some(400), vec![]), "other changes keep what is proposed");
 
-    let ended = json!({"call_audio_days": 400, "reason": "x", "also_ended": true});
     let withdrawn = ask(&bob, "/withdraw", &suspended.etag, None).await;
-    assert_refused(&ask(&ann, "", &withdrawn.etag, Some(ended)).await, 409, "ended_longer");
     for (body, field) in [
         (json!({"call_audio_days": 0, "reason": "x"}), "call_audio_days"),
         (json!({"call_audio_days": 3651, "reason": "x"}), "call_audio_days"),
@@ -179,6 +178,38 @@ async fn a17_there_is_no_other_way_to_more_days() {
     let body = json!({"call_audio_days": 9, "reason": "x"});
     let path = format!("/v1/tenants/{TENANT}/retention");
     assert_refused(&ann.ask_with(Method::POST, &path, &headers, Some(body)).await, 409, "file_tenant");
+}
+
+#[tokio::test]
+async fn a17_more_days_reach_ended_calls_when_a_second_actor_approves() {
+    let (home, mut server, [ann, bob]) = serve().await;
+    assert!(takes_calls(&server, NEW, 1).await);
+    let recording = server.stored(1).await;
+    home.finished(NEW, &recording).await;
+    let sealed = home.show(NEW, &recording)["expires"].clone();
+    let etag = shown(&ann).await.etag;
+    let body = |dry_run| json!({"call_audio_days": 365, "reason": "dispute 117", "also_ended": true, "dry_run": dry_run});
+    let looked = ask(&ann, "", &etag, Some(body(true))).await;
+    assert_eq!((looked.status, &looked.body["ended"]["longer"]), (200, &1.into()), "{looked:?}");
+    let proposed = ask(&ann, "", &etag, Some(body(false))).await;
+    assert_eq!(
+        (proposed.status, &proposed.body["pending"]["also_ended"]),
+        (200, &true.into()),
+        "{proposed:?}"
+    );
+    assert_eq!(proposed.body["ended"], Value::Null);
+    assert_refused(&ask(&ann, "/approve", &proposed.etag, None).await, 409, "same_actor");
+    assert_eq!(home.show(NEW, &recording)["expires"], sealed, "nothing before it is approved");
+    let approved = ask(&bob, "/approve", &proposed.etag, None).await;
+    assert!([200, 202].contains(&approved.status), "{approved:?}");
+    assert_eq!(approved.body["history"][0]["also_ended"], true, "{approved:?}");
+    eventually("the later date", || (home.show(NEW, &recording)["expires"] != sealed).then_some(())).await;
+    let at = |text: &Value| clock::parse_rfc3339(text.as_str().unwrap()).unwrap().0;
+    let later = home.show(NEW, &recording)["expires"].clone();
+    assert_eq!(at(&later) - at(&sealed), 275 * 24 * 3_600_000);
+    let shown = ann.get(&about(NEW, &format!("/recordings/{recording}"))).await;
+    assert_eq!(shown.body["ended"]["expires"], later, "{shown:?}");
+    server.stop().await;
 }
 
 #[tokio::test]

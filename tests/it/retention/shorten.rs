@@ -4,22 +4,23 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use callseal::control::recordings::StoredRecording;
-use callseal::control::shorten::{Reach, Shortened};
+use callseal::control::redate::Redated;
 use callseal::domain::ids::RecordingId;
 use callseal::domain::ledger::Entry;
+use callseal::domain::policy::{Reach, Way};
 use callseal::domain::retention::{Order, Reason};
 use callseal::store::faulty::Fault;
 use callseal::store::{Operation, Store, Tags, layout};
 
 use super::world::{DAY, Node, OPTIONS, World, by};
 
-async fn shorten(world: &World, node: &Node, days: u32) -> Shortened {
-    let reach = Reach { days, at: world.clocks.now() };
-    node.shortening.run(&world.tenant, reach, &by(), |_| {}).await.unwrap()
+async fn shorten(world: &World, node: &Node, days: u32) -> Redated {
+    let reach = Reach { days, at: world.clocks.now(), way: Way::Shorter };
+    node.redating.run(&world.tenant, reach, &by(), |_| {}).await.unwrap()
 }
 
-async fn look(world: &World, node: &Node, days: u32) -> Shortened {
-    node.shortening.survey(&world.tenant, days, |_| {}).await.unwrap()
+async fn look(world: &World, node: &Node, days: u32) -> Redated {
+    node.redating.survey(&world.tenant, (days, Way::Shorter), |_| {}).await.unwrap()
 }
 
 /// The names of everything but audit records.
@@ -54,8 +55,9 @@ async fn a17_a_look_counts_what_the_run_then_does() {
     let before = names(&world).await;
     let looked = look(&world, &node, 30).await;
     assert_eq!(names(&world).await, before, "a look changes nothing");
-    let wanted = Shortened {
+    let wanted = Redated {
         shorter: 3,
+        longer: 0,
         due_at_once: 1,
         held: 1,
         own_days: 1,
@@ -86,7 +88,7 @@ async fn a17_calls_that_run_are_told_apart() {
     let world = World::new().await;
     let node = world.node(OPTIONS);
     running(&world, &node).await;
-    let wanted = Shortened { running: 1, ..Shortened::default() };
+    let wanted = Redated { running: 1, ..Redated::default() };
     assert_eq!((look(&world, &node, 30).await, shorten(&world, &node, 30).await), (wanted, wanted));
 }
 
@@ -132,20 +134,20 @@ async fn a17_a_pass_that_dies_is_gone_on_with_and_changes_nothing_twice() {
             recordings.push(world.record(&node, 365).await);
         }
         world.faults.fail_every(None, request, fault);
-        let reach = Reach { days: 30, at: world.clocks.now() };
+        let reach = Reach { days: 30, at: world.clocks.now(), way: Way::Shorter };
         // Whether it says so or not, the next pass must come to the same end.
-        let _died = node.shortening.run(&world.tenant, reach, &by(), |_| {}).await.is_err();
+        let _died = node.redating.run(&world.tenant, reach, &by(), |_| {}).await.is_err();
         world.faults.heal();
         let other = world.node(OPTIONS);
-        other.shortening.run(&world.tenant, reach, &by(), |_| {}).await.unwrap();
+        other.redating.run(&world.tenant, reach, &by(), |_| {}).await.unwrap();
         let done = names(&world).await;
         for recording in &recordings {
             let orders =
                 done.iter().filter(|name| name.starts_with("h/") && name.contains(&recording.to_string()));
             assert_eq!(orders.count(), 1, "{when}: one order each");
         }
-        let again = node.shortening.run(&world.tenant, reach, &by(), |_| {}).await.unwrap();
-        assert_eq!(again, Shortened { unchanged: 4, ..Shortened::default() }, "{when}");
+        let again = node.redating.run(&world.tenant, reach, &by(), |_| {}).await.unwrap();
+        assert_eq!(again, Redated { unchanged: 4, ..Redated::default() }, "{when}");
         assert_eq!(names(&world).await, done, "{when}: nothing is done twice");
     }
 }
@@ -160,10 +162,10 @@ async fn a17_one_recording_that_fails_keeps_no_other_from_its_date() {
         recordings.push(world.record(&node, 365).await);
     }
     world.faults.fail_next(Operation::Get, 1, Fault::Deny);
-    let reach = Reach { days: 30, at: world.clocks.now() };
-    let failed = node.shortening.run(&world.tenant, reach, &by(), |_| {}).await;
+    let reach = Reach { days: 30, at: world.clocks.now(), way: Way::Shorter };
+    let failed = node.redating.run(&world.tenant, reach, &by(), |_| {}).await;
     assert!(failed.is_err(), "it is said: {failed:?}");
-    let wanted = Shortened { shorter: 1, unchanged: 11, ..Shortened::default() };
+    let wanted = Redated { shorter: 1, unchanged: 11, ..Redated::default() };
     assert_eq!(look(&world, &node, 30).await, wanted);
 }
 

@@ -11,8 +11,8 @@ use callseal::clock;
 use callseal::control::audit::{self, AuditLog, AuditRecord};
 use callseal::control::erase::Eraser;
 use callseal::control::ledger::Ledger;
+use callseal::control::redate::Redating;
 use callseal::control::retention::{OrderedBy, Orders};
-use callseal::control::shorten::Shortening;
 use callseal::control::sweep::{SweepError, SweepOptions, SweepReport, Sweeper};
 use callseal::domain::audio::{AudioFormat, Speakers};
 use callseal::domain::cmr::Expected;
@@ -203,7 +203,7 @@ pub(super) struct Node {
     pub(super) orders: Orders,
     pub(super) eraser: Eraser,
     pub(super) ledger: Ledger,
-    pub(super) shortening: Shortening,
+    pub(super) redating: Redating,
     tenant: TenantId,
 }
 
@@ -259,10 +259,10 @@ impl World {
         let sweeper = Sweeper::new(Arc::clone(&self.store), Arc::clone(&keys), audit.clone(), options)
             .with_clock(move || clocks.ours());
         let orders = Orders::new(Arc::clone(&self.store), Arc::clone(&keys), audit.clone());
-        let shortening = Shortening::new(Arc::clone(&self.store), Arc::clone(&keys), audit.clone());
+        let redating = Redating::new(Arc::clone(&self.store), Arc::clone(&keys), audit.clone());
         let eraser = Eraser::new(Arc::clone(&self.store), Arc::clone(&keys), audit, options.grace);
         let ledger = Ledger::new(Arc::clone(&self.store), Arc::clone(&keys));
-        Node { keys, sweeper, orders, eraser, ledger, shortening, tenant: self.tenant.clone() }
+        Node { keys, sweeper, orders, eraser, ledger, redating, tenant: self.tenant.clone() }
     }
 
     /// Stores what there is of a call after its end: segments, entry and manifest.

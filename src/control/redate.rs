@@ -1,7 +1,8 @@
-//! Gives recordings of calls that have ended the date that fewer days of their tenant give them.
+//! Gives recordings of calls that have ended the date that other days of their tenant give them.
 //!
-//! Each gets an order to expire at its end plus these days, in audit log and deletion ledger as any other; the sweeper
-//! does the rest. One that has the date already is passed by, so that a pass that died is gone on with by any node, and
+//! Each gets an order with its end plus these days, in the audit log as any other, and in the deletion ledger if the date is
+//! earlier; the sweeper does the rest. A later date needs days that two people have decided on, and is proven with the
+//! recording's own key. One that has the date already is passed by, so that a pass that died is gone on with by any node, and
 //! changes nothing twice. When no recording is left that may still need the date, that is noted with the tenant.
 
 use std::sync::Arc;
@@ -16,7 +17,8 @@ use crate::control::audit::{AuditError, AuditEvent, AuditLog};
 use crate::control::recordings::{RecordingError, StoredRecording, list};
 use crate::control::retention::{OrderedBy, Orders, RetentionError};
 use crate::domain::ids::{RecordingId, TenantId};
-use crate::domain::policy::Settled;
+use crate::domain::kept_until::KeptUntil;
+use crate::domain::policy::{Reach, Settled, Way};
 use crate::domain::retention::{BUSY, Order, Refusal, check_clocks};
 use crate::domain::time::UnixMillis;
 use crate::keys::{KeyError, KeyService};
@@ -37,7 +39,7 @@ const DAY_MS: u64 = 24 * 3600 * 1000;
 
 /// Why a pass has stopped. Another one goes on.
 #[derive(Debug, thiserror::Error)]
-pub enum ShortenError {
+pub enum RedateError {
     /// A recording cannot be read now, or they cannot be listed.
     #[error("recordings of the tenant")]
     Recordings(#[from] RecordingError),
@@ -58,18 +60,21 @@ pub enum ShortenError {
     Note(#[from] ChangeError),
 }
 
-/// What becomes of recordings by fewer days, or would.
+/// What becomes of recordings by other days, or would.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct Shortened {
-    /// Recordings that get an earlier date; the two below are among them.
+pub struct Redated {
+    /// Recordings that get an earlier date.
     pub shorter: u64,
-    /// Their date is over at once, and they are not held: the next sweep deletes them.
+    /// Recordings that get a later date.
+    pub longer: u64,
+    /// Among those with an earlier one: their date is over at once, and they are not held: the next sweep deletes them.
     pub due_at_once: u64,
-    /// They are held: nothing deletes them before they are released.
+    /// Among those with another date: they are held, and nothing deletes them before they are released.
     pub held: u64,
-    /// Recordings that keep a later date, because the ticket of their call gave it.
+    /// Recordings that keep their date, because the ticket of their call gave it.
     pub own_days: u64,
-    /// Recordings whose date is not later than what fewer days give.
+    /// Recordings whose date stays: fewer days give no earlier one, or more days no later one. Where it is over, or an order has
+    /// made it earlier, more days give none.
     pub unchanged: u64,
     /// Recordings of calls that run or are being finished: they are looked at again.
     pub running: u64,
@@ -77,10 +82,15 @@ pub struct Shortened {
     pub unreadable: u64,
 }
 
-/// What fewer days mean for one recording.
+/// What other days mean for one recording.
 enum Found {
     Shorter {
         at: UnixMillis,
+        is_held: bool,
+    },
+    Longer {
+        kept: KeptUntil,
+        seen: Option<KeptUntil>,
         is_held: bool,
     },
     OwnDays,
@@ -91,30 +101,21 @@ enum Found {
     Gone,
 }
 
-/// Days, and the calls that they are for: those that began by then.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Reach {
-    /// Days from the end of a call to the expiry of its audio.
-    pub days: u32,
-    /// When the days were changed, by the store's clock.
-    pub at: UnixMillis,
-}
-
 /// Returns the tenants whose ended recordings wait for a date.
 pub fn waiting<'a>(tenants: impl IntoIterator<Item = &'a Tenant>) -> Vec<TenantId> {
-    let waits = |tenant: &&Tenant| matches!(tenant.origin, Origin::Store { shortens: true, .. });
+    let waits = |tenant: &&Tenant| matches!(tenant.origin, Origin::Store { redates: true, .. });
     tenants.into_iter().filter(waits).map(|tenant| tenant.id.clone()).collect()
 }
 
-/// Shortens.
-pub struct Shortening {
+/// Gives dates.
+pub struct Redating {
     store: Arc<dyn Store>,
     keys: Arc<KeyService>,
     audit: AuditLog,
     orders: Orders,
 }
 
-impl Shortening {
+impl Redating {
     /// Works in `store`.
     pub fn new(store: Arc<dyn Store>, keys: Arc<KeyService>, audit: AuditLog) -> Self {
         let orders = Orders::new(Arc::clone(&store), Arc::clone(&keys), audit.clone());
@@ -124,28 +125,28 @@ impl Shortening {
     /// Counts what a change would do now, and does nothing; `progress` is called after each recording.
     ///
     /// # Errors
-    /// [`ShortenError`].
+    /// [`RedateError`].
     pub async fn survey(
         &self,
         tenant: &TenantId,
-        days: u32,
-        progress: impl FnMut(&Shortened),
-    ) -> Result<Shortened, ShortenError> {
+        (days, way): (u32, Way),
+        progress: impl FnMut(&Redated),
+    ) -> Result<Redated, RedateError> {
         let at = self.store.now().await?;
-        self.pass(tenant, Reach { days, at }, None, progress).await
+        self.pass(tenant, Reach { days, at, way }, None, progress).await
     }
 
     /// Gives every recording that `reach` is for its date; `progress` is called after each.
     ///
     /// # Errors
-    /// [`ShortenError`]: some may not have it, and calling again goes on.
+    /// [`RedateError`]: some may not have it, and calling again goes on.
     pub async fn run(
         &self,
         tenant: &TenantId,
         reach: Reach,
         by: &OrderedBy,
-        progress: impl FnMut(&Shortened),
-    ) -> Result<Shortened, ShortenError> {
+        progress: impl FnMut(&Redated),
+    ) -> Result<Redated, RedateError> {
         self.pass(tenant, reach, Some(by), progress).await
     }
 
@@ -153,18 +154,18 @@ impl Shortening {
     /// by the last change that was waited for; `None` when none was.
     ///
     /// # Errors
-    /// [`ShortenError`]: calling again goes on.
+    /// [`RedateError`]: calling again goes on.
     pub async fn carry_out(
         &self,
         desk: &Desk<'_>,
         tenant: &TenantId,
-        mut progress: impl FnMut(&Shortened),
-    ) -> Result<Option<Shortened>, ShortenError> {
+        mut progress: impl FnMut(&Redated),
+    ) -> Result<Option<Redated>, RedateError> {
         let Some(newest) = desk.book.newest(tenant.tag()).await? else { return Ok(None) };
         let mut last = None;
         for settled in newest.retention.outstanding() {
             let by = OrderedBy { role: "node", ..OrderedBy::operator(&settled.by, &settled.reason) };
-            let reach = Reach { days: settled.days, at: UnixMillis(settled.at_ms) };
+            let reach = newest.retention.reach(settled);
             let done = self.run(tenant, reach, &by, &mut progress).await?;
             if done.running == 0 && self.is_over(reach.at).await? {
                 self.note(desk, tenant, settled, &done).await?;
@@ -180,10 +181,10 @@ impl Shortening {
         let desk = Desk { config, of_files: Vec::new(), book, author };
         for tenant in waiting {
             match Box::pin(self.carry_out(&desk, tenant, |_| {})).await {
-                Ok(done) => tracing::info!(%tenant, ?done, "ended recordings have an earlier date"),
+                Ok(done) => tracing::info!(%tenant, ?done, "ended recordings have another date"),
                 Err(error) => {
                     let error = &error as &dyn std::error::Error;
-                    tracing::error!(%tenant, error, "not every ended recording has its earlier date");
+                    tracing::error!(%tenant, error, "not every ended recording has its other date");
                 }
             }
         }
@@ -200,12 +201,12 @@ impl Shortening {
         desk: &Desk<'_>,
         tenant: &TenantId,
         settled: &Settled,
-        done: &Shortened,
-    ) -> Result<(), ShortenError> {
+        done: &Redated,
+    ) -> Result<(), RedateError> {
         let Some(draft) = desk.retention_done(tenant, settled.number).await? else { return Ok(()) };
-        let Shortened { shorter, held, own_days, unchanged, unreadable, .. } = done;
+        let Redated { shorter, longer, held, own_days, unchanged, unreadable, .. } = done;
         let detail = format!(
-            "{} change={} shorter={shorter} held={held} own_days={own_days} unchanged={unchanged} unreadable={unreadable}",
+            "{} change={} shorter={shorter} longer={longer} held={held} own_days={own_days} unchanged={unchanged} unreadable={unreadable}",
             draft.detail(),
             settled.number
         );
@@ -229,11 +230,14 @@ impl Shortening {
         tenant: &TenantId,
         reach: Reach,
         by: Option<&OrderedBy>,
-        mut progress: impl FnMut(&Shortened),
-    ) -> Result<Shortened, ShortenError> {
+        mut progress: impl FnMut(&Redated),
+    ) -> Result<Redated, RedateError> {
         let now = self.store.now().await?;
-        let last = reach.at.plus(SLACK);
-        let (mut counts, mut after, mut failures) = (Shortened::default(), None, Vec::new());
+        let last = match reach.way {
+            Way::Longer { began_by: Some(by) } => reach.at.plus(SLACK).min(by),
+            Way::Longer { began_by: None } | Way::Shorter => reach.at.plus(SLACK),
+        };
+        let (mut counts, mut after, mut failures) = (Redated::default(), None, Vec::new());
         loop {
             let page = list(&*self.store, tenant, after, PAGE).await?;
             let Some(next) = page.last().copied() else { break };
@@ -241,7 +245,7 @@ impl Shortening {
             // Ids begin with the time at which the call began.
             let in_reach = page.into_iter().filter(|recording| recording.created_ms() <= last.0);
             let mut looked = stream::iter(in_reach)
-                .map(|recording| self.one(tenant, recording, (reach.days, now), by))
+                .map(|recording| self.one(tenant, recording, (reach, now), by))
                 .buffer_unordered(CONCURRENCY);
             while let Some(found) = looked.next().await {
                 match found {
@@ -264,12 +268,18 @@ impl Shortening {
         &self,
         tenant: &TenantId,
         recording: RecordingId,
-        (days, now): (u32, UnixMillis),
+        (reach, now): (Reach, UnixMillis),
         by: Option<&OrderedBy>,
-    ) -> Result<Found, ShortenError> {
-        let found = self.look(tenant, recording, (days, now)).await?;
-        let (Found::Shorter { at, .. }, Some(by)) = (&found, by) else { return Ok(found) };
-        match self.orders.shorten(tenant, recording, *at, by).await {
+    ) -> Result<Found, RedateError> {
+        let found = self.look(tenant, recording, (reach, now)).await?;
+        let placed = match (&found, by) {
+            (Found::Shorter { at, .. }, Some(by)) => self.orders.shorten(tenant, recording, *at, by).await,
+            (Found::Longer { kept, seen, .. }, Some(by)) => {
+                self.orders.lengthen(tenant, recording, (*kept, *seen), by).await
+            }
+            _ => return Ok(found),
+        };
+        match placed {
             Ok(_) => Ok(found),
             Err(
                 RetentionError::NotFound
@@ -284,8 +294,8 @@ impl Shortening {
         &self,
         tenant: &TenantId,
         recording: RecordingId,
-        (days, now): (u32, UnixMillis),
-    ) -> Result<Found, ShortenError> {
+        (reach, now): (Reach, UnixMillis),
+    ) -> Result<Found, RedateError> {
         let tag = tenant.tag();
         let order = newest_order(&*self.store, tag, recording).await?.map_or(Order::NONE, |(_, order)| order);
         if order.deletion.is_some() {
@@ -303,30 +313,52 @@ impl Shortening {
             }
             Err(error @ RecordingError::Unavailable(_)) => return Err(error.into()),
         };
-        let Some(finished) = opened.as_ref().and_then(StoredRecording::manifest) else {
+        let Some(opened) = opened else {
             if !self.keys.has_envelope(tag, recording).await? {
                 return Ok(Found::Gone);
             }
             let may_be_busy = UnixMillis(recording.created_ms()).plus(BUSY) > now;
             return Ok(if may_be_busy { Found::Running } else { Found::Unreadable });
         };
-        let at = UnixMillis(finished.end.ended_ms.saturating_add(u64::from(days) * DAY_MS));
-        let (until, _) = order.effective(UnixMillis(finished.end.expires_ms));
-        Ok(match finished.metadata.own_days {
-            _ if until <= at => Found::Unchanged,
-            true => Found::OwnDays,
-            false => Found::Shorter { at, is_held: order.hold },
-        })
+        Ok(found(&opened, &order, (reach, now)))
     }
 }
 
-impl Shortened {
+/// Says what other days mean for a recording that can be read.
+fn found(opened: &StoredRecording, order: &Order, (reach, now): (Reach, UnixMillis)) -> Found {
+    let (Some(finished), Some(kept)) = (opened.manifest(), opened.kept_until(order)) else {
+        return Found::Unreadable;
+    };
+    let at = UnixMillis(finished.end.ended_ms.saturating_add(u64::from(reach.days) * DAY_MS));
+    let (until, _) = order.effective(kept);
+    let is_held = order.hold;
+    match reach.way {
+        Way::Shorter if until <= at => Found::Unchanged,
+        // What is over stays over: nobody can play it any more.
+        Way::Longer { .. } if order.effective(kept.max(at)).0 <= until || (until <= now && !is_held) => {
+            Found::Unchanged
+        }
+        Way::Shorter | Way::Longer { .. } if finished.metadata.own_days => Found::OwnDays,
+        Way::Shorter => Found::Shorter { at, is_held },
+        Way::Longer { .. } => {
+            let (ids, key) = (opened.ids(), opened.key().dek.kept_until_key());
+            let kept = KeptUntil::seal(&key, ids.tenant, ids.recording, at);
+            Found::Longer { kept, seen: order.kept_until, is_held }
+        }
+    }
+}
+
+impl Redated {
     fn count(&mut self, found: &Found, now: UnixMillis) {
         match found {
             Found::Shorter { at, is_held } => {
                 self.shorter += 1;
                 self.held += u64::from(*is_held);
                 self.due_at_once += u64::from(!is_held && *at <= now);
+            }
+            Found::Longer { is_held, .. } => {
+                self.longer += 1;
+                self.held += u64::from(*is_held);
             }
             Found::OwnDays => self.own_days += 1,
             Found::Unchanged => self.unchanged += 1,
