@@ -15,8 +15,8 @@ use crate::domain::time::UnixMillis;
 use crate::tenants::{ChangeError, Draft, RetentionOrder};
 
 use super::target::{Opened, TenantArg, end_audit};
-use super::tenant::{By, Kept, Target, explained};
-use super::{CommandResult, ConfigArg, output, runtime, serve};
+use super::tenant::{By, Kept, OrderArgs, Target, explained};
+use super::{CommandResult, output, runtime, serve};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum RetentionCommand {
@@ -25,9 +25,9 @@ pub(super) enum RetentionCommand {
     /// Keep recordings of a tenant of the store for fewer days, at once, or propose more
     Change(ChangeArgs),
     /// Let the proposed days hold; whoever proposed them cannot
-    Approve(DecideArgs),
+    Approve(OrderArgs),
     /// Take back what is proposed, or decline it
-    Withdraw(DecideArgs),
+    Withdraw(OrderArgs),
 }
 
 #[derive(Debug, Args)]
@@ -40,22 +40,9 @@ pub(super) struct ShowArgs {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct DecideArgs {
-    #[command(flatten)]
-    config: ConfigArg,
-    #[command(flatten)]
-    target: Target,
-    #[command(flatten)]
-    by: By,
-    /// As one JSON object
-    #[arg(long)]
-    json: bool,
-}
-
-#[derive(Debug, Args)]
 pub(super) struct ChangeArgs {
     #[command(flatten)]
-    decide: DecideArgs,
+    decide: OrderArgs,
     /// Days from the end of a call to the expiry of its audio
     #[arg(long, value_name = "DAYS", value_parser = days)]
     days: u32,
@@ -156,7 +143,7 @@ fn shown(tenant: &str, days: u32, policy: &Policy, now: UnixMillis) -> Value {
     json!({"tenant": tenant, "call_audio_days": days, "pending": pending, "history": history})
 }
 
-async fn decide(args: &DecideArgs, order: RetentionOrder) -> CommandResult {
+async fn decide(args: &OrderArgs, order: RetentionOrder) -> CommandResult {
     let (kept, draft) = draft(args, order).await?;
     if draft.reaches_ended() {
         serve::install_logs(&kept.config)?;
@@ -165,7 +152,7 @@ async fn decide(args: &DecideArgs, order: RetentionOrder) -> CommandResult {
 }
 
 /// Lets it hold, and gives ended recordings their date if they wait for it now.
-async fn put(args: &DecideArgs, kept: &Kept, draft: &Draft) -> CommandResult {
+async fn put(args: &OrderArgs, kept: &Kept, draft: &Draft) -> CommandResult {
     kept.put(draft, &args.by).await?;
     let reaches_ended = draft.reaches_ended();
     let counts = if reaches_ended { Some(carry_out(kept, draft, &args.by).await?) } else { None };
@@ -173,7 +160,7 @@ async fn put(args: &DecideArgs, kept: &Kept, draft: &Draft) -> CommandResult {
 }
 
 /// Drafts an order; a refusal is in the audit log.
-async fn draft(args: &DecideArgs, order: RetentionOrder) -> Result<(Kept, Draft), super::Failure> {
+async fn draft(args: &OrderArgs, order: RetentionOrder) -> Result<(Kept, Draft), super::Failure> {
     let kept = Kept::open(&args.config).await?;
     let Target { tenant, revision } = &args.target;
     match kept.desk(&args.by).retention(tenant, *revision, order).await {

@@ -99,14 +99,14 @@ pub(super) struct UpdateArgs {
 #[derive(Debug, Args)]
 pub(super) struct OrderArgs {
     #[command(flatten)]
-    config: ConfigArg,
+    pub(super) config: ConfigArg,
     #[command(flatten)]
-    target: Target,
+    pub(super) target: Target,
     #[command(flatten)]
-    by: By,
+    pub(super) by: By,
     /// As one JSON object
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -28,7 +28,7 @@ use crate::upload::newest_order;
 
 /// Recordings listed at a time.
 const PAGE: usize = 500;
-/// Recordings worked on at the same time, as many as a sweep deletes.
+/// Recordings worked on at the same time.
 const CONCURRENCY: usize = 8;
 /// So many recordings that fail end a pass: then it is not they.
 const MAX_FAILURES: usize = 16;
