@@ -15,12 +15,16 @@ use super::{CallSession, Entropy, EntropyFailed, Output, SealedSegment, SessionE
 const SPARE_FRAMES: u32 = 64;
 /// Bytes kept free for the same: a message has at most 1 MiB, its audio and the sealing around it less.
 const SPARE_BYTES: usize = 1024 * 1024;
+/// A segment gets room for the bytes of the one before and this part of them more.
+const SPARE_PART: usize = 16;
 
 /// Where the next segment stands in its writer's chain.
 pub(super) struct Chain {
     pub(super) writer: WriterId,
     pub(super) next_seq: u32,
     pub(super) prev: [u8; 16],
+    /// Bytes of the segment before.
+    pub(super) last_bytes: usize,
 }
 
 pub(super) struct OpenSegment {
@@ -70,7 +74,10 @@ impl CallSession {
         };
         let salt = fresh_salt(self.entropy.as_mut())?;
         let metadata = (ids.seq == 0).then_some(self.metadata.as_slice());
-        let writer = SegmentWriter::start(&self.setup.dek, ids, &salt, &self.track_table, metadata, 0)?;
+        // As the one before, mostly: a buffer that grows copies and clears everything in it again and again.
+        let capacity = self.chain.last_bytes + self.chain.last_bytes / SPARE_PART;
+        let (dek, tracks) = (&self.setup.dek, self.track_table.as_slice());
+        let writer = SegmentWriter::start(dek, ids, &salt, tracks, metadata, capacity)?;
         self.open = Some(OpenSegment { writer, opened_at: now, journaled_bytes: 0 });
         Ok(())
     }
@@ -87,6 +94,7 @@ impl CallSession {
         let finished = open.writer.finish(reason)?;
         self.chain.next_seq += 1;
         self.chain.prev = finished.commitment_half;
+        self.chain.last_bytes = finished.bytes.len();
         self.spans.push(row_span(&finished.tracks));
         self.rows.push(finished.row);
         self.outputs.push_back(Output::Segment(SealedSegment {
@@ -127,7 +135,7 @@ impl Chain {
     pub(super) fn new(entropy: &mut dyn Entropy) -> Result<Self, EntropyFailed> {
         let mut writer = WriterId([0; 16]);
         entropy.fill(&mut writer.0)?;
-        Ok(Self { writer, next_seq: 0, prev: [0; 16] })
+        Ok(Self { writer, next_seq: 0, prev: [0; 16], last_bytes: 0 })
     }
 }
 
