@@ -58,30 +58,48 @@ impl Ledger {
     /// Notes a record that was written to a file.
     pub(super) fn note_written(&mut self, record: &Record, file: u32) {
         let recording = record.recording();
-        let entry = self.recordings.entry(recording).or_default();
-        entry.files.insert(file);
-        self.files.entry(file).or_default().recordings.insert(recording);
         match record {
             Record::Opened { tenant_tag, body, .. } => {
+                let entry = self.mention(recording, file);
                 entry.head = Head::Opened { tenant_tag: *tenant_tag, body: body.clone() };
                 entry.home = Some(file);
                 self.carry.remove(&recording);
             }
-            Record::Sealed { writer, seq, .. }
-            | Record::Cut { writer, seq, .. }
-            | Record::Whole { segment: SegmentId { writer, seq, .. }, .. } => {
-                if matches!(entry.head, Head::Finished) {
-                    return;
-                }
-                let files = entry.segments.entry((*writer, *seq)).or_default();
-                if !files.contains(&file) {
-                    files.push(file);
-                    self.files.entry(file).or_default().segments += 1;
-                }
+            Record::Sealed { writer, seq, .. } | Record::Cut { writer, seq, .. } => {
+                self.note_run(SegmentId { recording, writer: *writer, seq: *seq }, file);
             }
-            Record::Stored { writer, seq, .. } => self.release_segment(recording, (*writer, *seq)),
-            Record::Finished { .. } => self.finish(recording, Some(file)),
+            Record::Whole { segment, .. } => self.note_run(*segment, file),
+            Record::Stored { writer, seq, .. } => {
+                self.mention(recording, file);
+                self.release_segment(recording, (*writer, *seq));
+            }
+            Record::Finished { .. } => {
+                self.mention(recording, file);
+                self.finish(recording, Some(file));
+            }
         }
+    }
+
+    /// Notes that a file has some of a segment.
+    pub(super) fn note_run(&mut self, segment: SegmentId, file: u32) {
+        let SegmentId { recording, writer, seq } = segment;
+        let entry = self.mention(recording, file);
+        if matches!(entry.head, Head::Finished) {
+            return;
+        }
+        let files = entry.segments.entry((writer, seq)).or_default();
+        if !files.contains(&file) {
+            files.push(file);
+            self.files.entry(file).or_default().segments += 1;
+        }
+    }
+
+    /// Notes that a file has a record of a recording.
+    fn mention(&mut self, recording: RecordingId, file: u32) -> &mut RecordingEntry {
+        self.files.entry(file).or_default().recordings.insert(recording);
+        let entry = self.recordings.entry(recording).or_default();
+        entry.files.insert(file);
+        entry
     }
 
     /// Notes a record that could not be written: what it says is true all the same.

@@ -72,6 +72,7 @@ use std::time::{Duration, Instant};
 
 use crate::clock;
 
+mod batch;
 mod files;
 mod ledger;
 pub mod observe;
@@ -223,16 +224,6 @@ enum Entry {
     Record(Record),
     /// Sealed bytes of a recording, which may become more until the writer comes to them.
     Waiting(Arc<Waiting>),
-}
-
-impl Entry {
-    /// Returns what is to be written; `None` when it was taken back.
-    fn record(self) -> Option<Record> {
-        match self {
-            Self::Record(record) => Some(record),
-            Self::Waiting(waiting) => waiting.take(),
-        }
-    }
 }
 
 struct Threads {

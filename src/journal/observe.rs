@@ -12,7 +12,7 @@ pub const WRITTEN_BYTES: &str = "journal_written_bytes_total";
 pub const RECORDS: &str = "journal_records_total";
 /// Counter of records that were taken but not written, because no file could be; callers hand their bytes over again.
 pub const DISCARDED_RECORDS: &str = "journal_discarded_records_total";
-/// Histogram of the seconds from sealing the oldest frame of a run until the system has taken the run.
+/// Histogram of the seconds from sealing the oldest frame of a batch until the system has taken the batch.
 pub const FLUSH_DELAY_SECONDS: &str = "journal_flush_delay_seconds";
 /// Histogram of the seconds that making everything durable took.
 pub const SYNC_SECONDS: &str = "journal_sync_seconds";
@@ -67,7 +67,7 @@ pub trait JournalObserver: Send + Sync {
     fn wrote(&self, _records: u64, _bytes: u64) {}
     /// Records were taken but not written, because no file can be written now.
     fn discarded(&self, _records: u64) {}
-    /// A run of sealed bytes was written so long after its oldest frame was sealed.
+    /// A batch with sealed frames was written so long after its oldest frame was sealed.
     fn flushed(&self, _delay: Duration) {}
     /// Everything written before was made durable, and it took so long.
     fn synced(&self, _took: Duration) {}

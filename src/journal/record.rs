@@ -162,7 +162,8 @@ pub(super) fn encode_begin(incarnation: u64, number: u32, out: &mut Vec<u8>) {
     encode(BEGIN, &[&incarnation.to_be_bytes(), &number.to_be_bytes()], out);
 }
 
-fn encode_sealed(segment: SegmentId, offset: u32, bytes: &[u8], out: &mut Vec<u8>) {
+/// Appends a run of sealed frames as it is on disk.
+pub(super) fn encode_sealed(segment: SegmentId, offset: u32, bytes: &[u8], out: &mut Vec<u8>) {
     let SegmentId { recording, writer, seq } = segment;
     let mut at = offset;
     for piece in bytes.chunks(MAX_PIECE_BYTES) {

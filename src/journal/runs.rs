@@ -5,11 +5,14 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use super::{Entry, Journal, Record, Refused};
+use super::whole::SegmentId;
+use super::{Entry, Journal, Refused};
 use crate::domain::ids::{RecordingId, WriterId};
 
 /// Room for the frames of two tracks that come between two turns of the writer.
 const USUAL_BYTES: usize = 512;
+/// More room than this is not kept for the next run: it came with a writer that was late.
+const MAX_KEPT_BYTES: usize = 4 * USUAL_BYTES;
 
 /// The way of one recording's sealed bytes into the journal.
 pub struct Runs {
@@ -20,22 +23,31 @@ pub struct Runs {
 /// The bytes of one recording that wait; the writer finds it in its queue when there are some.
 pub(super) struct Waiting {
     recording: RecordingId,
-    run: Mutex<Option<Run>>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    run: Option<Run>,
+    /// Empty, with the room of the last run.
+    room: Vec<u8>,
+    /// The last segment and file that the ledger was told of.
+    noted: Option<(WriterId, u32, u32)>,
 }
 
 /// Sealed bytes that follow each other in a segment.
-struct Run {
-    writer: WriterId,
-    seq: u32,
-    offset: u32,
-    bytes: Vec<u8>,
+pub(super) struct Run {
+    pub(super) writer: WriterId,
+    pub(super) seq: u32,
+    pub(super) offset: u32,
+    pub(super) bytes: Vec<u8>,
     /// When the oldest frame was sealed.
-    sealed_at: Instant,
+    pub(super) sealed_at: Instant,
 }
 
 impl Runs {
     pub(super) fn new(journal: Journal, recording: RecordingId) -> Self {
-        Self { journal, waiting: Arc::new(Waiting { recording, run: Mutex::default() }) }
+        Self { journal, waiting: Arc::new(Waiting { recording, state: Mutex::default() }) }
     }
 
     /// Hands whole sealed frames over, which begin at `offset` of the segment `seq` of `writer`, in bytes; copies them and does
@@ -52,15 +64,17 @@ impl Runs {
         sealed_at: Instant,
     ) -> Result<(), Refused> {
         self.journal.reserve(bytes.len())?;
-        let mut waiting = self.waiting.run();
-        let taken = match &mut *waiting {
+        let mut state = self.waiting.state();
+        let State { run: waiting, room, .. } = &mut *state;
+        let taken = match waiting {
             Some(run) if run.ends_at(writer, seq, offset) => {
                 run.bytes.extend_from_slice(bytes);
                 Ok(())
             }
             Some(_) => Err(Refused::Full),
             None => self.journal.send(Entry::Waiting(Arc::clone(&self.waiting))).map(|()| {
-                let mut run = Vec::with_capacity(USUAL_BYTES.max(bytes.len()));
+                let mut run = std::mem::take(room);
+                run.reserve(USUAL_BYTES.max(bytes.len()));
                 run.extend_from_slice(bytes);
                 *waiting = Some(Run { writer, seq, offset, bytes: run, sealed_at });
             }),
@@ -71,9 +85,8 @@ impl Runs {
     /// Takes back what waits of a segment of which `journaled` bytes were handed over. Answers how many of these the journal
     /// keeps; the caller hands the rest over in another way.
     pub fn take_back(&self, (writer, seq): (WriterId, u32), journaled: usize) -> usize {
-        let Some(run) = self.waiting.run().take_if(|run| (run.writer, run.seq) == (writer, seq)) else {
-            return journaled;
-        };
+        let taken = self.waiting.state().run.take_if(|run| (run.writer, run.seq) == (writer, seq));
+        let Some(run) = taken else { return journaled };
         self.journal.release(run.bytes.len());
         // It may wait behind bytes that the journal has lost, and that count as not handed over by now.
         usize::try_from(run.offset).unwrap_or(usize::MAX).min(journaled)
@@ -81,21 +94,31 @@ impl Runs {
 }
 
 impl Waiting {
-    /// Takes what waits as a record; `None` when it was taken back.
-    pub(super) fn take(&self) -> Option<Record> {
-        let Run { writer, seq, offset, bytes, sealed_at } = self.run().take()?;
-        Some(Record::Sealed {
-            recording: self.recording,
-            writer,
-            seq,
-            offset,
-            bytes: bytes.into(),
-            sealed_at,
-        })
+    pub(super) fn recording(&self) -> RecordingId {
+        self.recording
     }
 
-    fn run(&self) -> MutexGuard<'_, Option<Run>> {
-        self.run.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Takes what waits; `None` when it was taken back.
+    pub(super) fn take(&self) -> Option<Run> {
+        self.state().run.take()
+    }
+
+    /// Gives the room of a run back, for the next one.
+    pub(super) fn give_back(&self, mut bytes: Vec<u8>) {
+        bytes.clear();
+        if bytes.capacity() <= MAX_KEPT_BYTES {
+            self.state().room = bytes;
+        }
+    }
+
+    /// Notes that a file has a run of a segment; whether the ledger does not know that yet.
+    pub(super) fn note_written(&self, segment: SegmentId, file: u32) -> bool {
+        let noted = Some((segment.writer, segment.seq, file));
+        std::mem::replace(&mut self.state().noted, noted) != noted
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

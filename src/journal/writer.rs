@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
 
+use super::batch::{BATCH_BYTES, Batch, BatchEntry, Kind};
 use super::files::{FileName, write_all};
 use super::ledger::Ledger;
 use super::status::Status;
@@ -19,8 +20,6 @@ use super::{
 };
 use crate::clock;
 
-/// From how many bytes on a batch is written; bounds the memory of the writer.
-const BATCH_BYTES: usize = 4 << 20;
 /// The longest pause between two tries; each pause is twice the one before.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// After so long without a failure the pauses begin with the first again.
@@ -77,38 +76,6 @@ pub(super) struct Writer {
 enum Series {
     Frames,
     Wholes,
-}
-
-/// Records to be written with one call.
-#[derive(Default)]
-struct Batch {
-    records: Vec<Record>,
-    /// The records as they are on disk.
-    encoded: Vec<u8>,
-    /// Where each record begins in them.
-    starts: Vec<usize>,
-}
-
-impl Batch {
-    fn push(&mut self, record: Record) {
-        self.starts.push(self.encoded.len());
-        record.encode(&mut self.encoded);
-        self.records.push(record);
-    }
-
-    /// When the oldest frame in it was sealed.
-    fn oldest(&self) -> Option<Instant> {
-        let sealed = self.records.iter().filter_map(Record::sealed_at);
-        sealed.min()
-    }
-
-    fn clear(&mut self) {
-        self.records.clear();
-        self.encoded.clear();
-        self.starts.clear();
-        // A single huge record must not keep its memory for ever.
-        self.encoded.shrink_to(2 * BATCH_BYTES);
-    }
 }
 
 struct Current {
@@ -218,9 +185,11 @@ impl Writer {
         while *left > 0 {
             let Ok(entry) = self.parts.appended.try_recv() else { break };
             *left -= 1;
-            let Some(record) = entry.record() else { continue };
-            let series = if matches!(record, Record::Whole { .. }) { Series::Wholes } else { Series::Frames };
-            self.batch(series).push(record);
+            match entry {
+                Entry::Record(record @ Record::Whole { .. }) => self.wholes_batch.push(record),
+                Entry::Record(record) => self.frames_batch.push(record),
+                Entry::Waiting(way) => self.frames_batch.push_waiting(way),
+            }
             let lengths = [self.frames_batch.encoded.len(), self.wholes_batch.encoded.len()];
             if lengths.iter().zip(limits).any(|(length, limit)| *length >= limit && *length > 0) {
                 break;
@@ -246,18 +215,17 @@ impl Writer {
     /// Writes a batch with one call, or discards it if no file takes it; it is empty afterwards.
     fn write_batch(&mut self, series: Series, source: Source) -> bool {
         let mut batch = std::mem::take(self.batch(series));
-        self.parts.syncer.begin_write(batch.oldest());
-        let is_written = batch.records.is_empty()
+        self.parts.syncer.begin_write(batch.oldest);
+        let is_written = batch.entries.is_empty()
             || self.has_room(source, &batch) && self.open_file(series) && self.write(series, source, &batch);
         let file = self.current(series).as_ref().map(|current| current.number);
         self.parts.syncer.end_write(file.filter(|_| is_written));
         if source == Source::Queue {
-            let held = batch.records.iter().map(Record::held_bytes).sum();
-            self.parts.waiting_bytes.fetch_sub(held, Ordering::Relaxed);
+            self.parts.waiting_bytes.fetch_sub(batch.held_bytes, Ordering::Relaxed);
         }
         if !is_written {
-            batch.records.iter().for_each(|record| self.ledger.note_discarded(record));
-            self.parts.observer.discarded(batch.records.len() as u64);
+            batch.entries.iter().for_each(|entry| entry.kind.note_discarded(&mut self.ledger));
+            self.parts.observer.discarded(batch.entries.len() as u64);
         }
         let limit = self.parts.config.file_bytes;
         self.current(series).take_if(|current| current.filled >= limit);
@@ -294,20 +262,19 @@ impl Writer {
         if source == Source::Queue {
             current.filled += bytes;
         }
-        self.count_written(number, &file, batch.records.len() as u64, bytes);
+        self.count_written(number, &file, batch.entries.len() as u64, bytes);
         self.note_written(number, at, batch);
         true
     }
 
     fn note_written(&mut self, file: u32, at: u64, batch: &Batch) {
-        let now = clock::monotonic();
+        if let Some(oldest) = batch.oldest {
+            self.parts.observer.flushed(clock::since(oldest));
+        }
         let position = self.parts.syncer.written();
-        for (record, start) in batch.records.iter().zip(&batch.starts) {
-            self.ledger.note_written(record, file);
-            if let Record::Sealed { sealed_at, .. } = record {
-                self.parts.observer.flushed(now.saturating_duration_since(*sealed_at));
-            }
-            if let Record::Whole { segment, bytes, keeper } = record {
+        for BatchEntry { start, kind } in &batch.entries {
+            kind.note_written(&mut self.ledger, file);
+            if let Kind::Record(Record::Whole { segment, bytes, keeper }) = kind {
                 let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
                 let place = Place { file, at: at + *start as u64, length };
                 let keeper = Arc::clone(keeper);
