@@ -220,7 +220,7 @@ pub(super) fn upgrade(
         (None, None) => None,
     };
     let upgrade = hyper::upgrade::on(&mut request);
-    tokio::spawn(run_upgraded(upgrade, admitted, dialling, Arc::clone(node)));
+    tokio::spawn(run_upgraded(upgrade, Box::new(admitted), dialling.map(Box::new), Arc::clone(node)));
     let mut answer = empty(StatusCode::SWITCHING_PROTOCOLS);
     let headers = answer.headers_mut();
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
@@ -231,49 +231,53 @@ pub(super) fn upgrade(
 
 async fn run_upgraded(
     upgrade: hyper::upgrade::OnUpgrade,
-    admitted: Admitted,
-    dialling: Option<Dialling>,
+    admitted: Box<Admitted>,
+    dialling: Option<Box<Dialling>>,
     node: Arc<Node>,
 ) {
-    let upgraded = match tokio::time::timeout(UPGRADE_TIMEOUT, upgrade).await {
-        Ok(Ok(upgraded)) => upgraded.downcast::<TokioIo<TlsStream<TcpStream>>>(),
-        Ok(Err(_)) | Err(_) => {
-            tracing::debug!("connection ended before it became a websocket");
-            if let Some(key) = admitted.key {
-                node.keys.give_back(&admitted.tenant.id, key);
-            }
-            return;
+    let settings = websocket_config(&node.config.ingest, admitted.route.provider, dialling.is_some());
+    let Some(socket) = Box::pin(become_websocket(upgrade, settings)).await else {
+        if let Some(key) = admitted.key {
+            node.keys.give_back(&admitted.tenant.id, key);
         }
-    };
-    let Ok(parts) = upgraded else {
-        tracing::error!("upgraded connection is not the TLS stream it was made from");
         return;
     };
-    let mut settings = websocket_config(&node.config.ingest);
-    if admitted.route.provider != RouteProvider::Twilio {
-        settings = settings.max_message_size(Some(MAX_BINARY_BYTES)).max_frame_size(Some(MAX_BINARY_BYTES));
-    }
-    if dialling.is_some() {
-        // Several short messages of an agent are written at once, and a long one must fit.
-        settings = settings
-            .write_buffer_size(node.config.ingest.write_buffer_bytes)
-            .max_write_buffer_size(2 * MAX_MESSAGE_BYTES);
-    }
-    let read = parts.read_buf.to_vec();
-    let socket =
-        WebSocketStream::from_partially_read(parts.io.into_inner(), read, Role::Server, Some(settings)).await;
+    // Tasks of their own: this one has room for a handshake, which they would keep until the call ends.
     match dialling {
-        Some(dialling) => Box::pin(relayed::run(socket, admitted, dialling, node)).await,
-        None => connection::run(socket, admitted, node).await,
-    }
+        Some(dialling) => tokio::spawn(relayed::run(socket, admitted, dialling, node)),
+        None => tokio::spawn(connection::run(socket, admitted, node)),
+    };
+}
+
+async fn become_websocket(
+    upgrade: hyper::upgrade::OnUpgrade,
+    settings: WebSocketConfig,
+) -> Option<Box<Socket>> {
+    let Ok(Ok(upgraded)) = tokio::time::timeout(UPGRADE_TIMEOUT, upgrade).await else {
+        tracing::debug!("connection ended before it became a websocket");
+        return None;
+    };
+    let Ok(parts) = upgraded.downcast::<TokioIo<TlsStream<TcpStream>>>() else {
+        tracing::error!("upgraded connection is not the TLS stream it was made from");
+        return None;
+    };
+    let (stream, read) = (parts.io.into_inner(), parts.read_buf.to_vec());
+    Some(Box::new(WebSocketStream::from_partially_read(stream, read, Role::Server, Some(settings)).await))
 }
 
 /// The library's own limits are 128 KiB of read buffer per connection, 64 MiB a message and no bound on writing.
-fn websocket_config(ingest: &Ingest) -> WebSocketConfig {
+fn websocket_config(ingest: &Ingest, provider: RouteProvider, is_relayed: bool) -> WebSocketConfig {
+    let max_message_bytes =
+        if provider == RouteProvider::Twilio { ingest.max_message_bytes } else { MAX_BINARY_BYTES };
+    // Several short messages of an agent are written at once, and a long one must fit.
+    let (write_buffer_bytes, max_write_buffer_bytes) = match is_relayed {
+        true => (ingest.write_buffer_bytes, 2 * MAX_MESSAGE_BYTES),
+        false => (0, ingest.write_buffer_bytes),
+    };
     WebSocketConfig::default()
         .read_buffer_size(ingest.read_buffer_bytes)
-        .write_buffer_size(0)
-        .max_write_buffer_size(ingest.write_buffer_bytes)
-        .max_message_size(Some(ingest.max_message_bytes))
-        .max_frame_size(Some(ingest.max_message_bytes))
+        .write_buffer_size(write_buffer_bytes)
+        .max_write_buffer_size(max_write_buffer_bytes)
+        .max_message_size(Some(max_message_bytes))
+        .max_frame_size(Some(max_message_bytes))
 }

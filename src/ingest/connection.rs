@@ -33,11 +33,11 @@ const BATCH: usize = 64;
 const PUBLISH_EVERY: u64 = 500;
 
 /// Runs a stream until it ends.
-pub(super) async fn run(mut socket: Socket, mut admitted: Admitted, node: Arc<Node>) {
+pub(super) async fn run(mut socket: Box<Socket>, mut admitted: Box<Admitted>, node: Arc<Node>) {
     gauge!(names::LIVE_STREAMS).increment(1.0);
     // Both until the provider knows: the process must not end between our close frame and its answer.
     let (place, alive) = (admitted.place.take(), node.drain.alive());
-    let mut stream = Connection::new(admitted, Arc::clone(&node));
+    let mut stream = Connection::new(*admitted, Arc::clone(&node));
     let end = stream.receive(&mut socket).await;
     stream.finish(end.cause);
     close_with(&mut socket, end).await;

@@ -101,13 +101,18 @@ fn handshake(tenant: &TenantId, route: &Route, upstream: &Upstream) -> Handshake
 }
 
 /// Runs a call until it ends.
-pub(super) async fn run(mut socket: Socket, mut admitted: Admitted, dialling: Dialling, node: Arc<Node>) {
+pub(super) async fn run(
+    mut socket: Box<Socket>,
+    mut admitted: Box<Admitted>,
+    dialling: Box<Dialling>,
+    node: Arc<Node>,
+) {
     gauge!(names::LIVE_STREAMS).increment(1.0);
     // Until the provider knows: the process must not end between our close frame and its answer.
     let (place, alive) = (admitted.place.take(), node.drain.alive());
     let ingest = &node.config.ingest;
     let ends_at = clock::monotonic() + admitted.tenant.limits.max_stream.min(ingest.max_stream);
-    let mut stream = StreamInHand::new(Arc::clone(&node), admitted);
+    let mut stream = StreamInHand::new(Arc::clone(&node), *admitted);
     match greeting(&mut socket, &mut stream, &node).await {
         Err(end) => {
             stream.finish(end.cause);
@@ -122,7 +127,7 @@ pub(super) async fn run(mut socket: Socket, mut admitted: Admitted, dialling: Di
                 dead_after: ingest.dead_after,
                 ends_at,
             };
-            Box::pin(pass_on(socket, stream, greeting, dialling, settings, &node)).await;
+            Box::pin(pass_on(*socket, stream, greeting, *dialling, settings, &node)).await;
         }
     }
     gauge!(names::LIVE_STREAMS).decrement(1.0);
