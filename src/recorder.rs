@@ -1,6 +1,7 @@
 //! Carries one session's outputs: sealed bytes to the journal at once, segments and manifest to the uploader.
 
 use std::collections::BTreeMap;
+use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -180,6 +181,13 @@ impl Recorder {
         recorder.journal_opened();
         recorder.hand_over(now);
         Ok(recorder)
+    }
+
+    /// Reads a little of what the next message needs, so that it is in the processor's cache by then.
+    pub(crate) fn prefetch(&self) {
+        black_box((self.present.is_paused(), self.generation, self.open_since, self.published.frames));
+        self.session.prefetch();
+        self.runs.prefetch();
     }
 
     /// Returns the recording's id.

@@ -4,6 +4,7 @@ mod transcriber;
 mod transport;
 mod twilio;
 
+use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -125,6 +126,17 @@ impl StreamInHand {
         match &self.decoder {
             Decoder::Twilio(decoder) => decoder.has_stopped(),
             Decoder::Transcriber(_) | Decoder::Transport(_) => false,
+        }
+    }
+
+    /// Reads a little of what the next message needs, so that it is in the processor's cache by then.
+    pub(super) fn prefetch(&self) {
+        black_box((self.awaiting.is_some(), self.ticket.is_some()));
+        if let Decoder::Twilio(decoder) = &self.decoder {
+            decoder.prefetch();
+        }
+        if let Some(recorder) = &self.recorder {
+            recorder.prefetch();
         }
     }
 

@@ -1,6 +1,7 @@
 //! Sealed bytes of one recording on their way to the writer. What comes between two of its turns becomes one record, so that
 //! a message costs a copy and not a place in the queue.
 
+use std::hint::black_box;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -80,6 +81,11 @@ impl Runs {
             }),
         };
         taken.inspect_err(|_| self.journal.release(bytes.len()))
+    }
+
+    /// Reads a little of what [`Runs::append`] needs, so that it is in the processor's cache by then.
+    pub fn prefetch(&self) {
+        black_box(self.waiting.recording);
     }
 
     /// Takes back what waits of a segment of which `journaled` bytes were handed over. Answers how many of these the journal

@@ -1,5 +1,7 @@
 //! Writes one segment (`docs/FORMAT.md` section 6).
 
+use std::hint::black_box;
+
 use sha2::{Digest, Sha256};
 
 use crate::domain::ids::{TrackId, WriterId, first_16};
@@ -238,6 +240,12 @@ impl SegmentWriter {
             complete: true,
         };
         Ok(FinishedSegment { bytes, row, tracks, commitment_half })
+    }
+
+    /// Reads a little of what the next frame needs, so that it is in the processor's cache by then.
+    pub fn prefetch(&self) {
+        black_box((self.totals.first().map(|totals| totals.frames), self.continues_at.first().copied()));
+        self.object.prefetch();
     }
 
     /// Returns the sealed bytes so far: header and whole frames.

@@ -1,5 +1,7 @@
 //! Seals frames one after the other into one object. Shared by segments and manifests.
 
+use std::hint::black_box;
+
 use zeroize::Zeroizing;
 
 use super::cipher::{CipherSuite, DefaultSuite};
@@ -87,6 +89,12 @@ impl ObjectWriter {
         }
         self.poisoned = false;
         Ok(())
+    }
+
+    /// Reads where the next frame goes and the key that seals it.
+    pub(super) fn prefetch(&self) {
+        black_box((self.sealed.last().copied(), self.next_frame));
+        DefaultSuite::prefetch(&self.key);
     }
 
     fn check_room(&self, last: bool) -> Result<(), SealError> {

@@ -5,6 +5,7 @@
 //! "Stream"; where they are silent, `docs/TWILIO.md` says what was seen and what is our rule.
 
 use std::collections::BTreeMap;
+use std::hint::black_box;
 use std::str::FromStr;
 
 use serde_json::{Map, Value};
@@ -89,9 +90,31 @@ enum Phase {
 
 #[derive(PartialEq, Eq)]
 struct Identity {
-    account: String,
-    call: String,
-    stream: String,
+    account: Sid,
+    call: Sid,
+    stream: Sid,
+}
+
+/// One of Twilio's ids, two letters and 32 hexadecimal digits. Every message is compared with one, so it lies in place.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Sid([u8; SID_BYTES]);
+
+/// The length of all ids.
+const SID_BYTES: usize = 34;
+
+impl Sid {
+    fn new(text: &str, prefix: &str) -> Option<Self> {
+        if is_sid(text, prefix) { text.as_bytes().try_into().ok().map(Self) } else { None }
+    }
+
+    fn as_str(&self) -> &str {
+        // Only ever made of text.
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+
+    fn is(&self, text: &str) -> bool {
+        self.0 == text.as_bytes()
+    }
 }
 
 impl TwilioDecoder {
@@ -109,6 +132,13 @@ impl TwilioDecoder {
             return self.scanned_media(&scanned);
         }
         self.parsed(message)
+    }
+
+    /// Reads a little of what the next message is compared with, so that it is in the processor's cache by then.
+    pub fn prefetch(&self) {
+        if let Phase::Live(live) = &self.phase {
+            black_box(live.stream.0.first().copied());
+        }
     }
 
     /// Counts a message that was dropped for `reason` and answers what to do about it.
@@ -129,7 +159,7 @@ impl TwilioDecoder {
     /// Returns the call of the stream while it lives, and its account, which is one of those it decodes for.
     pub fn call(&self) -> Option<(AccountSid, CallSid)> {
         match &self.phase {
-            Phase::Live(live) => live.account.parse().ok().zip(live.call.parse().ok()),
+            Phase::Live(live) => live.account.as_str().parse().ok().zip(live.call.as_str().parse().ok()),
             Phase::Open | Phase::Stopped => None,
         }
     }
@@ -179,16 +209,16 @@ impl TwilioDecoder {
             }
             return Err(Refusal::Close(CloseReason::OtherStream));
         }
-        if !self.accounts.iter().any(|account| account.as_str() == identity.account) {
+        if !self.accounts.iter().any(|account| identity.account.is(account.as_str())) {
             return Err(Refusal::Close(CloseReason::ForeignAccount));
         }
         if !is_mulaw(start.get("mediaFormat")) {
             return Err(Refusal::Close(CloseReason::UnsupportedFormat));
         }
         let stream_start = StreamStart {
-            account: identity.account.clone(),
-            call: identity.call.clone(),
-            stream: identity.stream.clone(),
+            account: identity.account.as_str().to_owned(),
+            call: identity.call.as_str().to_owned(),
+            stream: identity.stream.as_str().to_owned(),
             parameters: read_parameters(start.get("customParameters")),
             sequence: number(fields.get("sequenceNumber")),
         };
@@ -243,7 +273,7 @@ impl TwilioDecoder {
     /// Checks a message other than audio: its stream, if it names one and ours is known.
     fn check_other(&self, fields: &Map<String, Value>) -> Result<Option<u64>, Refusal> {
         if let (Phase::Live(live), Some(stream)) = (&self.phase, fields.get("streamSid"))
-            && stream.as_str() != Some(live.stream.as_str())
+            && !stream.as_str().is_some_and(|stream| live.stream.is(stream))
         {
             return Err(Refusal::Close(CloseReason::OtherStream));
         }
@@ -254,7 +284,7 @@ impl TwilioDecoder {
         match &self.phase {
             Phase::Open => Err(Refusal::Close(CloseReason::MediaBeforeStart)),
             Phase::Stopped => Err(self.dropped(DropReason::AfterStop)),
-            Phase::Live(live) if stream.is_some_and(|stream| stream != live.stream) => {
+            Phase::Live(live) if stream.is_some_and(|stream| !live.stream.is(stream)) => {
                 Err(Refusal::Close(CloseReason::OtherStream))
             }
             Phase::Live(_) => Ok(()),
@@ -263,11 +293,11 @@ impl TwilioDecoder {
 }
 
 fn read_identity(fields: &Map<String, Value>, start: &Map<String, Value>) -> Option<Identity> {
-    let text = |value: Option<&Value>| value.and_then(Value::as_str).map(str::to_owned);
-    let account = text(start.get("accountSid")).filter(|sid| is_sid(sid, "AC"))?;
-    let call = text(start.get("callSid")).filter(|sid| is_sid(sid, "CA"))?;
+    let sid = |value: Option<&Value>, prefix| Sid::new(value?.as_str()?, prefix);
+    let account = sid(start.get("accountSid"), "AC")?;
+    let call = sid(start.get("callSid"), "CA")?;
     let (inner, outer) = (start.get("streamSid"), fields.get("streamSid"));
-    let stream = text(inner.or(outer)).filter(|sid| is_sid(sid, "MZ"))?;
+    let stream = sid(inner.or(outer), "MZ")?;
     let agree = inner.is_none() || outer.is_none() || inner == outer;
     agree.then_some(Identity { account, call, stream })
 }

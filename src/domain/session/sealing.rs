@@ -1,6 +1,7 @@
 //! What goes into the open segment: audio, gaps and events.
 
 use std::collections::BTreeMap;
+use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use zeroize::Zeroizing;
@@ -16,6 +17,16 @@ use super::playout::Playout;
 use super::{CallSession, LeftOut, PLAY_EVERY, SessionError};
 
 impl CallSession {
+    /// Reads a little of what the next message needs, so that it is in the processor's cache by then.
+    pub fn prefetch(&self) {
+        let [caller, agent] = &self.clocks;
+        black_box((caller.end(), agent.end(), self.counts.frames, self.muted, self.play_by));
+        if let Some(open) = &self.open {
+            black_box((open.opened_at, open.journaled_bytes));
+            open.writer.prefetch();
+        }
+    }
+
     /// Seals that `time` of all tracks is missing, from where they stand on; of the caller's alone where the agent's is queued.
     ///
     /// For providers without timestamps: what follows has its place behind it.
