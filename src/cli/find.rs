@@ -174,7 +174,7 @@ pub(super) fn reindex(args: &ReindexArgs) -> CommandResult {
             format!("recordings {recordings}, indexed {indexed}, running {running}, failed {failed}")
         });
         if failed > 0 {
-            return Err(anyhow::anyhow!("{failed} recordings cannot be read").into());
+            return Err(anyhow::anyhow!("{} cannot be read", output::counted(failed, "recording")).into());
         }
         Ok(())
     })

@@ -92,9 +92,9 @@ pub(super) fn init(config_file: &Path) -> CommandResult {
     let created = clock::rfc3339(clock::wall());
     let made = Keyring::init(&places.keyring_file, &tenants, &created, system_random)?;
     output::line(&format!(
-        "{}: made keys for {made} of {} tenants; keep a copy of this file apart from the store",
+        "{}: made keys for {made} of {}; keep a copy of this file apart from the store",
         places.keyring_file.display(),
-        tenants.len()
+        output::counted(tenants.len(), "tenant")
     ));
     Ok(())
 }

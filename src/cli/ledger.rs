@@ -221,7 +221,7 @@ async fn replay_with(
     let tenant = &target.tenant;
     if *dry_run || !yes {
         let would = eraser.replay(tenant, recordings, by, false).await?;
-        let question = format!("{} recordings will be destroyed again.", would.deleted);
+        let question = format!("{} will be destroyed again.", output::counted(would.deleted, "recording"));
         if *dry_run || would.deleted == 0 {
             print_erased(&would, *dry_run, *as_json);
             return Ok(());

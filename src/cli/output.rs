@@ -4,6 +4,7 @@
 //! not left half done; one that only lists asks [`is_closed`] and ends. Both succeed. Any other failure to write makes the
 //! command fail at its end, see [`failure`].
 
+use std::fmt::Display;
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::sync::OnceLock;
 
@@ -30,6 +31,12 @@ pub(super) fn failure() -> Option<&'static io::Error> {
     FAILED.get().filter(|error| error.kind() != ErrorKind::BrokenPipe)
 }
 
+/// Says how many of something there are: "1 fault", "2 faults".
+pub(super) fn counted<N: Copy + Display + PartialEq + From<u8>>(count: N, what: &str) -> String {
+    let end = if count == N::from(1) { "" } else { "s" };
+    format!("{count} {what}{end}")
+}
+
 /// Asks before something is destroyed; answers whether to go on.
 ///
 /// # Errors
@@ -47,4 +54,15 @@ pub(super) fn confirm(question: &str) -> anyhow::Result<bool> {
 /// Writes a complaint, if anybody can hear it.
 pub(super) fn error(text: &str) {
     writeln!(io::stderr(), "{}", text.trim_end()).unwrap_or_default();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::counted;
+
+    #[test]
+    fn one_is_singular() {
+        let said = [0, 1, 2, 11].map(|count: u32| counted(count, "fault"));
+        assert_eq!(said, ["0 faults", "1 fault", "2 faults", "11 faults"]);
+    }
 }

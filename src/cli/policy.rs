@@ -89,11 +89,14 @@ async fn show(args: &ShowArgs) -> CommandResult {
         output::line(&shown(id.as_str(), days, &policy, now).to_string());
         return Ok(());
     }
-    output::line(&format!("{id}: recordings are kept for {days} days after the end of a call"));
+    output::line(&format!(
+        "{id}: recordings are kept for {} after the end of a call",
+        output::counted(days, "day")
+    ));
     if let Some(proposal) = policy.pending(now) {
         output::line(&format!(
-            "proposed: {} days{}, by {:?}, because: {:?}; can be approved until {}",
-            proposal.days,
+            "proposed: {}{}, by {:?}, because: {:?}; can be approved until {}",
+            output::counted(proposal.days, "day"),
             if proposal.also_ended { ", for ended calls as well" } else { "" },
             proposal.by,
             proposal.reason,
@@ -192,7 +195,8 @@ async fn change(args: &ChangeArgs) -> CommandResult {
         }
         let Redated { shorter, due_at_once, .. } = counts.unwrap_or_default();
         let question = format!(
-            "{shorter} recordings of {} will expire earlier, and {due_at_once} of them be destroyed by the next sweep.",
+            "{} of {} will expire earlier, and {due_at_once} of them be destroyed by the next sweep.",
+            output::counted(shorter, "recording"),
             draft.tenant.id
         );
         if !output::confirm(&question)? {
@@ -251,13 +255,13 @@ async fn print(
         output::line(&line.to_string());
         return Ok(());
     }
-    let would = if dry_run { "would be" } else { "are" };
+    let (would, kept) = (if dry_run { "would be" } else { "are" }, output::counted(days, "day"));
     output::line(&match policy.pending(now) {
         Some(proposal) if draft.revision.made == crate::tenants::Made::RetentionProposed => format!(
-            "{id}: {} days {would} proposed; recordings are kept for {days} days until somebody else approves it",
-            proposal.days
+            "{id}: {} {would} proposed; recordings are kept for {kept} until somebody else approves it",
+            output::counted(proposal.days, "day")
         ),
-        Some(_) | None => format!("{id}: recordings {would} kept for {days} days, revision {revision}"),
+        Some(_) | None => format!("{id}: recordings {would} kept for {kept}, revision {revision}"),
     });
     if let Some(Redated { shorter, longer, due_at_once, held, own_days, unchanged, running, unreadable }) =
         ended

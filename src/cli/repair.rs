@@ -71,7 +71,11 @@ pub(super) fn run(args: &RepairArgs) -> CommandResult {
         end_audit(&audit).await;
         match failed {
             0 => Ok(()),
-            _ => Err(anyhow!("{failed} recordings could not be finished; they stay as they are").into()),
+            _ => Err(anyhow!(
+                "{} could not be finished; what there is stays as it is",
+                output::counted(failed, "recording")
+            )
+            .into()),
         }
     })
 }

@@ -27,9 +27,9 @@ pub(super) fn run(args: &ConfigArg) -> CommandResult {
 pub(super) fn check(args: &ConfigArg) -> CommandResult {
     let config = args.load()?;
     output::line(&format!(
-        "{}: no faults; {} tenants, public URL {}",
+        "{}: no faults; {}, public URL {}",
         args.config.display(),
-        config.tenants.len(),
+        output::counted(config.tenants.len(), "tenant"),
         config.public_url.as_str()
     ));
     for tenant in config.tenants.iter().filter(|tenant| tenant.hipaa.is_some()) {

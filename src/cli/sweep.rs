@@ -75,7 +75,7 @@ async fn sweep(args: &SweepArgs, opened: Opened, audit: &AuditLog) -> CommandRes
         print(args, survey.report());
         return Ok(());
     }
-    let question = format!("{due} recordings will be destroyed for good.");
+    let question = format!("{} will be destroyed for good.", output::counted(due, "recording"));
     if due > 0 && !args.yes && !output::confirm(&question)? {
         return Ok(());
     }
@@ -92,7 +92,8 @@ async fn sweep(args: &SweepArgs, opened: Opened, audit: &AuditLog) -> CommandRes
 }
 
 fn bail_of(report: SweepReport) -> anyhow::Result<()> {
-    bail!("{} recordings could not be deleted, {} are overdue", report.failed, report.overdue)
+    let failed = output::counted(report.failed, "recording");
+    bail!("{failed} could not be deleted, overdue: {}", report.overdue)
 }
 
 fn print(args: &SweepArgs, report: SweepReport) {

@@ -294,7 +294,7 @@ async fn order(args: &OrderArgs, order: Order) -> CommandResult {
 pub(super) fn explained(error: ChangeError) -> anyhow::Error {
     let ChangeError::Invalid(faults) = error else { return error.into() };
     let lines = faults.iter().fold(String::new(), |lines, fault| format!("{lines}\n  {fault}"));
-    anyhow!("{} faults in the settings{lines}", faults.len())
+    anyhow!("{} in the settings{lines}", output::counted(faults.len(), "fault"))
 }
 
 fn print(draft: &Draft, dry_run: bool, as_json: bool) {

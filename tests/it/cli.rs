@@ -133,7 +133,7 @@ fn the_demonstration_proves_itself_and_ends() {
 fn check_config_lists_every_fault_at_once() {
     let home = Setup::new().write();
     let good = home.run_ok(&["check-config"]);
-    assert!(good.contains("no faults; 1 tenants, public URL wss://media.example.com"), "{good}");
+    assert!(good.contains("no faults; 1 tenant, public URL wss://media.example.com"), "{good}");
     let text = fs::read_to_string(home.config()).unwrap();
     let bad = text.replace("wss://media.example.com", "ftp://x")
         + "\n[segments]\nmax_age_ms = 1\nmax_bytes = \"many\"\n[store]\nkind = \"s3\"\n[nonsense]\na = 1\n";
@@ -167,7 +167,7 @@ fn keys_are_made_once_and_for_their_owner_only() {
     };
     let before = files();
     let again = home.run_ok(&["keys", "init"]);
-    assert!(again.contains("made keys for 0 of 1 tenants"), "{again}");
+    assert!(again.contains("made keys for 0 of 1 tenant"), "{again}");
     assert_eq!(files(), before, "what exists is never changed");
     for (path, _) in files() {
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600, "{}", path.display());

@@ -85,8 +85,9 @@ async fn shred_with(eraser: &Eraser, args: &ShredArgs, what: &Target, by: &Order
         }
         let EraseReport { deleted, held, waiting, .. } = survey;
         let question = format!(
-            "{deleted} recordings of {tenant} will be destroyed for good, {waiting} when somebody has finished with \
-             them; {held} are held and stay."
+            "{} of {tenant} will be destroyed for good, {waiting} when somebody has finished with them; {held} are held \
+             and stay.",
+            output::counted(deleted, "recording")
         );
         if deleted + waiting == 0 {
             print(&survey, false, *as_json);

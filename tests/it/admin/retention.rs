@@ -289,7 +289,7 @@ async fn a17_commands_shorten_propose_approve_and_withdraw() {
     let ended = ["--days", "7", "--also-ended"];
     let unasked = run("change", "ada", &ended);
     assert!(
-        unasked.code == Some(1) && unasked.err.contains("1 recordings of new-tenant will expire earlier"),
+        unasked.code == Some(1) && unasked.err.contains("1 recording of new-tenant will expire earlier"),
         "{unasked:?}"
     );
     let looked = run("change", "ada", &[&ended[..], &["--dry-run", "--json"]].concat());

@@ -79,7 +79,7 @@ async fn a_recording_is_held_released_deleted_and_proven_gone() {
     assert_eq!((&look["due"], &look["deleted"], &look["dry_run"]), (&json!(1), &json!(0), &json!(true)));
     let unasked = home.run(&["sweep"]);
     assert!(
-        unasked.code == Some(1) && unasked.err.contains("1 recordings will be destroyed"),
+        unasked.code == Some(1) && unasked.err.contains("1 recording will be destroyed"),
         "{}",
         unasked.err
     );

@@ -86,7 +86,7 @@ async fn what_is_shredded_is_gone_on_every_node_and_stays_gone() {
     assert_eq!(look, one(true));
     assert_eq!(status(&server, &links[0]).await, 200, "nothing was done");
     let unasked = shred(&home, &["--party", CALLER]);
-    assert!(unasked.code == Some(1) && unasked.err.contains("1 recordings of acme-dental will be destroyed"));
+    assert!(unasked.code == Some(1) && unasked.err.contains("1 recording of acme-dental will be destroyed"));
     assert_eq!(json_of(&shred(&home, &["--party", CALLER, "--yes", "--json"])), one(false));
     for node in [&server, &other_server] {
         assert_eq!(status(node, &links[0]).await, 410, "gone");
