@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
@@ -293,9 +293,32 @@ fn wrong_options_are_named_and_measure_nothing() {
         (&["slow-store", "--dir", "x", "--callseal", "x"], "a folder has no weather"),
         (&["compare", "/does/not/exist", "/neither"], "read /neither"),
     ] {
-        let output = Command::new(env!("CARGO_BIN_EXE_callseal-load")).args(options).output().unwrap();
-        assert_eq!(output.status.code(), Some(2), "{options:?}");
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(errors.contains(part), "{part} in {errors}");
+        says(options, part);
     }
+}
+
+/// Runs with wrong options, which it must refuse in these words.
+fn says(options: &[&str], part: &str) {
+    let output = Command::new(env!("CARGO_BIN_EXE_callseal-load")).args(options).output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{options:?}");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(errors.contains(part), "{part} in {errors}");
+}
+
+#[test]
+fn a_result_that_nobody_reads_is_no_failure_and_one_that_cannot_be_written_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("saved.json");
+    fs::write(&file, r#"{"form": 1, "figures": []}"#).unwrap();
+    let compare = |stdout: Stdio| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_callseal-load"));
+        let output = command.arg("compare").args([&file, &file]).stdout(stdout).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    assert_eq!(compare(writer.into()), (Some(0), String::new()));
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let (code, errors) = compare(full.into());
+    assert!(code == Some(2) && errors.contains("write the result"), "{code:?}: {errors}");
 }

@@ -17,7 +17,7 @@ use crate::place::{Open, Wire};
 use crate::process::Process;
 use crate::sampler::{Tally, Watched};
 use crate::scenario::{Load, TWILIO_PER_SEC, compared_figures, figures};
-use crate::sheet::{Bound, Sheet, number};
+use crate::sheet::{Bound, Sheet, number, tell};
 use crate::traffic;
 
 /// Steps at most: each takes its time.
@@ -62,7 +62,7 @@ pub(crate) async fn run(options: &Curve) -> anyhow::Result<bool> {
         let wanted = crate::course::Wanted { calls: *calls, seed: base.seed.wrapping_add(number), ..base };
         let course = Course::new(&wanted, None)?;
         if !options.load.output.json {
-            eprintln!("{calls} calls");
+            tell(&format!("{calls} calls"));
         }
         let mut step = Step { calls: *calls, callseal: Sheet::new("steady", wanted.seed), null: None };
         // Memory is compared with that before the first call of all.

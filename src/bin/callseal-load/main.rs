@@ -136,7 +136,7 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("callseal-load: {error:#}");
+            sheet::tell(&format!("callseal-load: {error:#}"));
             ExitCode::from(EXIT_USAGE)
         }
     }
@@ -162,7 +162,7 @@ fn run(scenario: Scenario) -> anyhow::Result<bool> {
         Scenario::PlainRelay(options) => latency::run_plain(&options).map(|()| true),
         Scenario::Compare(Compare { old, new }) => {
             let new = compare::read(&new)?;
-            compare::with_file(&old, &new)?.iter().for_each(|line| sheet::print_line(line));
+            compare::with_file(&old, &new)?.iter().try_for_each(|line| sheet::print_line(line))?;
             Ok(true)
         }
     }

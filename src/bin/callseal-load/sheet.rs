@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{self, ErrorKind, Write};
 use std::path::PathBuf;
 
 use anyhow::Context;
@@ -173,11 +174,11 @@ impl Sheet {
                 .with_context(|| format!("--html {}", file.display()))?;
         }
         if output.json {
-            print_line(&text);
-            compared.iter().for_each(|line| eprintln!("{line}"));
+            print_line(&text)?;
+            compared.iter().for_each(|line| tell(line));
         } else {
-            print_line(&self.table());
-            compared.iter().for_each(|line| print_line(line));
+            print_line(&self.table())?;
+            compared.iter().try_for_each(|line| print_line(line))?;
         }
         Ok(self.all_went_well())
     }
@@ -202,9 +203,20 @@ pub(crate) fn number(value: f64) -> String {
     format!("{value:.digits$}")
 }
 
-#[expect(clippy::print_stdout, reason = "the result is what the program is for")]
-pub(crate) fn print_line(text: &str) {
-    println!("{text}");
+/// Prints a line of results. Whoever reads may stop, as `head` does: that is no failure.
+///
+/// # Errors
+/// It cannot be written for another reason, such as a full disk.
+pub(crate) fn print_line(text: &str) -> anyhow::Result<()> {
+    match writeln!(io::stdout(), "{text}") {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("write the result"),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Says how a run goes, or what is wrong with it, if anybody can hear it.
+pub(crate) fn tell(text: &str) {
+    writeln!(io::stderr(), "{text}").unwrap_or_default();
 }
 
 #[cfg(test)]

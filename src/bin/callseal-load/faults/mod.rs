@@ -20,6 +20,7 @@ use callseal::simulate::{Chaos, Passed, Weather};
 use crate::ledger::Ledger;
 use crate::node::{Home, Server};
 use crate::sampler::{Sampler, Tally, Watched};
+use crate::sheet::tell;
 use calls::Calls;
 use options::{Fault, Plan};
 pub(crate) use options::{Faults, Kill, Ordered, SlowStore, StoreOutage, read_store, upstream};
@@ -68,7 +69,7 @@ pub(crate) async fn run(ordered: &Ordered) -> anyhow::Result<bool> {
     let mut runs = Vec::new();
     for number in 0..plan.repeat {
         if !output.json {
-            eprintln!("run {} of {}", number + 1, plan.repeat);
+            tell(&format!("run {} of {}", number + 1, plan.repeat));
         }
         let (chaos, sampler, tally) = (chaos.as_ref(), &sampler, &tally);
         let scene = Scene { plan: &plan, chaos, home: &home, number, sampler, tally };

@@ -17,6 +17,7 @@ use tokio::time::{Interval, interval_at};
 
 use crate::node::Target;
 use crate::sampler::Tally;
+use crate::sheet::tell;
 
 use super::PATIENCE;
 
@@ -87,7 +88,7 @@ impl Calls {
         while let Some(ended) = self.tasks.join_next().await {
             if let Err(error) = ended.map_err(anyhow::Error::from).and_then(|ended| ended) {
                 failed += 1;
-                eprintln!("a call failed: {error:#}");
+                tell(&format!("a call failed: {error:#}"));
             }
         }
         failed

@@ -27,7 +27,7 @@ use crate::faults::{read_store, upstream};
 use crate::node::{Home, Launch, Server, TENANT, Target};
 use crate::process::{Process, check_open_files};
 use crate::sampler::{Sampler, Tally, Watched};
-use crate::sheet::Output;
+use crate::sheet::{Output, tell};
 
 use calls::Calls;
 pub(crate) use plain::{PlainRelay, run as run_plain};
@@ -191,7 +191,7 @@ impl Bench<'_> {
     async fn measure(&mut self, target: &Target, relay: Process, parts: &[Part]) -> anyhow::Result<()> {
         let calls = Calls::start(self.options.calls, target, &mut self.agent, &self.tally).await?;
         for part in parts {
-            eprintln!("measuring: {}", part.name);
+            tell(&format!("measuring: {}", part.name));
             if let Some(chaos) = &self.chaos {
                 chaos.set(part.weather);
             }

@@ -35,7 +35,7 @@ pub(crate) fn run(options: &PlainRelay) -> anyhow::Result<()> {
 
 async fn relay(to: SocketAddr) -> anyhow::Result<()> {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
-    crate::sheet::print_line(&listener.local_addr()?.to_string());
+    crate::sheet::print_line(&listener.local_addr()?.to_string())?;
     loop {
         let (mut from, _) = listener.accept().await?;
         tokio::spawn(async move {
