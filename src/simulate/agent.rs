@@ -4,12 +4,14 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context;
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use hyper::HeaderMap;
 use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
-use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -59,11 +61,28 @@ impl AgentServer {
     /// No certificate, no port.
     pub async fn listen(address: SocketAddr, name: &str, refuse_with: Option<u16>) -> anyhow::Result<Self> {
         let made = rcgen::generate_simple_self_signed([name.to_owned()])?;
-        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).map_err(anyhow::Error::msg)?;
+        let (certificate, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+        Self::listen_as(address, &certificate, key.as_bytes(), refuse_with).await
+    }
+
+    /// Listens on an address with a certificate that somebody else has made, and what it comes from behind it; both in PEM.
+    ///
+    /// # Errors
+    /// A certificate or key that cannot be used, no port.
+    pub async fn listen_as(
+        address: SocketAddr,
+        certificate_pem: &str,
+        key_pem: &[u8],
+        refuse_with: Option<u16>,
+    ) -> anyhow::Result<Self> {
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(certificate_pem.as_bytes()).collect();
         let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_safe_default_protocol_versions()?
             .with_no_client_auth()
-            .with_single_cert(vec![made.cert.der().clone()], key)?;
+            .with_single_cert(
+                chain.context("certificate")?,
+                PrivateKeyDer::from_pem_slice(key_pem).context("key")?,
+            )?;
         let acceptor = TlsAcceptor::from(Arc::new(config));
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
@@ -79,7 +98,7 @@ impl AgentServer {
                 });
             }
         });
-        Ok(Self { address, certificate_pem: made.cert.pem(), calls, accepting })
+        Ok(Self { address, certificate_pem: certificate_pem.to_owned(), calls, accepting })
     }
 
     /// Returns where it listens.

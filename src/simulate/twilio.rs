@@ -20,6 +20,7 @@ use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
 use crate::clock;
 
+use super::https::HttpsError;
 use super::lag::LagHistogram;
 use super::messages::{Direction, TwilioMessages};
 use super::received::{Received, recv};
@@ -67,6 +68,18 @@ pub enum CallError {
         /// The server's words.
         reason: String,
     },
+    /// The server did not dial the other end of the call within ten seconds.
+    #[error("server did not dial the other end within 10 s")]
+    NotDialled,
+    /// The server did not end the call within ten seconds of its being over.
+    #[error("server did not end the call within 10 s")]
+    NotEnded,
+    /// What one end said reached the other in another form, or not at all.
+    #[error("message {0} did not reach the other end as it was sent")]
+    NotPassedOn(usize),
+    /// The server did not take a message about the call.
+    #[error("tell of the call")]
+    NotTold(#[source] Box<HttpsError>),
 }
 
 impl From<tungstenite::Error> for CallError {
