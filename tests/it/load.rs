@@ -1,5 +1,7 @@
 //! The load generator's fault runs, as a user starts them.
 
+mod vapi;
+
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -256,14 +258,6 @@ fn a_server_that_is_asked_to_end_lets_its_calls_end() {
     let (result, code) = own("drain", dir.path(), &["--calls", "4", "--longest-secs", "4"]);
     assert_eq!(code, Some(0), "{result:#}");
     assert!(figure(&result, "recordings_compared") == 4.0 && figure(&result, "lost_ms") == 0.0, "{result:#}");
-}
-
-#[test]
-fn calls_of_vapi_are_compared_as_well() {
-    let dir = tempfile::tempdir().unwrap();
-    let (result, code) = own("vapi", dir.path(), &["--calls", "3", "--duration-secs", "2"]);
-    assert_eq!(code, Some(0), "{result:#}");
-    assert!(figure(&result, "recordings_compared") == 3.0 && figure(&result, "lost_ms") == 0.0, "{result:#}");
 }
 
 #[test]

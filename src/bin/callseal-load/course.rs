@@ -13,7 +13,7 @@ use clap::ValueEnum;
 
 use crate::node::Target;
 use crate::random::SplitMix;
-use crate::recordings::{Encoding, Said};
+use crate::recordings::{Encoding, Placed, Said};
 
 /// Between the last call's start and the measurement: its handshake, and the memory that handshakes need only shortly.
 pub(crate) const SETTLE: Duration = Duration::from_secs(1);
@@ -251,7 +251,7 @@ impl Course {
     /// Returns what a call of Twilio's said, to compare its recording with.
     pub(crate) fn said(&self, call: Planned, account: &str, voices: &Voices) -> Said {
         let tracks = self.tracks(call, voices).map(|track| track.audio());
-        Said { call: self.ids(call, account).call, tracks, encoding: Encoding::Ulaw }
+        Said { call: self.ids(call, account).call, tracks, encoding: Encoding::Ulaw, placed: Placed::Whole }
     }
 
     /// Returns the address that a call comes from; `None` where any will do, because one has enough ports.

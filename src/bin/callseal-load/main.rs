@@ -70,6 +70,9 @@ Examples:
     callseal-load store-outage --how hang --dir /tmp/faults --callseal target/release/callseal --store store.toml \\
       --calls 50 --secs 120 --after-secs 20 --fault-secs 60
 
+  Calls that callseal passes on to a simulated Vapi, and both voices compared:
+    callseal-load vapi --kind transport --dir /tmp/load --callseal target/release/callseal --calls 100
+
   What callseal adds to the delay of messages, beside a plain TCP relay, with a store in trouble; 4 minutes:
     callseal-load relay-latency --dir /tmp/latency --callseal target/release/callseal --store store.toml \\
       --max-added-p99-us 1000 --max-fault-percent 10
@@ -82,7 +85,7 @@ Reading the result (docs/LOAD.md has more):
 Exit codes:
   0  every bound is kept; one is always that no call fails, unless told
   1  a bound is broken
-  2  nothing was measured: bad options, an unreadable file, no server";
+  2  nothing was measured: bad options, an unreadable file, no server; or the result cannot be written";
 
 #[derive(Subcommand)]
 enum Scenario {
@@ -113,7 +116,7 @@ enum Scenario {
     PlainRelay(latency::PlainRelay),
     /// The server is asked to end while calls run; then every sample is compared.
     Drain(Box<drain::Drain>),
-    /// As steady, in the words of Vapi's custom transcriber.
+    /// As steady, with calls of Vapi's: to a custom transcriber, heard live, or over its websocket transport.
     Vapi(Box<vapi::Vapi>),
     /// As steady, with more and more calls: what one of them costs.
     Curve(Box<curve::Curve>),

@@ -27,12 +27,18 @@ const PATH: &str = "/twilio/v1/acme-dental/reception";
 pub(crate) const TENANT: &str = "acme-dental";
 /// The route of a custom transcriber of Vapi's.
 pub(crate) const WORDS: &str = "words";
+/// The route of calls of Vapi's that are listened to.
+pub(crate) const HEARD: &str = "heard";
+/// The route of Vapi's websocket transport.
+pub(crate) const LINE: &str = "line";
 /// Requests to the admin API that comparisons may make in a second.
 const ADMIN_REQUESTS_PER_SEC: i64 = 10_000;
 /// Connections that a server of our own holds: calls, and as many that say nothing.
 const MAX_CONNECTIONS: i64 = 25_000;
 /// The file of the agent's certificate.
 const AGENT_CA: &str = "agent.pem";
+/// The file of the simulated Vapi's certificate.
+const VAPI_CA: &str = "vapi.pem";
 /// Pause between two looks.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
@@ -51,6 +57,7 @@ account_sids = ["AC000000000000000000000000c0ffee01"]
 auth_tokens = [{ file = "../secrets/twilio-token" }]
 
 [vapi]
+listen_hosts = ["localhost"]
 secrets = [{ file = "../secrets/vapi-secret" }]
 
 [tickets]
@@ -68,6 +75,14 @@ mode = "fork"
 name = "words"
 provider = "vapi-transcriber"
 record_only = true
+
+[[route]]
+name = "heard"
+provider = "vapi-listen"
+
+[[route]]
+name = "line"
+provider = "vapi-transport"
 "#;
 
 /// The routes that are passed on to an agent.
@@ -110,6 +125,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) store: Option<&'a Table>,
     /// The port and the certificate of an agent, for the routes `agent` and `unrecorded`.
     pub(crate) agent: Option<(u16, &'a str)>,
+    /// The certificate of the Vapi that is dialled for the routes [`HEARD`] and [`LINE`].
+    pub(crate) vapi: Option<&'a str>,
 }
 
 /// The directory of a server.
@@ -131,6 +148,9 @@ impl Home {
         if let Some((port, certificate)) = launch.agent {
             tenant.push_str(&AGENT_ROUTE.replace("PORT", &port.to_string()));
             fs::write(home.dir.join(AGENT_CA), certificate).context("write the agent's certificate")?;
+        }
+        if let Some(certificate) = launch.vapi {
+            fs::write(home.dir.join(VAPI_CA), certificate).context("write Vapi's certificate")?;
         }
         fs::write(home.dir.join("tenants/acme-dental.toml"), tenant).context("write the tenant")?;
         let mut behind_proxy = launch.store.cloned();
@@ -164,6 +184,9 @@ impl Home {
         put("tls", pairs(&[("self_signed", true.into())]));
         if self.dir.join(AGENT_CA).exists() {
             put("relay", pairs(&[("ca_file", AGENT_CA.into())]));
+        }
+        if self.dir.join(VAPI_CA).exists() {
+            put("vapi", pairs(&[("ca_file", VAPI_CA.into()), ("allow_private_hosts", true.into())]));
         }
         if let Some(store) = store {
             put("store", toml::Value::Table(store));

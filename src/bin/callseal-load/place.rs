@@ -13,10 +13,11 @@ use clap::Args;
 use toml::Table;
 
 use crate::faults::{read_store, upstream};
-use crate::node::{Home, Launch, Server, TENANT, Target};
+use crate::node::{HEARD, Home, LINE, Launch, Server, TENANT, Target, WORDS};
 use crate::process::{Process, raise_open_files};
 use crate::recordings::Api;
 use crate::sampler::Watched;
+use crate::vapi::Kind;
 
 /// How long a server of our own may take to be ready.
 const READY: Duration = Duration::from_secs(60);
@@ -44,7 +45,8 @@ pub(crate) struct Place {
     /// Twilio account of the tenant.
     #[arg(long, value_name = "AC…")]
     account: Option<AccountSid>,
-    /// File with the account's auth token, which signs the handshakes; for Vapi with the tenant's secret.
+    /// File with the account's auth token, which signs the handshakes; for Vapi with the tenant's secret,
+    /// which its transport does not need.
     #[arg(long, value_name = "FILE")]
     auth_token_file: Option<PathBuf>,
     /// Process id of the server, to measure its CPU time and memory. It must run on this machine.
@@ -76,15 +78,18 @@ pub(crate) struct Place {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wire {
     Twilio,
-    /// Vapi's custom transcriber.
-    Vapi,
+    /// One of Vapi's.
+    Vapi(Kind),
 }
 
 impl Wire {
-    fn path(self) -> &'static str {
+    /// Returns where calls of a route go; those with tickets have them behind it.
+    fn path(self, tenant: &str, route: &str) -> String {
         match self {
-            Self::Twilio => "twilio",
-            Self::Vapi => "vapi",
+            Self::Twilio => format!("/twilio/v1/{tenant}/{route}"),
+            Self::Vapi(Kind::Transcriber) => format!("/vapi/v1/{tenant}/{route}"),
+            Self::Vapi(Kind::Transport) => format!("/vapi-transport/v1/{tenant}/{route}"),
+            Self::Vapi(Kind::Listen) => format!("/vapi/v1/{tenant}/{route}/events"),
         }
     }
 }
@@ -111,11 +116,31 @@ pub(crate) struct Own {
 impl Place {
     /// Looks at the options, starts the server if one is to be started.
     pub(crate) async fn open(&self, calls: u64, wire: Wire) -> anyhow::Result<Open> {
+        self.open_beside(calls, wire, None).await
+    }
+
+    /// As [`Place::open`]; a server of our own may dial whoever has this certificate as Vapi.
+    pub(crate) async fn open_beside(
+        &self,
+        calls: u64,
+        wire: Wire,
+        vapi: Option<&str>,
+    ) -> anyhow::Result<Open> {
         raise_open_files();
         match (&self.dir, &self.callseal) {
-            (Some(dir), Some(callseal)) => self.start(dir, callseal, calls, wire).await,
+            (Some(dir), Some(callseal)) => self.start((dir, callseal), calls, wire, vapi).await,
             _ => self.find(wire),
         }
+    }
+
+    /// Whether the server is one of our own.
+    pub(crate) fn is_own(&self) -> bool {
+        self.dir.is_some()
+    }
+
+    /// Whether the server's admin API can be asked.
+    pub(crate) fn has_api(&self) -> bool {
+        self.is_own() || self.admin.is_some()
     }
 
     /// Refuses a server that is not ours, for what ends or breaks it.
@@ -127,11 +152,17 @@ impl Place {
         Ok(())
     }
 
-    async fn start(&self, dir: &Path, callseal: &Path, calls: u64, wire: Wire) -> anyhow::Result<Open> {
+    async fn start(
+        &self,
+        (dir, callseal): (&Path, &Path),
+        calls: u64,
+        wire: Wire,
+        vapi: Option<&str>,
+    ) -> anyhow::Result<Open> {
         ensure!(calls <= OWN_MAX_CALLS, "{calls} calls; a server of our own (--dir) takes {OWN_MAX_CALLS}");
         let store = self.store.as_ref().map(read_store).transpose()?;
         store.as_ref().map(upstream).transpose()?;
-        let launch = launch(dir, callseal, store.as_ref());
+        let launch = Launch { vapi, ..launch(dir, callseal, store.as_ref()) };
         let home = Home::make(&launch, None)?;
         // Before the server starts, which would need some seconds to notice it.
         let token = home.make_token(callseal)?;
@@ -157,11 +188,16 @@ impl Place {
         let tls = TlsClient::new(&pem).with_context(|| format!("--ca: use {}", ca.display()))?;
         let tenant = self.tenant.as_ref().context("--tenant is missing")?;
         let endpoint = Endpoint::new(address, &self.public_url).context("--public-url")?;
-        let file = self.auth_token_file.as_ref().context("--auth-token-file is missing")?;
+        let auth_token = match (&self.auth_token_file, wire) {
+            (Some(file), _) => secret(file, "--auth-token-file")?.into_bytes(),
+            // A ticket is all that proves it.
+            (None, Wire::Vapi(Kind::Transport)) => Vec::new(),
+            (None, _) => anyhow::bail!("--auth-token-file is missing"),
+        };
         let account = match (&self.account, wire) {
             (Some(account), _) => account.clone(),
             (None, Wire::Twilio) => anyhow::bail!("--account is missing"),
-            (None, Wire::Vapi) => crate::node::ACCOUNT.parse().context("account")?,
+            (None, Wire::Vapi(_)) => crate::node::ACCOUNT.parse().context("account")?,
         };
         let api = match (self.admin, &self.admin_token_file) {
             (Some(admin), Some(file)) => {
@@ -173,10 +209,10 @@ impl Place {
         Ok(Open {
             target: Target {
                 endpoint,
-                path: format!("/{}/v1/{tenant}/{}", wire.path(), self.route),
+                path: wire.path(tenant.as_str(), self.route.as_str()),
                 tls,
                 account,
-                auth_token: secret(file, "--auth-token-file")?.into_bytes(),
+                auth_token,
             },
             watched: Watched { process: self.server_pid.map(Process::new), ops: self.ops },
             api,
@@ -195,8 +231,13 @@ impl Own {
 
     fn reach(&self, wire: Wire) -> anyhow::Result<(Target, Api)> {
         let mut target = self.server.target()?;
-        if wire == Wire::Vapi {
-            target.path = format!("/vapi/v1/{TENANT}/{}", crate::node::WORDS);
+        if let Wire::Vapi(kind) = wire {
+            let route = match kind {
+                Kind::Transcriber => WORDS,
+                Kind::Transport => LINE,
+                Kind::Listen => HEARD,
+            };
+            target.path = wire.path(TENANT, route);
             target.auth_token = self.home.vapi_secret()?.into_bytes();
         }
         let admin = self.server.admin();
@@ -207,7 +248,7 @@ impl Own {
 }
 
 fn launch<'a>(dir: &'a Path, callseal: &'a Path, store: Option<&'a Table>) -> Launch<'a> {
-    Launch { dir, callseal, wrap: &[], store, agent: None }
+    Launch { dir, callseal, wrap: &[], store, agent: None, vapi: None }
 }
 
 fn secret(file: &Path, option: &str) -> anyhow::Result<String> {

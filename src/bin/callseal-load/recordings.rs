@@ -29,6 +29,18 @@ pub(crate) struct Said {
     /// Both tracks, as they are played in [`Said::encoding`].
     pub(crate) tracks: [Vec<u8>; 2],
     pub(crate) encoding: Encoding,
+    pub(crate) placed: Placed,
+}
+
+/// Where a recording has what was said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Placed {
+    /// From the beginning of the call on.
+    Whole,
+    /// From when it was first heard. What the recording says is missing before that was never said here.
+    Joined,
+    /// The second track when it was played to the caller: one sample after the other, with pauses anywhere.
+    Queued,
 }
 
 /// How audio is sent and played.
@@ -45,6 +57,14 @@ impl Encoding {
         match self {
             Self::Ulaw => "ulaw",
             Self::Pcm16 => "pcm",
+        }
+    }
+
+    /// A sample of silence.
+    fn silence(self) -> &'static [u8] {
+        match self {
+            Self::Ulaw => &[0xff],
+            Self::Pcm16 => &[0, 0],
         }
     }
 
@@ -66,6 +86,8 @@ pub(crate) struct Compared {
     pub(crate) playable_ms: f64,
     pub(crate) declared_ms: f64,
     pub(crate) silent_ms: f64,
+    /// Pauses between what was queued.
+    pub(crate) paused_ms: f64,
     /// What could not be compared, and why.
     pub(crate) failures: Vec<String>,
 }
@@ -124,10 +146,21 @@ impl Api {
         all
     }
 
-    /// Makes a ticket for one call.
-    pub(crate) async fn ticket(&self, route: &str, call: &str, ttl_secs: u64) -> anyhow::Result<String> {
+    /// Makes a ticket for one call, which goes on to `line` with 16-bit samples where one is given.
+    pub(crate) async fn ticket(
+        &self,
+        route: &str,
+        call: &str,
+        ttl_secs: u64,
+        line: Option<&str>,
+    ) -> anyhow::Result<String> {
         let target = format!("/v1/tenants/{}/tickets", self.tenant);
-        let wanted = json!({"route": route, "call": call, "ttl_secs": ttl_secs});
+        let mut wanted = json!({"route": route, "call": call, "ttl_secs": ttl_secs});
+        if let (Some(line), Value::Object(wanted)) = (line, &mut wanted) {
+            let (_, rate) = Encoding::Pcm16.sizes();
+            wanted.insert("vapi_url".to_owned(), line.into());
+            wanted.insert("vapi_audio".to_owned(), format!("pcm_s16le:{rate}").into());
+        }
         let made = self.ask(Method::POST, &target, &wanted.to_string()).await?;
         Ok(made.get("ticket").and_then(Value::as_str).context("an answer without a ticket")?.to_owned())
     }
@@ -141,8 +174,8 @@ impl Api {
         let path = self.link(&recording, said.encoding, None).await?;
         let answer = self.public.get(&path, &[]).await.context("play")?;
         ensure!(answer.status == 200, "play: status {}", answer.status);
-        let ledger = compare(said, &split(&answer.body, said.encoding)?, &gaps);
-        Ok(Heard { recording, encoding: said.encoding, wav: answer.body, ledger })
+        let (ledger, pauses) = compare(said, &split(&answer.body, said.encoding)?, &gaps);
+        Ok(Heard { recording, encoding: said.encoding, wav: answer.body, ledger, pauses })
     }
 
     /// Makes a signed link to a recording; answers its path and query. It lives so long, or as the tenant has it.
@@ -214,10 +247,12 @@ pub(crate) struct Heard {
     pub(crate) wav: Bytes,
     encoding: Encoding,
     ledger: Ledger,
+    /// In samples.
+    pauses: u64,
 }
 
 impl Compared {
-    pub(crate) fn add(&mut self, Heard { ledger, encoding, .. }: &Heard) {
+    pub(crate) fn add(&mut self, Heard { ledger, pauses, encoding, .. }: &Heard) {
         let (_, rate) = encoding.sizes();
         let ms = |samples: u64| samples as f64 * 1000.0 / f64::from(rate);
         self.recordings += 1;
@@ -225,6 +260,7 @@ impl Compared {
         self.playable_ms += ms(ledger.playable);
         self.declared_ms += ms(ledger.declared);
         self.silent_ms += ms(ledger.silent);
+        self.paused_ms += ms(*pauses);
     }
 }
 
@@ -254,6 +290,11 @@ impl Gap {
         (-self.at_secs * f64::from(rate)).round().max(0.0) as usize
     }
 
+    /// Whether it ends where the first sample is played.
+    fn is_over_before_playing(&self, rate: u32) -> bool {
+        (self.at_secs + self.secs) * f64::from(rate) < 0.5
+    }
+
     /// Returns the samples of a track whose first played one has the number `first`.
     #[expect(clippy::cast_possible_truncation, reason = "both are 0 or more and small")]
     fn samples(&self, rate: u32, first: usize) -> Range<usize> {
@@ -263,23 +304,31 @@ impl Gap {
     }
 }
 
-/// Compares both tracks. A recording begins with its first sample that is there: what is lost before it on both
-/// tracks is not played.
-fn compare(said: &Said, played: &[Vec<u8>; 2], gaps: &[Gap]) -> Ledger {
+/// Compares both tracks; answers pauses between what was queued as well. A recording begins with its first sample that is
+/// there: what is lost before it on both tracks is not played.
+fn compare(said: &Said, played: &[Vec<u8>; 2], gaps: &[Gap]) -> (Ledger, u64) {
     let (size, rate) = said.encoding.sizes();
+    let counts = |gap: &&Gap| said.placed != Placed::Joined || !gap.is_over_before_playing(rate);
+    let gaps: Vec<_> = gaps.iter().filter(counts).collect();
     let leading = gaps.iter().map(|gap| gap.before(rate)).max().unwrap_or(0);
     let of_track = |number: usize| {
         let own = gaps.iter().filter(move |gap| gap.is_lost && gap.track == number as u64);
         own.map(|gap| gap.samples(rate, leading)).collect::<Vec<_>>()
     };
     let lost = [of_track(0), of_track(1)];
-    let mut ledger = Ledger::default();
-    for ((sent, played), lost) in said.tracks.iter().zip(played).zip(&lost) {
+    let (mut ledger, mut pauses) = (Ledger::default(), 0);
+    for (number, ((sent, played), lost)) in said.tracks.iter().zip(played).zip(&lost).enumerate() {
         let mut placed = vec![0; leading * size];
         placed.extend_from_slice(played);
-        ledger.add(Ledger::of_samples(sent, &placed, lost, size));
+        if said.placed == Placed::Queued && number == 1 {
+            let (queued, paused) = Ledger::of_queued(sent, &placed, lost, said.encoding.silence());
+            ledger.add(queued);
+            pauses += paused;
+        } else {
+            ledger.add(Ledger::of_samples(sent, &placed, lost, size));
+        }
     }
-    ledger
+    (ledger, pauses)
 }
 
 /// Takes a file of two channels apart.
@@ -355,7 +404,12 @@ mod tests {
     }
 
     fn said(tracks: [&[u8]; 2]) -> Said {
-        Said { call: String::new(), tracks: tracks.map(<[u8]>::to_vec), encoding: Encoding::Ulaw }
+        Said {
+            call: String::new(),
+            tracks: tracks.map(<[u8]>::to_vec),
+            encoding: Encoding::Ulaw,
+            placed: Placed::Whole,
+        }
     }
 
     fn gap(track: u64, samples: Range<i32>, is_lost: bool) -> Gap {
@@ -366,6 +420,7 @@ mod tests {
     #[test]
     fn what_is_lost_must_be_declared_lost() {
         let said = said([&[1, 2, 3, 4], &[5, 6, 7, 8]]);
+        let compare = |said: &Said, played: &[Vec<u8>; 2], gaps: &[Gap]| compare(said, played, gaps).0;
         let whole = compare(&said, &said.tracks, &[]);
         assert_eq!((whole.sent, whole.playable), (8, 8));
         let hole = [vec![1, 255, 3, 4], vec![5, 6, 7, 8]];
@@ -381,7 +436,31 @@ mod tests {
     fn a_recording_without_its_beginning_is_placed_where_it_belongs() {
         let said = said([&[1, 2, 3, 4], &[5, 6, 7, 8]]);
         let late = [vec![255, 4], vec![7, 8]];
-        let found = compare(&said, &late, &[gap(0, -2..1, true), gap(1, -2..0, true)]);
+        let (found, _) = compare(&said, &late, &[gap(0, -2..1, true), gap(1, -2..0, true)]);
         assert_eq!((found.declared, found.playable, found.silent), (5, 3, 0));
+    }
+    #[test]
+    fn what_was_said_before_a_call_was_heard_does_not_count() {
+        let joined = Said { placed: Placed::Joined, ..said([&[1, 2, 3, 4], &[5, 6, 7, 8]]) };
+        let before = [gap(0, -9..0, true), gap(1, -9..0, true)];
+        assert_eq!(compare(&joined, &joined.tracks, &before).0.playable, 8);
+        let hole = [vec![1, 255, 3, 4], vec![5, 6, 7, 8]];
+        assert_eq!(compare(&joined, &hole, &before).0.silent, 1);
+        let declared = [before[0], before[1], gap(0, 1..2, true)];
+        assert_eq!(compare(&joined, &hole, &declared).0.declared, 1);
+        // Without its beginning it is not what was said.
+        assert!(compare(&joined, &[vec![2, 3, 4], vec![6, 7, 8]], &before).0.silent > 0);
+    }
+
+    #[test]
+    fn only_the_second_track_may_have_pauses_and_only_where_it_was_queued() {
+        let queued = Said { placed: Placed::Queued, ..said([&[1, 2, 3], &[5, 6, 7]]) };
+        let late = [vec![1, 2, 3, 255, 255], vec![255, 5, 6, 255, 7]];
+        let (found, pauses) = compare(&queued, &late, &[]);
+        assert_eq!((found.playable, found.silent, pauses), (6, 0, 1));
+        let [caller, agent] = late;
+        assert!(compare(&queued, &[agent.clone(), caller.clone()], &[]).0.silent > 0);
+        let whole = Said { placed: Placed::Whole, ..queued };
+        assert!(compare(&whole, &[caller, agent], &[]).0.silent > 0);
     }
 }

@@ -279,6 +279,7 @@ impl Plan {
             wrap: &self.wrap,
             store: self.store.as_ref(),
             agent: None,
+            vapi: None,
         }
     }
 

@@ -131,6 +131,7 @@ pub(crate) async fn run(options: &Latency) -> anyhow::Result<bool> {
         wrap: &wrap,
         store: store.as_ref(),
         agent: Some((agent.address().port(), &certificate)),
+        vapi: None,
     };
     let often =
         Launch { dir: &options.dir.join("cut"), wrap: &wrap_often, store: store_of_other.as_ref(), ..launch };
