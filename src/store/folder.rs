@@ -1,19 +1,21 @@
 //! A store in a directory of this machine.
 //!
 //! ```text
-//! <root>/<name>              an object, mode 0600; directories 0700
-//! <root>/.tags/<name>~.json  its tags as a JSON object; no file means no tags
+//! <root>/<name>              an object, mode 0600; directories 0700; its tags are an attribute of it
+//! <root>/.tags/<name>~.json  its tags, where they cannot be an attribute or were written by an older version
 //! <root>/.tmp/<random>       objects and tags being written
 //! <root>/.locks/<00..3f>     one lock file for all names of a hash; held while a name appears, goes or is tagged
 //! ```
 //!
 //! An object appears whole, by a hard link to a finished temporary file: the link fails if the name is taken, which makes
-//! it create-once. Bytes and tags are durable before the link, and the link before success is told. Any number of
-//! processes may use one directory. A symbolic link is no object, and listing follows none.
+//! it create-once. Bytes and tags are durable before the link, by one sync for both, and the link before success is told,
+//! by another (`docs/decisions/0022-what-a-segment-costs.md`). Any number of processes may use one directory. A symbolic
+//! link is no object, and listing follows none.
 //!
 //! Where this differs from S3: an object's name cannot continue another object's name after a `/`, as a file cannot be a
 //! directory; such a put is [`StoreError::Refused`].
 
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
@@ -29,6 +31,7 @@ use super::{
 };
 use crate::domain::time::UnixMillis;
 
+mod tagging;
 mod temporary;
 mod upload;
 mod walk;
@@ -41,7 +44,7 @@ const LEFTOVER_AGE: Duration = Duration::from_secs(3600);
 const LOCKS: u32 = 64;
 /// How often a put makes its directories again when deletions remove them at the same time.
 const DIRECTORY_TRIES: u32 = 16;
-/// Objects listed at a time to be purged.
+/// Objects listed at a time to be purged, and deleted at a time.
 const PURGE_PAGE: usize = 1000;
 
 /// A store in a directory; see the module's head. Clones are the same store.
@@ -56,14 +59,18 @@ impl Folder {
     /// # Errors
     /// [`StoreError`] if the directory cannot be made or written.
     pub async fn open(root: impl Into<PathBuf>) -> Result<Self, StoreError> {
-        let folder = Self { root: Arc::new(Root { path: root.into() }) };
+        let folder = Self::reading(root);
         folder.blocking("open folder", Root::prepare).await?;
         Ok(folder)
     }
 
     /// Reads a directory that was filled by others, such as an unpacked export; nothing in it is made or changed for that.
     pub fn reading(root: impl Into<PathBuf>) -> Self {
-        Self { root: Arc::new(Root { path: root.into() }) }
+        Self::over(root.into(), true)
+    }
+
+    fn over(path: PathBuf, has_attributes: bool) -> Self {
+        Self { root: Arc::new(Root { path, has_attributes }) }
     }
 
     /// Does blocking work on a thread that may block; `action` completes "cannot …".
@@ -130,7 +137,7 @@ impl Store for Folder {
         self.blocking("write tags", move |root| {
             let _lock = root.lock(&name)?;
             root.existing(&name)?.ok_or(StoreError::NotFound)?;
-            root.write_tags(&name, &tags)
+            root.set_tags(&name, &tags)
         })
         .await
     }
@@ -163,8 +170,9 @@ impl Store for Folder {
     }
 
     async fn delete_all(&self, names: &[ObjectName]) -> Result<(), StoreError> {
-        for name in names {
-            self.delete(name).await?;
+        for page in names.chunks(PURGE_PAGE) {
+            let page = page.to_vec();
+            self.blocking("delete objects", move |root| root.delete_all(&page)).await?;
         }
         Ok(())
     }
@@ -179,10 +187,9 @@ impl Store for Folder {
             if page.is_empty() {
                 return Ok(purged);
             }
-            for object in page {
-                self.delete(&object.name).await?;
-                purged += 1;
-            }
+            let names: Vec<_> = page.into_iter().map(|object| object.name).collect();
+            self.delete_all(&names).await?;
+            purged += names.len() as u64;
         }
     }
 
@@ -224,6 +231,8 @@ impl From<io::Error> for Failure {
 #[derive(Debug)]
 struct Root {
     path: PathBuf,
+    /// Tags are attributes where the file system has some. A test turns this off.
+    has_attributes: bool,
 }
 
 impl Root {
@@ -242,18 +251,24 @@ impl Root {
         }
         let finished = self.temporary()?;
         finished.file().write_all_at(body, 0)?;
-        finished.file().sync_all()?;
         self.publish(&finished, name, tags)
     }
 
-    /// Gives a finished, durable temporary file its name; the temporary name goes when the caller drops it.
+    /// Makes a finished temporary file durable and gives it its name; the temporary name goes when the caller drops it.
     fn publish(&self, finished: &Temporary, name: &ObjectName, tags: &Tags) -> Result<PutOutcome, Failure> {
         let path = self.object_path(name);
+        let is_tagged = self.attach(finished.file(), tags)?;
+        finished.file().sync_all()?;
         let _lock = self.lock(name)?;
         if self.existing(name)?.is_some() {
             return Ok(PutOutcome::AlreadyExists);
         }
-        self.write_tags(name, tags)?;
+        // A file that a crash has left would count.
+        if is_tagged {
+            self.remove_tags_file(name)?
+        } else {
+            self.write_tags_file(name, tags)?
+        }
         let linked = in_new_dirs(&path, || fs::hard_link(finished.path(), &path));
         match linked {
             Ok(()) => {
@@ -284,6 +299,11 @@ impl Root {
 
     fn delete(&self, name: &ObjectName) -> Result<(), Failure> {
         let _lock = self.lock(name)?;
+        self.delete_locked(name)
+    }
+
+    /// The same; the caller holds the name's lock.
+    fn delete_locked(&self, name: &ObjectName) -> Result<(), Failure> {
         if self.existing(name)?.is_some() {
             let path = self.object_path(name);
             fs::remove_file(&path)?;
@@ -291,37 +311,36 @@ impl Root {
             self.remove_empty_parents(&path);
         }
         // A crash between object and tags leaves tags alone; they go here or when the name is taken again.
-        self.write_tags(name, &Tags::new())
+        self.remove_tags_file(name)
     }
 
-    fn tags(&self, name: &ObjectName) -> Result<Tags, Failure> {
-        self.existing(name)?.ok_or(StoreError::NotFound)?;
-        match fs::read(self.tags_path(name)) {
-            Ok(text) => Ok(serde_json::from_slice(&text)
-                .map_err(|_| StoreError::Corrupt { what: "tags are not readable" })?),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Tags::new()),
-            Err(error) => Err(error.into()),
+    /// Deletes objects; those of one directory are made to be gone by one sync.
+    fn delete_all(&self, names: &[ObjectName]) -> Result<(), Failure> {
+        let mut removed = BTreeSet::new();
+        let outcome = names.iter().try_for_each(|name| self.remove(name, &mut removed));
+        // Also after a failure: whoever calls again finds nothing left to be removed and synced.
+        for dir in &removed {
+            sync_dir(dir)?;
         }
+        for dir in &removed {
+            self.remove_empty(dir);
+        }
+        outcome
     }
 
-    /// Makes the tags of a name durable, whether or not there is an object yet; the caller holds the name's lock.
-    fn write_tags(&self, name: &ObjectName, tags: &Tags) -> Result<(), Failure> {
-        let path = self.tags_path(name);
-        if tags.is_empty() {
-            match fs::remove_file(&path) {
-                Ok(()) => sync_parent(&path)?,
-                Err(error) if is_missing(&error) => return Ok(()),
-                Err(error) => return Err(error.into()),
-            }
-            self.remove_empty_parents(&path);
-            return Ok(());
+    /// Removes an object and notes the directory that is to be synced.
+    fn remove(&self, name: &ObjectName, removed: &mut BTreeSet<PathBuf>) -> Result<(), Failure> {
+        let _lock = self.lock(name)?;
+        if fs::symlink_metadata(self.tags_path(name)).is_ok() {
+            // The tags must stay until it is certain that their object is gone.
+            return self.delete_locked(name);
         }
-        let finished = self.temporary()?;
-        let text = serde_json::to_vec(tags).map_err(io::Error::other)?;
-        finished.file().write_all_at(&text, 0)?;
-        finished.file().sync_all()?;
-        in_new_dirs(&path, || fs::rename(finished.path(), &path))?;
-        Ok(sync_parent(&path)?)
+        if self.existing(name)?.is_some() {
+            let path = self.object_path(name);
+            fs::remove_file(&path)?;
+            removed.extend(path.parent().map(Path::to_owned));
+        }
+        Ok(())
     }
 
     /// Looks for an object; a directory, symbolic link or anything else but a regular file is none.
@@ -346,10 +365,13 @@ impl Root {
         Temporary::create(&self.temporary_dir())
     }
 
-    /// Removes directories that became empty, so that listings need not walk through them.
     fn remove_empty_parents(&self, path: &Path) {
-        let inside =
-            path.ancestors().skip(1).take_while(|dir| dir.starts_with(&self.path) && *dir != self.path);
+        path.parent().into_iter().for_each(|dir| self.remove_empty(dir));
+    }
+
+    /// Removes a directory that became empty and those above it, so that listings need not walk through them.
+    fn remove_empty(&self, dir: &Path) {
+        let inside = dir.ancestors().take_while(|dir| dir.starts_with(&self.path) && *dir != self.path);
         for dir in inside {
             if *dir == self.path.join(".tags") || fs::remove_dir(dir).is_err() {
                 return;
@@ -359,11 +381,6 @@ impl Root {
 
     fn object_path(&self, name: &ObjectName) -> PathBuf {
         self.path.join(name.as_str())
-    }
-
-    /// The `~` keeps the tags of `a` apart from a directory `a.json`, as no name has one.
-    fn tags_path(&self, name: &ObjectName) -> PathBuf {
-        self.path.join(".tags").join(format!("{name}~.json"))
     }
 
     fn temporary_dir(&self) -> PathBuf {

@@ -7,6 +7,7 @@ mod compaction;
 mod index;
 mod lane;
 mod node;
+mod power;
 mod sealed;
 mod settle;
 mod start;

@@ -10,6 +10,11 @@ async fn folder() -> (tempfile::TempDir, Folder) {
     (dir, folder)
 }
 
+/// The same directory as a file system without attributes would have it.
+fn without_attributes(folder: &Folder) -> Folder {
+    Folder::over(root(folder).to_owned(), false)
+}
+
 fn root(folder: &Folder) -> &Path {
     &folder.root.path
 }
@@ -19,8 +24,12 @@ fn name(text: &str) -> ObjectName {
 }
 
 fn tagged() -> Tags {
+    class("call")
+}
+
+fn class(class: &str) -> Tags {
     let mut tags = Tags::new();
-    tags.insert("callseal-class", "call").unwrap();
+    tags.insert("callseal-class", class).unwrap();
     tags
 }
 
@@ -30,13 +39,77 @@ async fn put(folder: &Folder, to: &str) -> Result<PutOutcome, StoreError> {
 
 #[tokio::test]
 async fn conforms() {
-    let (_dir, folder) = folder().await;
-    conformance::run(&folder, "t/1").await;
-    let left: Vec<_> = fs::read_dir(root(&folder)).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let (_dir, with) = folder().await;
+    for folder in [without_attributes(&with), with] {
+        conforms_and_leaves_nothing(&folder).await;
+    }
+}
+
+async fn conforms_and_leaves_nothing(folder: &Folder) {
+    conformance::run(folder, "t/1").await;
+    let left: Vec<_> = fs::read_dir(root(folder)).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(left.iter().all(|name| name.to_str().unwrap().starts_with('.')), "directories go: {left:?}");
     for dir in [".tmp", ".tags"] {
-        assert_eq!(fs::read_dir(root(&folder).join(dir)).unwrap().count(), 0, "{dir} is empty");
+        assert_eq!(fs::read_dir(root(folder).join(dir)).unwrap().count(), 0, "{dir} is empty");
     }
+}
+
+#[tokio::test]
+async fn tags_are_in_the_file_of_their_object() {
+    let (dir, folder) = folder().await;
+    put(&folder, "a/b").await.unwrap();
+    if fs::read_dir(root(&folder).join(".tags")).unwrap().next().is_some() {
+        println!("SKIPPED, nothing was checked: the file system has no attributes");
+        return;
+    }
+    fs::rename(root(&folder).join("a"), dir.path().join("a")).unwrap();
+    let moved = Folder::reading(dir.path());
+    assert_eq!(moved.tags(&name("a/b")).await.unwrap(), tagged(), "they go where their object goes");
+}
+
+#[tokio::test]
+async fn tags_in_files_and_in_attributes_are_never_mixed() {
+    let (_dir, new) = folder().await;
+    let old = without_attributes(&new);
+    let object = name("a/b");
+    let file = new.root.tags_path(&object);
+    put(&old, "a/b").await.unwrap();
+    assert!(file.exists());
+    assert_eq!(new.tags(&object).await.unwrap(), tagged(), "those of an older version are read");
+    new.set_tags(&object, &class("new")).await.unwrap();
+    assert_eq!(new.tags(&object).await.unwrap(), class("new"));
+    old.set_tags(&object, &class("old")).await.unwrap();
+    assert_eq!(new.tags(&object).await.unwrap(), class("old"), "the last word counts, wherever it is");
+    old.set_tags(&object, &Tags::new()).await.unwrap();
+    assert!(new.tags(&object).await.unwrap().is_empty(), "none is a word too");
+    new.set_tags(&object, &class("new")).await.unwrap();
+    new.set_tags(&object, &Tags::new()).await.unwrap();
+    assert!(new.tags(&object).await.unwrap().is_empty());
+    new.delete(&object).await.unwrap();
+    assert!(!file.exists());
+    new.put_new(&object, Bytes::new(), &Tags::new()).await.unwrap();
+    assert!(new.tags(&object).await.unwrap().is_empty(), "a new object has its own");
+}
+
+#[tokio::test]
+async fn many_are_deleted_wherever_their_tags_are() {
+    let (_dir, new) = folder().await;
+    let old = without_attributes(&new);
+    for (folder, names) in [(&new, ["r/s/1", "r/s/2", "r/t/1"]), (&old, ["r/s/3", "r/u/1", "r/s/4"])] {
+        for name in names {
+            put(folder, name).await.unwrap();
+        }
+    }
+    let gone = ["r/s/1", "r/s/3", "r/s/2", "r/t/1", "r/u/1", "r/none"].map(name);
+    new.delete_all(&gone).await.unwrap();
+    let left: Vec<_> = new.list_after("", None, 9).await.unwrap().into_iter().map(|info| info.name).collect();
+    assert_eq!(left, [name("r/s/4")]);
+    assert_eq!(new.tags(&left[0]).await.unwrap(), tagged(), "what stays keeps its tags");
+    for dir in ["r/t", "r/u", ".tags/r/u"] {
+        assert!(!root(&new).join(dir).exists(), "{dir} is empty and goes");
+    }
+    assert_eq!(new.purge("r/").await.unwrap(), 1);
+    assert!(!root(&new).join("r").exists() && !root(&new).join(".tags/r").exists());
 }
 
 #[tokio::test]
@@ -73,6 +146,7 @@ async fn puts_survive_deletions_next_door() {
 #[tokio::test]
 async fn only_the_owner_can_read() {
     let (_dir, folder) = folder().await;
+    let folder = without_attributes(&folder);
     put(&folder, "a/b").await.unwrap();
     let mode = |path: &str| fs::metadata(root(&folder).join(path)).unwrap().permissions().mode() & 0o777;
     assert_eq!(["", "a", ".tags", ".tmp", ".tags/a"].map(mode), [0o700; 5]);
@@ -128,7 +202,7 @@ async fn only_old_leftovers_are_removed() {
 #[tokio::test]
 async fn tags_of_a_crashed_put_do_not_reach_the_next_object() {
     let (_dir, folder) = folder().await;
-    folder.root.write_tags(&name("a"), &tagged()).unwrap();
+    folder.root.write_tags_file(&name("a"), &tagged()).unwrap();
     folder.put_new(&name("a"), Bytes::new(), &Tags::new()).await.unwrap();
     assert!(folder.tags(&name("a")).await.unwrap().is_empty());
     fs::write(folder.root.tags_path(&name("a")), "{").unwrap();

@@ -64,7 +64,6 @@ impl Upload for FolderUpload {
         let publish = move |root: &super::Root| {
             // A part that failed may have left bytes behind the last good one.
             parts.file().set_len(length)?;
-            parts.file().sync_all()?;
             root.publish(&parts, &name, &tags)
         };
         let outcome = self.folder.blocking("complete upload", publish).await?;
