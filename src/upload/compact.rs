@@ -293,18 +293,17 @@ pub async fn clean(
     if finals.last_key_value().map(|(newest, _)| *newest) != Some(kept.revision) {
         return Err(CompactError::Adopted);
     }
-    let mut others = Vec::new();
+    let (mut replaced, mut others) = (Vec::new(), Vec::new());
     for (id, info) in objects.segments().await? {
         let Some((row, position)) = kept.rows.get(&id) else { continue };
         if written.copied.contains(&id) || holds(objects, kept, row, *position, &info.name).await? {
-            requests.delete(&info.name).await?;
+            replaced.push(info.name);
         } else {
             others.push(info.name);
         }
     }
-    for name in written.manifest.iter().chain(manifests) {
-        requests.delete(name).await?;
-    }
+    replaced.extend(written.manifest.iter().chain(manifests).cloned());
+    requests.delete_all(&replaced).await?;
     for (revision, info) in finals.range(..kept.revision) {
         let older = match objects.read_final(*revision, &info.name).await {
             Err(CompactError::Store(StoreError::NotFound)) => continue,

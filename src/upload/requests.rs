@@ -14,6 +14,9 @@ use super::retry::{Retry, RetryPolicy};
 
 /// Objects listed at a time.
 const PAGE: usize = 1000;
+/// Objects deleted at a time: all segments of four minutes. A store that takes one after the other must be through with
+/// them within the time for one try.
+const DELETED_AT_ONCE: usize = 50;
 /// How often one request is made before its failure counts.
 const TRIES: u32 = 5;
 
@@ -67,6 +70,17 @@ impl<'a> Requests<'a> {
     /// As [`Store::delete`].
     pub async fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
         self.patiently(|| self.store.delete(name)).await
+    }
+
+    /// Deletes objects, some with one request where the store can; missing ones are success.
+    ///
+    /// # Errors
+    /// As [`Store::delete_all`].
+    pub async fn delete_all(&self, names: &[ObjectName]) -> Result<(), StoreError> {
+        for some in names.chunks(DELETED_AT_ONCE) {
+            self.patiently(|| self.store.delete_all(some)).await?;
+        }
+        Ok(())
     }
 
     /// Puts an object. A name that is taken may be taken by an earlier try: the caller reads back.

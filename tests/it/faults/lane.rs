@@ -51,7 +51,7 @@ async fn a_store_that_fails_gets_the_same_bytes_in_the_end() {
             upload(|faults| faults.fail_every(Operation::Get, 3, fault)).await;
         }
         upload(|faults| faults.fail_next(Operation::Get, 7, fault)).await;
-        upload(|faults| faults.fail_every(Operation::Delete, 11, fault)).await;
+        upload(|faults| faults.fail_next(Operation::DeleteAll, 3, fault)).await;
         upload(|faults| faults.fail_next(Operation::ListAfter, 3, fault)).await;
     }
 }
