@@ -7,21 +7,17 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
-use sha2::{Digest, Sha256};
 
 use crate::domain::cmr::{Manifest, ReadError, Row, TAIL_BYTES, Tail, check_digest};
 use crate::domain::ids::{RecordingId, TenantTag};
-use crate::store::{
-    ByteRange, MIN_PART_BYTES, ObjectName, PutOutcome, Store, StoreError, Tags, Upload, layout,
-};
+use crate::store::{MIN_PART_BYTES, ObjectName, PutOutcome, Store, StoreError, Tags, Upload, layout};
 
 use super::objects::{FinalObject, RecordingObjects, SegmentId};
+use super::read_back::read_back;
 use super::requests::Requests;
 use super::retry::RetryPolicy;
 use super::tags::{locked_until, newest_order, tag_order};
 
-/// A finished object is read back in pieces of 1 MiB: an answer is in memory twice for a moment.
-const READ_BACK_BYTES: u64 = 1 << 20;
 /// Segments asked for at the same time: 4 of 90 KB are little beside the part that they go into.
 const READ_AHEAD: usize = 4;
 
@@ -170,7 +166,6 @@ impl Writing<'_> {
             tags: self.tags,
             upload: None,
             part: Vec::new(),
-            hash: Sha256::new(),
             length: 0,
             expected: self.expected_length(),
         };
@@ -179,10 +174,11 @@ impl Writing<'_> {
             parts.abort().await;
         }
         match outcome? {
-            Some((digest, length)) if read_back(requests, &name, length).await? != digest => {
-                Err(CompactError::Differs)
+            Some(tail) => {
+                let manifest = &self.written.object.manifest;
+                read_back(requests, &name, &self.rows, [manifest, &tail]).await
             }
-            Some(_) | None => Ok(()),
+            None => Ok(()),
         }
     }
 
@@ -200,8 +196,8 @@ impl Writing<'_> {
         }
     }
 
-    /// Writes the object; answers its digest and length. `None`: an earlier run wrote it, and it is the right one.
-    async fn write(&mut self, parts: &mut Parts<'_>) -> Result<Option<([u8; 32], u64)>, CompactError> {
+    /// Writes the object; answers its end. `None`: an earlier run wrote it, and it is the right one.
+    async fn write(&mut self, parts: &mut Parts<'_>) -> Result<Option<[u8; TAIL_BYTES]>, CompactError> {
         let RecordingObjects { requests, tenant, recording } = self.objects;
         let rows = self.rows.clone();
         // Some are asked for ahead: one after the other, an hour of a call would take a minute in a distant store.
@@ -234,8 +230,10 @@ impl Writing<'_> {
         parts.push(&manifest).await?;
         let manifest_len = u32::try_from(manifest.len()).map_err(|_| ReadError::LimitExceeded("manifest"))?;
         let segments = u32::try_from(self.rows.len()).map_err(|_| ReadError::LimitExceeded("rows"))?;
-        parts.push(&Tail { manifest_offset, manifest_len, segments }.encode()).await?;
-        parts.complete().await.map(Some)
+        let tail = Tail { manifest_offset, manifest_len, segments }.encode();
+        parts.push(&tail).await?;
+        parts.complete().await?;
+        Ok(Some(tail))
     }
 
     /// Reads a row from the final object of another revision.
@@ -348,24 +346,6 @@ async fn verify_rows(
     Ok(())
 }
 
-async fn read_back(requests: Requests<'_>, name: &ObjectName, length: u64) -> Result<[u8; 32], CompactError> {
-    let mut hash = Sha256::new();
-    let mut position = 0;
-    while position < length {
-        let end = length.min(position + READ_BACK_BYTES);
-        let fetched = match requests.get(name, Some(ByteRange::Span(position..end))).await {
-            Err(StoreError::OutOfRange { .. }) => return Err(CompactError::Differs),
-            fetched => fetched?,
-        };
-        if fetched.total_size != length || fetched.bytes.len() as u64 != end - position {
-            return Err(CompactError::Differs);
-        }
-        hash.update(&fetched.bytes);
-        position = end;
-    }
-    Ok(hash.finalize().into())
-}
-
 /// Collects bytes into parts of 5 MiB, of which only one is there at a time; a small object goes up in one put.
 struct Parts<'a> {
     requests: Requests<'a>,
@@ -373,7 +353,6 @@ struct Parts<'a> {
     tags: &'a Tags,
     upload: Option<Box<dyn Upload>>,
     part: Vec<u8>,
-    hash: Sha256,
     length: u64,
     /// What the length will be.
     expected: u64,
@@ -381,7 +360,6 @@ struct Parts<'a> {
 
 impl Parts<'_> {
     async fn push(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
-        self.hash.update(bytes);
         self.length += bytes.len() as u64;
         let mut rest = bytes;
         while !rest.is_empty() {
@@ -409,7 +387,7 @@ impl Parts<'_> {
         self.requests.put_part(&mut **upload, &part).await
     }
 
-    async fn complete(&mut self) -> Result<([u8; 32], u64), CompactError> {
+    async fn complete(&mut self) -> Result<(), StoreError> {
         if self.upload.is_some() && !self.part.is_empty() {
             self.put_part().await?;
         }
@@ -420,7 +398,7 @@ impl Parts<'_> {
         if outcome == PutOutcome::AlreadyExists {
             tracing::info!(object = %self.name, "final object was there; it is compared");
         }
-        Ok((std::mem::take(&mut self.hash).finalize().into(), self.length))
+        Ok(())
     }
 
     /// Lets the store free the parts at once; if it does not, its own rules for unfinished uploads will.

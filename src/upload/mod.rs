@@ -11,6 +11,7 @@ mod live;
 mod objects;
 mod pace;
 mod put;
+mod read_back;
 mod requests;
 mod retry;
 mod tags;
