@@ -281,6 +281,10 @@ impl<S: Store> Store for Faulty<S> {
     async fn abort_uploads(&self, name: &ObjectName, before: UnixMillis) -> Result<u64, StoreError> {
         self.faults.apply(Operation::AbortUploads, self.inner.abort_uploads(name, before)).await
     }
+
+    async fn refuses_damage(&self, name: &ObjectName) -> Result<Option<bool>, StoreError> {
+        self.faults.apply(Operation::PutNew, self.inner.refuses_damage(name)).await
+    }
 }
 
 struct FaultyUpload {

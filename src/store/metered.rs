@@ -109,6 +109,10 @@ impl<S: Store> Store for Metered<S> {
     async fn abort_uploads(&self, name: &ObjectName, before: UnixMillis) -> Result<u64, StoreError> {
         measured(Operation::AbortUploads, self.inner.abort_uploads(name, before)).await
     }
+
+    async fn refuses_damage(&self, name: &ObjectName) -> Result<Option<bool>, StoreError> {
+        measured(Operation::PutNew, self.inner.refuses_damage(name)).await
+    }
 }
 
 struct MeteredUpload {
@@ -142,6 +146,7 @@ trait Answer {
 
 impl Answer for () {}
 impl Answer for u64 {}
+impl Answer for Option<bool> {}
 impl Answer for UnixMillis {}
 impl Answer for Fetched {}
 impl Answer for ObjectInfo {}

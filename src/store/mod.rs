@@ -152,6 +152,15 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// [`StoreError`].
     async fn abort_uploads(&self, name: &ObjectName, before: UnixMillis) -> Result<u64, StoreError>;
+
+    /// Sends bytes that were damaged on the way, and tells whether the store refuses them; `None` where nothing is sent. May
+    /// leave an object of this name behind.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn refuses_damage(&self, _name: &ObjectName) -> Result<Option<bool>, StoreError> {
+        Ok(None)
+    }
 }
 
 /// What a store can do beside keeping objects.
@@ -288,5 +297,9 @@ impl<S: Store + ?Sized> Store for Arc<S> {
 
     async fn abort_uploads(&self, name: &ObjectName, before: UnixMillis) -> Result<u64, StoreError> {
         (**self).abort_uploads(name, before).await
+    }
+
+    async fn refuses_damage(&self, name: &ObjectName) -> Result<Option<bool>, StoreError> {
+        (**self).refuses_damage(name).await
     }
 }

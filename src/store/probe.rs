@@ -40,6 +40,8 @@ const CLEAN_UP_WAIT: Duration = Duration::from_millis(500);
 pub enum Feature {
     /// What is put can be read back, byte for byte.
     RoundTrip,
+    /// Bytes that are not those that were sent are refused.
+    RefusesDamage,
     /// Ranges are obeyed.
     Ranges,
     /// A listing starts after a name.
@@ -89,8 +91,9 @@ pub struct Finding {
 
 impl Feature {
     /// All of them, in the order of the table.
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::RoundTrip,
+        Self::RefusesDamage,
         Self::Ranges,
         Self::ListAfter,
         Self::TagsOnPut,
@@ -107,6 +110,7 @@ impl Feature {
     pub fn label(self) -> &'static str {
         match self {
             Self::RoundTrip => "round_trip",
+            Self::RefusesDamage => "refuses_damage",
             Self::Ranges => "ranges",
             Self::ListAfter => "list_after",
             Self::TagsOnPut => "tags_on_put",
@@ -124,6 +128,7 @@ impl Feature {
     pub fn instead(self) -> &'static str {
         match self {
             Self::RoundTrip | Self::Ranges | Self::ListAfter => "nothing: such a store cannot be used",
+            Self::RefusesDamage => "compares the MD5 of each put with the store's",
             Self::TagsOnPut | Self::TagsOnUpload => "sends no tags; manifest and expiry index rule retention",
             Self::CreateOnce | Self::CreateOnceRace => "looks before each put; only one node may write",
             Self::AbortUpload => "leaves parts behind: have the bucket remove old uploads",
@@ -141,7 +146,7 @@ impl Feature {
             Self::CreateOnce | Self::CreateOnceRace => {
                 "set store.create_once = false and let one node write alone"
             }
-            Self::AbortUpload => "use another store, or tell its vendor",
+            Self::AbortUpload | Self::RefusesDamage => "use another store, or tell its vendor",
             Self::ObjectLock => {
                 "set store.object_lock = \"none\", or use a bucket that was made with object lock"
             }
@@ -166,6 +171,7 @@ impl Finding {
         match self.feature {
             Feature::Versions => self.found == Found::Yes && !self.claimed,
             Feature::RoundTrip
+            | Feature::RefusesDamage
             | Feature::Ranges
             | Feature::ListAfter
             | Feature::TagsOnPut
@@ -216,14 +222,17 @@ impl Probe<'_> {
                 Feature::CreateOnce | Feature::CreateOnceRace => profile.create_once,
                 Feature::Versions => profile.versions,
                 Feature::ObjectLock => profile.object_lock,
+                // No option says so: it is found out.
+                Feature::RefusesDamage => false,
                 Feature::RoundTrip
                 | Feature::Ranges
                 | Feature::ListAfter
                 | Feature::AbortUpload
                 | Feature::Clock => true,
             };
-            // Versions show themselves to whoever deletes; the others show only what is asked for.
-            let is_asked = claimed || feature == Feature::Versions;
+            // Versions show themselves to whoever deletes, and anybody may send damaged bytes; the others show only what is
+            // asked for.
+            let is_asked = claimed || matches!(feature, Feature::Versions | Feature::RefusesDamage);
             let (found, why) = if is_asked { self.ask(feature).await? } else { (Found::NotAsked, None) };
             findings.push(Finding { feature, claimed, found, why });
         }
@@ -233,8 +242,9 @@ impl Probe<'_> {
     /// Asks for one feature. An error is an answer, too, unless nothing can be learned from it.
     async fn ask(&self, feature: Feature) -> Result<(Found, Option<String>), StoreError> {
         match self.has(feature).await {
-            Ok(true) => Ok((Found::Yes, None)),
-            Ok(false) => Ok((Found::No, None)),
+            Ok(Some(true)) => Ok((Found::Yes, None)),
+            Ok(Some(false)) => Ok((Found::No, None)),
+            Ok(None) => Ok((Found::NotAsked, None)),
             Err(error) if error.is_retryable() => Err(error),
             // Whom the store does not let in at all, it tells nothing about its features.
             Err(error @ StoreError::Denied { .. }) if feature == Feature::RoundTrip => Err(error),
@@ -242,8 +252,10 @@ impl Probe<'_> {
         }
     }
 
-    async fn has(&self, feature: Feature) -> Result<bool, StoreError> {
-        match feature {
+    /// `None`: there is nothing to be asked.
+    async fn has(&self, feature: Feature) -> Result<Option<bool>, StoreError> {
+        let answer = match feature {
+            Feature::RefusesDamage => return self.store.refuses_damage(&self.name("damaged")?).await,
             Feature::RoundTrip => self.round_trip().await,
             Feature::Ranges => self.ranges().await,
             Feature::ListAfter => self.list_after().await,
@@ -255,7 +267,8 @@ impl Probe<'_> {
             Feature::Versions => self.versions().await,
             Feature::ObjectLock => self.object_lock().await,
             Feature::Clock => self.clock().await,
-        }
+        };
+        answer.map(Some)
     }
 
     /// Every byte there is, and more than one packet: a store may keep the framing of a body as its content.

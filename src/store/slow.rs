@@ -109,6 +109,10 @@ impl<S: Store> Store for Slow<S> {
         self.wait().await;
         self.inner.abort_uploads(name, before).await
     }
+
+    async fn refuses_damage(&self, name: &ObjectName) -> Result<Option<bool>, StoreError> {
+        self.inner.refuses_damage(name).await
+    }
 }
 
 struct SlowUpload {

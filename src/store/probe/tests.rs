@@ -92,7 +92,11 @@ async fn a_folder_keeps_its_claims() {
     let findings = run(&folder).await.unwrap();
     assert_eq!(broken(&findings), []);
     let yes = findings.iter().filter(|finding| finding.found == Found::Yes).count();
-    assert_eq!(yes, Feature::ALL.len() - 2, "all but versions and locks: {findings:?}");
+    assert_eq!(
+        yes,
+        Feature::ALL.len() - 3,
+        "all but versions, locks and what no folder is asked: {findings:?}"
+    );
     assert!(folder.list_after("", None, 1).await.unwrap().is_empty(), "the probe leaves nothing");
 }
 

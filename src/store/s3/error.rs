@@ -112,6 +112,11 @@ impl Failed {
         self.is_status(412) || self.is_code("PreconditionFailed")
     }
 
+    /// Whether the bytes that arrived are not those that were signed.
+    pub(super) fn is_damage(&self) -> bool {
+        matches!(self, Self::Answered(answer) if is_one_of(&answer.code, &DAMAGED))
+    }
+
     /// Whether the store does not know this kind of request.
     pub(super) fn is_unsupported(&self) -> bool {
         self.is_status(501) || self.is_status(405) || self.is_code("NotImplemented")

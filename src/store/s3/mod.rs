@@ -31,6 +31,7 @@ use super::{
 
 mod client;
 mod clock;
+mod damage;
 mod error;
 mod lifecycle;
 mod listing;
@@ -66,6 +67,7 @@ impl S3Store {
             credentials,
             batch_delete: AtomicBool::new(options.claims.batch_delete),
             etag_is_md5: AtomicBool::new(true),
+            refuses_damage: AtomicBool::new(false),
             options: options.clone(),
         };
         Ok(Self { bucket: Arc::new(bucket) })
@@ -148,6 +150,10 @@ impl Store for S3Store {
     async fn abort_uploads(&self, name: &ObjectName, before: UnixMillis) -> Result<u64, StoreError> {
         self.bucket.abort_uploads(name, before).await
     }
+
+    async fn refuses_damage(&self, name: &ObjectName) -> Result<Option<bool>, StoreError> {
+        self.bucket.refuses_damage(name).await.map(Some)
+    }
 }
 
 /// The bucket and what was learned of it.
@@ -160,6 +166,8 @@ struct Bucket {
     batch_delete: AtomicBool,
     /// The store's ETag of a put is the MD5 of the body, as far as is known.
     etag_is_md5: AtomicBool,
+    /// The store was seen to hold bodies against their signed digests, so that nothing else must be compared.
+    refuses_damage: AtomicBool,
 }
 
 impl Bucket {

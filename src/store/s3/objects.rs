@@ -34,11 +34,10 @@ impl Bucket {
             return Ok(PutOutcome::AlreadyExists);
         }
         let mark = random_mark()?;
-        let md5 = md5_of(&body);
         let (checksum, content_md5) = match self.options.checksum {
             S3Checksum::None => (None, None),
             S3Checksum::Crc32 => (Some(ChecksumAlgorithm::Crc32), None),
-            S3Checksum::Md5 => (None, Some(base64_of(&md5))),
+            S3Checksum::Md5 => (None, Some(base64_of(&md5_of(&body)))),
         };
         let put = self
             .client
@@ -55,7 +54,7 @@ impl Bucket {
             .set_ssekms_key_id(self.kms_key_id());
         match put.send().await {
             Ok(answer) => {
-                self.check_stored(name, &answer, &md5, &body).await?;
+                self.check_stored(name, &answer, &body).await?;
                 Ok(PutOutcome::Created)
             }
             Err(error) => {
@@ -99,21 +98,22 @@ impl Bucket {
 
     /// Compares what the store says it holds with what was sent.
     ///
-    /// The signature has covered the body's SHA-256 already, so this only finds what the store does to bytes behind it.
-    /// Not every store's ETag is an MD5, though it may look like one: before anything is called corrupt it is read
-    /// back, and a store whose ETags mean something else is not asked again.
+    /// The signature has covered the body's SHA-256 already, so this is for stores that were not seen to look at it: an MD5
+    /// costs as much as all of the rest of a put. Not every store's ETag is an MD5, though it may look like one: before
+    /// anything is called corrupt it is read back, and a store whose ETags mean something else is not asked again.
     async fn check_stored(
         &self,
         name: &ObjectName,
         answer: &PutObjectOutput,
-        md5: &[u8; 16],
         body: &Bytes,
     ) -> Result<(), StoreError> {
-        if !self.etag_is_md5.load(Ordering::Relaxed) || !may_compare(&self.options.encryption, answer) {
+        let is_known =
+            self.refuses_damage.load(Ordering::Relaxed) || !self.etag_is_md5.load(Ordering::Relaxed);
+        if is_known || !may_compare(&self.options.encryption, answer) {
             return Ok(());
         }
         let etag = answer.e_tag().unwrap_or_default().trim_matches('"');
-        if etag.len() != 32 || etag.eq_ignore_ascii_case(&hex(md5)) {
+        if etag.len() != 32 || etag.eq_ignore_ascii_case(&hex(&md5_of(body))) {
             return Ok(());
         }
         if self.get(name, None).await?.bytes == *body {

@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::fmt::Write;
 use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -206,6 +207,40 @@ async fn etags_that_only_look_like_digests_accuse_nobody() {
     }
     let gets = server.requests().iter().filter(|line| line.starts_with("GET")).count();
     assert_eq!(gets, 1, "once is enough to know such a store");
+}
+
+#[tokio::test]
+async fn a_store_that_refuses_damaged_bytes_needs_no_comparison() {
+    static PUTS: AtomicU32 = AtomicU32::new(0);
+    let server = Scripted::start(|_| match PUTS.fetch_add(1, Ordering::Relaxed) {
+        0 => refusal(400, "XAmzContentSHA256Mismatch"),
+        _ => wrong_etag(),
+    })
+    .await;
+    let store = open(&server.options).await;
+    assert_eq!(store.refuses_damage(&name("damaged")).await.unwrap(), Some(true));
+    let put = store.put_new(&name("a"), Bytes::from_static(b"sealed"), &Tags::new()).await.unwrap();
+    assert_eq!((put, server.requests().len()), (PutOutcome::Created, 2), "its ETag is not looked at");
+}
+
+#[tokio::test]
+async fn a_store_that_takes_damaged_bytes_is_compared_with() {
+    let server = Scripted::start(|_| wrong_etag()).await;
+    let store = open(&server.options).await;
+    assert_eq!(store.refuses_damage(&name("damaged")).await.unwrap(), Some(false));
+    store.put_new(&name("a"), Bytes::from_static(b"sealed"), &Tags::new()).await.unwrap_err();
+    assert!(server.requests().iter().any(|line| line.starts_with("GET")), "it is read back");
+}
+
+#[tokio::test]
+async fn a_denial_says_nothing_about_damaged_bytes() {
+    let server = Scripted::start(|_| refusal(403, "AccessDenied")).await;
+    let asked = open(&server.options).await.refuses_damage(&name("damaged")).await;
+    assert!(matches!(asked, Err(StoreError::Denied { .. })), "{asked:?}");
+}
+
+fn wrong_etag() -> Option<Answer> {
+    Some((200, vec![("etag", "\"0123456789abcdef0123456789abcdef\"".to_owned())], String::new()))
 }
 
 #[tokio::test]

@@ -25,6 +25,8 @@ async fn ceph_keeps_what_is_claimed_of_it() {
     assert_eq!(broken(&findings), []);
     let missing: Vec<_> = findings.iter().filter(|finding| finding.found == Found::No).collect();
     assert!(matches!(missing[..], [Finding { feature: Feature::Versions, .. }]), "{missing:?}");
+    let damage = findings.iter().find(|finding| finding.feature == Feature::RefusesDamage).unwrap();
+    assert_eq!(damage.found, Found::Yes, "RGW holds bodies against their signed digests: {damage:?}");
     let left = ceph.client().list_objects_v2().bucket(&options.bucket).send().await.unwrap();
     assert!(left.contents().is_empty(), "the probe leaves nothing");
 }
@@ -127,7 +129,7 @@ async fn a_broken_claim_stops_the_start() {
     let home = setup.option("store", "create_once", "false").write();
     let found: Value = serde_json::from_str(&home.run_ok(&["store", "probe", "--json"])).unwrap();
     let found: Vec<_> = found.as_array().unwrap().iter().map(|finding| finding["found"].as_str()).collect();
-    assert_eq!(found.iter().filter(|found| **found == Some("yes")).count(), 8, "{found:?}");
+    assert_eq!(found.iter().filter(|found| **found == Some("yes")).count(), 9, "{found:?}");
     assert_eq!(found.iter().filter(|found| **found == Some("not_asked")).count(), 3, "{found:?}");
 }
 
