@@ -12,7 +12,7 @@ use callseal::domain::provider::Event;
 use callseal::domain::provider::twilio::TwilioDecoder;
 use callseal::domain::recording::{EndCause, RecordingMetadata};
 use callseal::domain::session::{
-    AgentAudio, CallSession, DtmfPolicy, Entropy, EntropyFailed, SegmentLimits, SessionSetup,
+    AgentAudio, CallSession, DtmfPolicy, Entropy, EntropyFailed, Output, SegmentLimits, SessionSetup,
 };
 use callseal::domain::time::UnixMillis;
 use callseal::simulate::speech::{DEMO_AGENT, DEMO_CALLER};
@@ -72,20 +72,30 @@ impl Recording {
     }
 
     pub(super) fn handle(&mut self, message: &str) {
+        self.handle_for(message, |output| drop(black_box(output)));
+    }
+
+    pub(super) fn finish(self) {
+        self.finish_for(|output| drop(black_box(output)));
+    }
+
+    /// Takes a message and hands out what is to be stored.
+    pub(super) fn handle_for(&mut self, message: &str, store: impl FnMut(Output)) {
         self.now += Duration::from_millis(10);
         let Ok(Event::Media(media)) = self.decoder.decode(message) else { panic!("a media message") };
         self.session.handle_media(self.now, UnixMillis(0), &media).expect("the input is sound");
-        self.take_outputs();
+        self.take_outputs(store);
     }
 
-    pub(super) fn finish(mut self) {
+    /// Ends the recording and hands out the rest.
+    pub(super) fn finish_for(mut self, store: impl FnMut(Output)) {
         self.session.finish(UnixMillis(0), EndCause::Stop).expect("the manifest is sealed");
-        self.take_outputs();
+        self.take_outputs(store);
     }
 
-    fn take_outputs(&mut self) {
+    fn take_outputs(&mut self, mut store: impl FnMut(Output)) {
         while let Some(output) = self.session.poll_output() {
-            black_box(output);
+            store(output);
         }
     }
 }
