@@ -26,10 +26,14 @@ struct Disk {
 }
 
 impl Disk {
-    fn make(home: &Path) -> Self {
+    fn make(home: &Path) -> Option<Self> {
+        if std::env::var_os("TEST_POWER_CUT").is_none_or(|value| value != "1") {
+            println!("SKIPPED, nothing was checked: TEST_POWER_CUT is not 1");
+            return None;
+        }
         let disk = Self { file: home.join("disk.img"), dir: home.join("disk") };
         disk.power_cut("make", true);
-        disk
+        Some(disk)
     }
 
     fn power_cut(&self, what: &str, names_the_file: bool) {
@@ -81,12 +85,8 @@ async fn store_until_it_fails(folder: Folder, cut: usize, writer: usize, stored:
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_folder_has_taken_survives_a_power_cut() {
-    if std::env::var_os("TEST_POWER_CUT").is_none_or(|value| value != "1") {
-        println!("SKIPPED, nothing was checked: TEST_POWER_CUT is not 1");
-        return;
-    }
     let home = tempfile::tempdir().unwrap();
-    let disk = Disk::make(home.path());
+    let Some(disk) = Disk::make(home.path()) else { return };
     for cut in 0..CUTS {
         let folder = Folder::open(disk.dir.join("store")).await.unwrap();
         let stored = Arc::new(AtomicUsize::new(0));
@@ -120,4 +120,26 @@ async fn what_a_folder_has_taken_survives_a_power_cut() {
         assert!(stored.load(Ordering::Relaxed) >= BEFORE);
         folder.purge("r/").await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn what_a_folder_has_deleted_stays_deleted() {
+    let home = tempfile::tempdir().unwrap();
+    let Some(disk) = Disk::make(home.path()) else { return };
+    let open = || Folder::open(disk.dir.join("store"));
+    let folder = open().await.unwrap();
+    let names: Vec<_> = (0..12).map(|number| name(0, number % 2, number)).collect();
+    for name in &names {
+        let (body, tags) = object(number_of(name));
+        folder.put_new(name, body, &tags).await.unwrap();
+    }
+    let (kept, gone) = names.split_first().unwrap();
+    folder.delete_all(gone).await.unwrap();
+    disk.power_cut("cut", false);
+    drop(folder);
+    disk.power_cut("restore", true);
+    let folder = open().await.unwrap();
+    let left: Vec<_> =
+        folder.list_after("", None, 100).await.unwrap().into_iter().map(|info| info.name).collect();
+    assert_eq!(left, std::slice::from_ref(kept));
 }
