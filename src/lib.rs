@@ -30,6 +30,7 @@
 //! | `aws` | credentials and TLS of AWS's clients | which service is asked |
 //! | [`control`] | audit, recovery, listing | frame layout, sockets |
 //! | [`notices`] | what a tenant's server is told, and until when | audio, sockets of calls, why it happened |
+//! | [`observe`] | metrics, logs and traces | what they are of |
 //! | [`http`] | routes, status codes, who is asking | SDK types, bare keys |
 //! | [`claims`] | whether a bucket does what is claimed of it | what it is used for |
 //! | [`websocket`] | what a failure means, pings, closing | whose socket it is |

@@ -34,7 +34,7 @@ use crate::journal::{Journal, JournalConfig, Replay};
 use crate::keys::{KeyProvider, KeyService, Providers};
 use crate::live::{Live, orders};
 use crate::node::Node;
-use crate::observe::event_loop;
+use crate::observe::{event_loop, traces};
 use crate::relay::{Dialer, Reach};
 use crate::store::Store;
 use crate::store::folder::Folder;
@@ -64,6 +64,8 @@ const NOTICES_TIMEOUT: Duration = Duration::from_secs(5);
 const JOURNAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// The last records of audit chains.
 const AUDIT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The last traces.
+const TRACES_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often unused keys are looked at.
 const KEY_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -117,6 +119,7 @@ pub struct Running {
     addresses: Addresses,
     certificate: Arc<Certificate>,
     keeper: Arc<Keeper>,
+    traces: Option<traces::Exporter>,
 }
 
 /// Starts a node: reads keys, opens store and journal, binds, and begins to recover what a crash left.
@@ -126,9 +129,8 @@ pub struct Running {
 pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running, StartError> {
     let certificate = open_certificate(&config)?;
     let acceptors = Acceptors::open(&config, &certificate)?;
-    let store = open_store(&config).await?;
+    let (files, store) = (config.tenants.clone(), open_store(&config).await?);
     let claims = check_claims(&config, &*store).await?;
-    let files = config.tenants.clone();
     let (config, stored, view) = tenants::first_look(config, &store).await;
     let (providers, keys) = open_key_service(&config, &store)?;
     let (journal, replay) = open_journal(&config).await?;
@@ -169,6 +171,7 @@ pub async fn start(config: Config, metrics: PrometheusHandle) -> Result<Running,
         addresses: listeners.addresses()?,
         certificate: Arc::clone(&certificate),
         keeper: Arc::clone(&keeper),
+        traces: open_traces(&node.config)?,
         node: Arc::clone(&node),
     };
     if node.keys.opens() {
@@ -200,6 +203,11 @@ fn open_audit_log(
 ) -> Result<AuditLog, StartError> {
     let (options, name) = (audit_options(config)?, config.node.as_str().to_owned());
     Ok(AuditLog::start_with(options, name, Arc::clone(keys), Arc::clone(store)))
+}
+
+fn open_traces(config: &Config) -> Result<Option<traces::Exporter>, StartError> {
+    let start = |options| traces::start(options, config.node.as_str());
+    config.traces.as_deref().map(start).transpose().map_err(StartError::Traces)
 }
 
 /// Calls are taken while it is not known what the store does, and their recordings wait for it.
@@ -432,6 +440,10 @@ impl Running {
         let closed = tokio::task::spawn_blocking(move || journal.close(JOURNAL_TIMEOUT)).await;
         if let Ok(Err(error)) = closed {
             tracing::error!(error = &error as &dyn std::error::Error, "journal was not closed properly");
+        }
+        if let Some(traces) = &self.traces {
+            // What becomes of the last traces is no matter of a node that ends.
+            let _sent = traces.finish(TRACES_TIMEOUT).await;
         }
         tracing::info!("stopped");
     }

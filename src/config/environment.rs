@@ -55,7 +55,7 @@ impl Environment {
                 continue;
             };
             match self.text(variable) {
-                Ok(text) => set(table, section, option, value_of(text)),
+                Ok(text) => set(table, section, option, value_of(text, takes_fractions(section, option))),
                 Err(problem) => faults.add(variable.clone(), problem),
             }
             let name = if section.is_empty() { option.to_owned() } else { format!("{section}.{option}") };
@@ -97,12 +97,18 @@ fn set(table: &mut Table, section: &str, option: &str, value: Value) {
     }
 }
 
+/// Whether an option is a number that need not be whole. For all others such a number is a text, as versions and names are.
+fn takes_fractions(section: &str, option: &str) -> bool {
+    (section, option) == ("traces", "sample_percent")
+}
+
 /// Reads a boolean, a whole number, a list or a quoted text as TOML; everything else is the text itself.
-fn value_of(text: &str) -> Value {
+fn value_of(text: &str, takes_fractions: bool) -> Value {
     let parsed = toml::from_str::<Table>(&format!("value = {text}")).ok();
     let parsed = parsed.filter(|table| table.len() == 1).and_then(|mut table| table.remove("value"));
     match parsed {
         Some(value @ (Value::Boolean(_) | Value::Integer(_) | Value::Array(_) | Value::String(_))) => value,
+        Some(value @ Value::Float(_)) if takes_fractions => value,
         Some(Value::Float(_) | Value::Datetime(_) | Value::Table(_)) | None => Value::String(text.to_owned()),
     }
 }

@@ -14,6 +14,7 @@ use super::route::RouteProvider;
 use super::scope::{Scope, Words};
 use super::store::StoreKind;
 use super::tenant::{NoKeyPolicy, Tenant};
+use super::traces::Traces;
 
 /// The longest life of a grant, in seconds: time to open a link, little to pass it on.
 pub(super) const MAX_GRANT_SECS: u64 = 300;
@@ -62,6 +63,8 @@ pub(super) struct NodeFacts<'a> {
     pub(super) store: Option<&'a StoreKind>,
     pub(super) locks_memory: bool,
     pub(super) has_admin: bool,
+    /// Where traces are sent, if anywhere.
+    pub(super) traces: Option<&'a Traces>,
 }
 
 impl HipaaNode {
@@ -217,6 +220,26 @@ impl Hipaa {
                 "\"on\" is given, and nothing is said of a second factor for the admin API; allowed: with hipaa.second_factor in the \
                  node's file, or without [admin]",
             );
+        }
+        if let Some(traces) = node.traces {
+            self.require_of_traces(traces, scope);
+        }
+    }
+
+    /// Traces hold ids and times of a tenant's calls, as notices do.
+    fn require_of_traces(&self, traces: &Traces, scope: &Scope<'_>) {
+        if traces.are_in_clear() {
+            scope.fault(
+                "hipaa.mode",
+                "\"on\" is given, and traces of this node go without TLS; allowed: with an https URL in traces.endpoint",
+            );
+        }
+        let host = traces.host();
+        if !traces.stay_here() && !self.vendors.iter().any(|vendor| vendor.allows(host)) {
+            let problem = format!(
+                "lacks {host:?}, where traces of this node go; allowed: vendors with an agreement of their own"
+            );
+            scope.fault("hipaa.vendors", problem);
         }
     }
 }

@@ -36,6 +36,7 @@ mod sweep;
 mod tenant;
 #[cfg(test)]
 mod tests;
+mod traces;
 mod twilio;
 mod upstream;
 mod vapi;
@@ -85,6 +86,7 @@ pub use sweep::Sweep;
 pub use tenant::{
     Limits, NoKeyPolicy, Origin, Retention, Tenant, TenantPlayback, TenantStatus, TenantTickets,
 };
+pub use traces::Traces;
 pub use twilio::{ApiUser, Twilio, TwilioApi};
 pub use upstream::{OnLoss, Relay, Upstream};
 pub use vapi::{ListenChannels, Vapi, VapiHmac, VapiNode};
@@ -149,6 +151,8 @@ pub struct Config {
     pub drain: Drain,
     /// What is logged, and how.
     pub log: Log,
+    /// Where traces are sent; `None` where there are none.
+    pub traces: Option<Box<Traces>>,
     /// The tenants, with different ids, in the order of their files' names.
     pub tenants: Vec<Tenant>,
     /// How further tenants are kept in the store; `None` where there are none.
@@ -275,6 +279,7 @@ impl Config {
         let requests = Requests::check(raw.requests, &top);
         let drain = Drain::check(raw.drain, &top);
         let log = Log::check(raw.log, &top);
+        let traces = Traces::check(raw.traces, &top, references).map(Box::new);
         let admin = Admin::check((raw.admin, raw.admin_jwt), &top, references, keys.role);
         let (scope, mut raw_tenants): (_, raw::Tenants) = top.section("tenants", raw.tenants);
         let hipaa = HipaaNode::check(raw.hipaa, &top);
@@ -283,6 +288,7 @@ impl Config {
             store: store.as_ref(),
             locks_memory: keys.require_locked_memory,
             has_admin: admin.is_some(),
+            traces: traces.as_deref(),
         };
         let rules = NodeRules { keys: &keys, max_ttl: playback.max_ttl, facts };
         let stored_tenants = StoredTenants::check(&mut raw_tenants, &scope, references);
@@ -319,6 +325,7 @@ impl Config {
             requests,
             drain,
             log,
+            traces,
             tenants,
             stored_tenants,
             hipaa,

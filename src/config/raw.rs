@@ -68,6 +68,7 @@ section!(
         requests: Table,
         drain: Table,
         log: Table,
+        traces: Table,
         tenants: Table,
         hipaa: Table,
         admin: Table,
@@ -243,6 +244,16 @@ section!(
 section!(Drain { max_secs: i64 } later []);
 section!(Log { format: String, level: String } later []);
 section!(
+    Traces {
+        endpoint: String,
+        headers: Table,
+        ca_file: String,
+        sample_percent: f64,
+        interval_ms: i64,
+        timeout_ms: i64,
+    } later []
+);
+section!(
     Tenants {
         dir: String,
         keys: Value,
@@ -404,6 +415,7 @@ pub(super) fn node_sections() -> Vec<(&'static str, Vec<&'static str>)> {
         ("requests", all_names::<Requests>()),
         ("drain", all_names::<Drain>()),
         ("log", all_names::<Log>()),
+        ("traces", all_names::<Traces>()),
         ("tenants", all_names::<Tenants>()),
         ("hipaa", all_names::<HipaaNode>()),
     ]

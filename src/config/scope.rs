@@ -206,6 +206,7 @@ fn wrong_kind(value: &Value, message: &str, may_echo: bool) -> String {
     };
     let wanted = match message.rsplit_once("expected ").map(|(_, wanted)| wanted) {
         Some("i64") => "a whole number",
+        Some("f64") => "a number",
         Some("a string") => "a text in quotes",
         Some("a boolean") => "true or false",
         Some("a sequence") => "a list",

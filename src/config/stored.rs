@@ -101,6 +101,7 @@ impl Config {
             store: Some(&self.store),
             locks_memory: self.keys.require_locked_memory,
             has_admin: self.admin.is_some(),
+            traces: self.traces.as_deref(),
         };
         let rules = NodeRules { keys: &self.keys, max_ttl: self.playback.max_ttl, facts };
         let checked = Tenant::check(table, &scope, &references, rules);

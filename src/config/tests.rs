@@ -5,6 +5,7 @@ mod hipaa;
 mod keys;
 mod secrets;
 mod store;
+mod traces;
 mod twilio;
 mod vapi;
 mod webhook;

@@ -375,6 +375,13 @@ pub const ALL: &[Metric] = &[
         Unit::Count,
         "Streams that are recorded or could be, by provider and state.",
     ),
+    metric(TRACES_EXPORTED, Kind::Counter, Unit::Count, "Spans that the collector has taken."),
+    metric(
+        TRACES_DROPPED,
+        Kind::Counter,
+        Unit::Count,
+        "Spans that the collector does not get, by reason. Normal is 0.",
+    ),
     metric(
         LOOP_LAG,
         Kind::Histogram,

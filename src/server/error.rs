@@ -86,6 +86,9 @@ pub enum StartError {
     /// The authorities of receivers of notices.
     #[error("webhook.ca_file")]
     Webhook(#[source] AuthoritiesError),
+    /// The authorities of the collector.
+    #[error("traces.ca_file")]
+    Traces(#[source] std::io::Error),
     /// An address that cannot be bound, or a signal that cannot be caught.
     #[error("{what}")]
     System {

@@ -67,6 +67,17 @@ fn each_rule_that_is_not_kept_is_refused_by_name() {
         assert!(HIPAA_NODE.contains(from), "{from}");
         assert_eq!(faults(&HIPAA_NODE.replace(from, to), CLINIC), ["hipaa.mode"], "{from}");
     }
+    for (endpoint, option) in [
+        ("https://collector.example.com/v1/traces", ""),
+        ("https://127.0.0.1:4318/v1/traces", ""),
+        ("https://collector.example.org/v1/traces", "hipaa.vendors"),
+        ("http://127.0.0.1:4318/v1/traces", "hipaa.mode"),
+    ] {
+        let node = format!("{HIPAA_NODE}[traces]\nendpoint = {endpoint:?}\n");
+        assert_eq!(faults(&node, CLINIC).join(" "), option, "{endpoint}");
+        // It is no matter of other tenants.
+        assert_eq!(faults(&node, "id = \"other\"\n"), [""; 0], "{endpoint}");
+    }
     let everybody = HIPAA_NODE.replace("[hipaa]", "[hipaa]\nmode = \"on\"");
     assert_eq!(faults(&everybody, "id = \"other\"\n"), ["hipaa.mode"]);
     assert_eq!(faults(&everybody, CLINIC), [""; 0]);
@@ -82,9 +93,14 @@ fn a_tenant_of_the_store_is_under_the_same_rules() {
     assert!(config.check_stored_tenant(table.parse().unwrap()).unwrap().hipaa.is_some());
     let half =
         table.replace("[playback]", "[playback]\nmax_ttl_secs = 900").replace("\"active\"", "\"pending\"");
-    let faults = config.check_stored_tenant(half.parse().unwrap()).unwrap_err();
+    let config = check(
+        &format!("{HIPAA_NODE}[traces]\nendpoint = \"http://127.0.0.1:4318/v1/traces\"\n"),
+        &[],
+        &Shelf::default(),
+    );
+    let faults = config.unwrap().check_stored_tenant(half.parse().unwrap()).unwrap_err();
     let named: Vec<_> = faults.iter().map(|fault| fault.option.as_str()).collect();
-    assert_eq!(named, ["hipaa.baa", "playback.max_ttl_secs"]);
+    assert_eq!(named, ["hipaa.baa", "hipaa.mode", "playback.max_ttl_secs"]);
 }
 
 #[test]

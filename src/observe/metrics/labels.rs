@@ -33,6 +33,7 @@ const LABELS: &[(&str, &[&str])] = &[
     (store::probe::CAPABILITY, &["feature"]),
     (NOTICES_ATTEMPTS, &["result"]),
     (NOTICES_LOST, &["reason"]),
+    (TRACES_DROPPED, &["reason"]),
     (BUILD, &["version"]),
 ];
 

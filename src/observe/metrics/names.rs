@@ -176,6 +176,10 @@ pub const NOTICES_WAITING: &str = "notices_waiting";
 pub const NOTICES_OLDEST: &str = "notices_oldest_waiting_seconds";
 /// Gauge, labels `provider` and `state`: streams that are recorded or could be.
 pub const STREAMS: &str = "streams";
+/// Counter: spans that the collector has taken.
+pub const TRACES_EXPORTED: &str = "traces_exported_total";
+/// Counter, label `reason`: spans that it has not and will not.
+pub const TRACES_DROPPED: &str = "traces_dropped_total";
 /// Histogram: seconds by which the timer of the server's own tasks is late.
 pub const LOOP_LAG: &str = "event_loop_lag_seconds";
 /// Gauge: the longest of these delays in the last 10 to 20 seconds.

@@ -8,7 +8,7 @@ use crate::clock;
 use crate::journal::{self, FailureKind, Step};
 
 /// Counters without labels.
-const COUNTERS: [&str; 24] = [
+const COUNTERS: [&str; 25] = [
     AUDIT_CHECKPOINT_FAILURES,
     AUDIT_FAILURES,
     AUDIT_FILE_FAILURES,
@@ -29,6 +29,7 @@ const COUNTERS: [&str; 24] = [
     RECOVERY_FAILED,
     REPAIR_FAILED,
     SEGMENTS_STORED,
+    TRACES_EXPORTED,
     UPLOAD_RETRIES,
     WITHOUT_CONSENT,
     journal::DISCARDED_RECORDS,
@@ -36,7 +37,7 @@ const COUNTERS: [&str; 24] = [
 ];
 
 /// Counters with one label, and its values.
-const BY_ONE: [(&str, &str, &[&str]); 9] = [
+const BY_ONE: [(&str, &str, &[&str]); 10] = [
     (AUDIO_LOST, "reason", &["overload", "lost_before_us"]),
     (RETENTION_FAILURES, "reason", &["clock", "too_much_due", "store", "recording", "kept_until"]),
     (NOTICES_LOST, "reason", &["queue_full", "random", "unreadable"]),
@@ -45,6 +46,7 @@ const BY_ONE: [(&str, &str, &[&str]); 9] = [
     (UPSTREAM_DIALS, "result", &["opened", "unreachable", "tls", "refused", "protocol", "timeout"]),
     (RELAY_DROPPED, "direction", &["to_agent", "to_provider"]),
     (PLAYS, "result", &["allowed"]),
+    (TRACES_DROPPED, "reason", &["queue_full", "unavailable", "refused", "rejected", "shutdown"]),
     (
         MESSAGES_DROPPED,
         "reason",

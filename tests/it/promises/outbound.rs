@@ -24,7 +24,7 @@ const DIALS: [&str; 8] = [
 ];
 
 /// Where that is, and what says whom: each is a table of the configuration, or a ticket or webhook that has to be signed.
-const DIALLERS: [(&str, &str); 10] = [
+const DIALLERS: [(&str, &str); 11] = [
     ("admin/jwt/fetch.rs", "admin_jwt.jwks_url"),
     ("aws/credentials.rs", "where AWS's own tools look for credentials, if none are given"),
     ("aws/mod.rs", "how long the clients of AWS wait; dials nobody"),
@@ -33,6 +33,7 @@ const DIALLERS: [(&str, &str); 10] = [
     ("keys/aws_kms.rs", "keys.kek, aws_kms"),
     ("keys/vault/http.rs", "vault.address"),
     ("notices/post.rs", "a tenant's webhook.url"),
+    ("observe/traces/post.rs", "traces.endpoint"),
     ("relay/dial.rs", "a route's upstream; for Vapi what its signed webhook names below vapi.listen_hosts"),
     ("store/s3/client.rs", "store"),
 ];
