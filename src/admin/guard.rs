@@ -16,6 +16,7 @@ use crate::config::Tenant;
 use crate::control::audit::AuditEvent;
 use crate::domain::access::{OPERATIONS, Operation, Principal, Role, operation};
 use crate::observe::metrics as names;
+use crate::observe::traces::{Place, Span, words};
 
 use super::error::ApiError;
 use super::jwt::JwtRefusal;
@@ -114,17 +115,37 @@ pub(super) async fn guard(
     };
     let response = match admit(&shared, wanted, request).await {
         Ok(request) => {
-            let answering = idempotency::answer(&shared, wanted, request, next);
-            match tokio::time::timeout(shared.pace.timeout, answering).await {
-                Ok(response) => response,
-                Err(_) => ApiError::Unavailable("an answer in time").into_response(),
+            let mut span = begin_span(&request, wanted);
+            let answering = span.place().around(idempotency::answer(&shared, wanted, request, next));
+            let answered = tokio::time::timeout(shared.pace.timeout, answering).await;
+            let response =
+                answered.unwrap_or_else(|_| ApiError::Unavailable("an answer in time").into_response());
+            span.number(words::STATUS, response.status().as_u16().into());
+            if response.status().is_server_error() {
+                span.fail("server_error");
             }
+            response
         }
         Err(refused) => refused.into_response(),
     };
     let status = response.status().as_u16().to_string();
     ::metrics::counter!(names::ADMIN_REQUESTS, "operation" => wanted.id, "status" => status).increment(1);
     response
+}
+
+/// Begins what is told of a request. Whoever was let through may say which trace it is a part of.
+fn begin_span(request: &Request, wanted: &'static Operation) -> Span {
+    let place = Place::of_request(request.headers());
+    let mut span = Span::begin_kind(words::ADMIN, wanted.id, &place);
+    span.word(words::OPERATION, wanted.id);
+    if let Some(caller) = request.extensions().get::<Caller>() {
+        span.request(caller.request());
+        span.word(words::ROLE, caller.role());
+        if let Some(tenant) = &caller.tenant {
+            span.tenant(&tenant.id);
+        }
+    }
+    span
 }
 
 async fn admit(shared: &Shared, wanted: &'static Operation, request: Request) -> Result<Request, ApiError> {

@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 
 use crate::control::answers::{Claim, Claimed, KeptAnswer, MAX_ANSWER_BYTES, Question};
 use crate::domain::access::Operation;
+use crate::observe::traces::Place;
 
 use super::Shared;
 use super::error::ApiError;
@@ -72,7 +73,7 @@ async fn once(
         Claimed::Mine(claim) => {
             let request = Request::from_parts(parts, Body::from(body));
             let (id, longest) = (caller.request().to_owned(), shared.pace.timeout);
-            let working = tokio::spawn(async move {
+            let working = tokio::spawn(Place::here().around(async move {
                 match tokio::time::timeout(longest, next.run(request)).await {
                     Ok(response) => keep(claim, response, id).await,
                     Err(_) => {
@@ -80,7 +81,7 @@ async fn once(
                         Err(ApiError::Unavailable("an answer in time"))
                     }
                 }
-            });
+            }));
             working.await.unwrap_or(Err(ApiError::Unavailable("an answer")))
         }
     }

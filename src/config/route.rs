@@ -212,6 +212,16 @@ impl RouteProvider {
         };
         scope.word("provider", given, &words)
     }
+
+    /// Returns the word for it in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Twilio => "twilio",
+            Self::VapiTranscriber => "vapi-transcriber",
+            Self::VapiListen => "vapi-listen",
+            Self::VapiTransport => "vapi-transport",
+        }
+    }
 }
 
 impl RouteMode {

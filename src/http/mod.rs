@@ -4,6 +4,7 @@ mod ops;
 mod play_body;
 mod playback;
 mod router;
+mod traced;
 
 pub use ops::serve_ops;
 pub use router::{handle, handle_admin};

@@ -27,8 +27,10 @@ use crate::domain::sign::encode_hex;
 use crate::domain::time::UnixMillis;
 use crate::node::Node;
 use crate::observe::metrics;
+use crate::observe::traces::{Span, words};
 
 use super::play_body::{PlayRequest, play};
+use super::traced::Traced;
 use crate::answer::{Answer, empty, problem, set};
 use crate::ingest::Peer;
 use crate::upload::newest_order;
@@ -64,8 +66,13 @@ impl Refused {
 
 /// Answers a playback request.
 pub(super) async fn answer<B>(request: &Request<B>, peer: Peer, id: &str, node: Arc<Node>) -> Answer {
+    let mut span = Span::default();
     let outcome = match request.method() {
-        &Method::GET | &Method::HEAD => serve(request, peer, id, &node).await,
+        &Method::GET | &Method::HEAD => {
+            span = Span::begin(words::PLAYBACK);
+            span.request(id);
+            span.place().around(serve(request, peer, id, &node, &mut span)).await
+        }
         &Method::OPTIONS => return preflight(request, &node),
         _ => Err(Refused::new(
             StatusCode::METHOD_NOT_ALLOWED,
@@ -80,6 +87,7 @@ pub(super) async fn answer<B>(request: &Request<B>, peer: Peer, id: &str, node: 
         }
         Err(Refused { status, code, detail }) => {
             ::metrics::counter!(metrics::PLAYS, "result" => code).increment(1);
+            span.fail(code);
             let mut answer = problem(status, code, &detail, id);
             if status == StatusCode::METHOD_NOT_ALLOWED {
                 set(answer.headers_mut(), header::ALLOW, "GET, HEAD, OPTIONS");
@@ -87,15 +95,22 @@ pub(super) async fn answer<B>(request: &Request<B>, peer: Peer, id: &str, node: 
             answer
         }
     };
+    span.number(words::STATUS, answer.status().as_u16().into());
     let headers = answer.headers_mut();
     set(headers, header::CACHE_CONTROL, "private, no-store");
     if let Some(tenant) = parse_path(request.uri().path()).and_then(|(tenant, _)| node.tenant(&tenant)) {
         add_cors(request.headers(), &tenant, headers);
     }
-    answer
+    Traced::keep(span, answer)
 }
 
-async fn serve<B>(request: &Request<B>, peer: Peer, id: &str, node: &Arc<Node>) -> Result<Answer, Refused> {
+async fn serve<B>(
+    request: &Request<B>,
+    peer: Peer,
+    id: &str,
+    node: &Arc<Node>,
+    span: &mut Span,
+) -> Result<Answer, Refused> {
     let (tenant_id, recording) = parse_path(request.uri().path()).ok_or_else(Refused::not_found)?;
     if !node.keys.opens() {
         let detail = "this node cannot open recordings; ask a node that does";
@@ -107,7 +122,12 @@ async fn serve<B>(request: &Request<B>, peer: Peer, id: &str, node: &Arc<Node>) 
         .map_err(|fault| bad_grant(&fault))
         .and_then(|signed| check_grant(&signed, tenant.as_deref(), peer.source, node).cloned());
     let found = match &grant {
-        Ok(grant) => find(grant, node).await,
+        Ok(grant) => {
+            // Only of whoever has a link: what others name may be anything.
+            span.tenant(&grant.tenant);
+            span.recording(grant.recording);
+            find(grant, node).await
+        }
         Err(refused) => Err(refused.clone()),
     };
     let result = found.as_ref().map_or_else(|refused| refused.code, |_| "allowed");

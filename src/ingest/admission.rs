@@ -27,6 +27,7 @@ use crate::drain::Phase;
 use crate::keys::Minted;
 use crate::node::Node;
 use crate::observe::metrics;
+use crate::observe::traces::{Span, words};
 use crate::relay::MAX_MESSAGE_BYTES;
 use crate::tickets::{NotTaken, Redeemed};
 
@@ -48,6 +49,8 @@ pub(super) struct Admitted {
     pub(super) permit: StreamPermit,
     /// Where a call of Vapi's transport goes on to; none on routes of other providers.
     pub(super) line: Option<Line>,
+    /// What is told of it to whoever looks at traces.
+    pub(super) span: Span,
     /// The connection's place, held until the stream ends.
     pub(super) place: Option<Arc<OwnedSemaphorePermit>>,
 }
@@ -142,6 +145,15 @@ pub(super) fn open_ticket(
     })
 }
 
+/// Begins what is told of a stream. What providers say of traces is not looked at.
+pub(super) fn begin_span(tenant: &Tenant, route: &Route) -> Span {
+    let mut span = Span::begin(words::STREAM);
+    span.tenant(&tenant.id);
+    span.route(&route.name);
+    span.word(words::PROVIDER, route.provider.name());
+    span
+}
+
 /// Admits a stream of whoever has proven to be the tenant's provider.
 pub(super) async fn admit(
     tenant: Arc<Tenant>,
@@ -150,8 +162,24 @@ pub(super) async fn admit(
     request: &mut Request<Incoming>,
     node: &Arc<Node>,
 ) -> Result<Admitted, Refused> {
-    let unavailable =
-        |detail| Refused { status: StatusCode::SERVICE_UNAVAILABLE, code: "unavailable", detail };
+    let mut span = begin_span(&tenant, &route);
+    let admitting = span.place().around(try_admit(tenant, route, ticket, request, node));
+    match admitting.await {
+        Ok(admitted) => Ok(Admitted { span, ..admitted }),
+        Err(refused) => {
+            span.fail(refused.code);
+            Err(refused)
+        }
+    }
+}
+
+async fn try_admit(
+    tenant: Arc<Tenant>,
+    route: Route,
+    ticket: Option<Ticket>,
+    request: &mut Request<Incoming>,
+    node: &Arc<Node>,
+) -> Result<Admitted, Refused> {
     if node.drain.phase() != Phase::Running {
         return Err(unavailable("draining"));
     }
@@ -170,22 +198,7 @@ pub(super) async fn admit(
             },
             detail: "over the tenant's limit",
         })?;
-    let key = match node.keys.take(&tenant.id).await {
-        Ok(key) => Some(key),
-        Err(error) => {
-            tracing::error!(tenant = %tenant.id, error = &error as &dyn std::error::Error, "no key for a new call");
-            // Without anybody to pass it on to there is nothing to take a call for, whatever the tenant's policy.
-            let is_refused = tenant.no_key_policy == NoKeyPolicy::Refuse || !route.is_passed_on();
-            let kind = if is_refused { NoticeKind::Blocked } else { NoticeKind::Skipped };
-            node.notices.tell_key_unavailable(&tenant.id, error.label());
-            node.notices.tell_unrecorded(&tenant.id, kind, route.name.as_str(), "no-key");
-            if is_refused {
-                return Err(unavailable("no key"));
-            }
-            ::metrics::counter!(metrics::CALLS_UNRECORDED).increment(1);
-            None
-        }
-    };
+    let key = take_key(&tenant, &route, node).await?;
     // Last, so that a call that is refused for another reason keeps its ticket.
     let redeemed = ticket.as_ref().map(|ticket| node.tickets.redeem(tenant.id.tag(), ticket)).transpose();
     let redeemed = match redeemed {
@@ -203,7 +216,32 @@ pub(super) async fn admit(
     };
     let ticket = ticket.zip(redeemed);
     let place = request.extensions_mut().remove::<Arc<OwnedSemaphorePermit>>();
-    Ok(Admitted { tenant, route, ticket, key, permit, line: None, place })
+    Ok(Admitted { tenant, route, ticket, key, permit, line: None, span: Span::default(), place })
+}
+
+fn unavailable(detail: &'static str) -> Refused {
+    Refused { status: StatusCode::SERVICE_UNAVAILABLE, code: "unavailable", detail }
+}
+
+/// Takes a key for a new call; `None` where there is none and the tenant lets calls go on unrecorded.
+async fn take_key(tenant: &Tenant, route: &Route, node: &Arc<Node>) -> Result<Option<Minted>, Refused> {
+    let mut span = Span::begin(words::STREAM_KEY);
+    let error = match span.place().around(node.keys.take(&tenant.id)).await {
+        Ok(key) => return Ok(Some(key)),
+        Err(error) => error,
+    };
+    span.fail(error.label());
+    tracing::error!(tenant = %tenant.id, error = &error as &dyn std::error::Error, "no key for a new call");
+    // Without anybody to pass it on to there is nothing to take a call for, whatever the tenant's policy.
+    let is_refused = tenant.no_key_policy == NoKeyPolicy::Refuse || !route.is_passed_on();
+    let kind = if is_refused { NoticeKind::Blocked } else { NoticeKind::Skipped };
+    node.notices.tell_key_unavailable(&tenant.id, error.label());
+    node.notices.tell_unrecorded(&tenant.id, kind, route.name.as_str(), "no-key");
+    if is_refused {
+        return Err(unavailable("no key"));
+    }
+    ::metrics::counter!(metrics::CALLS_UNRECORDED).increment(1);
+    Ok(None)
 }
 
 /// Answers the handshake with 101; the stream begins when the connection has become a websocket. Whom it is passed on to is
@@ -231,17 +269,19 @@ pub(super) fn upgrade(
 
 async fn run_upgraded(
     upgrade: hyper::upgrade::OnUpgrade,
-    admitted: Box<Admitted>,
+    mut admitted: Box<Admitted>,
     dialling: Option<Box<Dialling>>,
     node: Arc<Node>,
 ) {
     let settings = websocket_config(&node.config.ingest, admitted.route.provider, dialling.is_some());
     let Some(socket) = Box::pin(become_websocket(upgrade, settings)).await else {
+        admitted.span.fail("no_websocket");
         if let Some(key) = admitted.key {
             node.keys.give_back(&admitted.tenant.id, key);
         }
         return;
     };
+    admitted.span.event(words::CONNECTED);
     // Tasks of their own: this one has room for a handshake, which they would keep until the call ends.
     match dialling {
         Some(dialling) => tokio::spawn(relayed::run(socket, admitted, dialling, node)),

@@ -23,6 +23,7 @@ use crate::keys::Minted;
 use crate::live::{Entry, Present};
 use crate::node::Node;
 use crate::observe::metrics as names;
+use crate::observe::traces::{Span, words};
 use crate::recorder::{self, Begin, Recorder};
 use crate::relay::{Missed, Traffic};
 use crate::tickets::Redeemed;
@@ -54,6 +55,7 @@ pub(super) struct StreamInHand {
     recorder: Option<Recorder>,
     /// Where the caller has not agreed yet; the key is kept for when that happens.
     awaiting: Option<Awaiting>,
+    span: Span,
 }
 
 /// What a recording will begin with once the caller agrees.
@@ -83,7 +85,7 @@ struct Audio {
 impl StreamInHand {
     /// Takes what was admitted, but not its place.
     pub(super) fn new(node: Arc<Node>, admitted: Admitted) -> Self {
-        let Admitted { tenant, route, ticket, key, permit, line, place: _ } = admitted;
+        let Admitted { tenant, route, ticket, key, permit, line, span, place: _ } = admitted;
         let max_drops = node.config.ingest.max_dropped_messages;
         let decoder = match (line, route.provider) {
             (Some(line), _) => Decoder::Transport(Box::new(Transport::new(line))),
@@ -93,7 +95,7 @@ impl StreamInHand {
                 Decoder::Twilio(TwilioDecoder::new(tenant.twilio.account_sids.clone(), max_drops))
             }
         };
-        Self { node, tenant, route, permit, ticket, key, decoder, recorder: None, awaiting: None }
+        Self { node, tenant, route, permit, ticket, key, decoder, recorder: None, awaiting: None, span }
     }
 
     pub(super) fn tenant(&self) -> &TenantId {
@@ -237,12 +239,14 @@ impl StreamInHand {
 
     /// Ends the stream; after the provider's `stop` every end is a good one, and so is its close where it has no `stop`.
     pub(super) fn finish(mut self, cause: EndCause) {
+        let is_over = match self.decoder {
+            Decoder::Twilio(_) => self.has_stopped(),
+            Decoder::Transcriber(_) | Decoder::Transport(_) => cause == EndCause::ClosedEarly,
+        };
+        let cause = if is_over { EndCause::Stop } else { cause };
+        self.span.word(words::END_CAUSE, cause.name());
         if let Some(recorder) = self.recorder.take() {
-            let is_over = match self.decoder {
-                Decoder::Twilio(_) => self.has_stopped(),
-                Decoder::Transcriber(_) | Decoder::Transport(_) => cause == EndCause::ClosedEarly,
-            };
-            recorder.finish(if is_over { EndCause::Stop } else { cause });
+            recorder.finish(cause);
         }
         let was_awaited = self.awaiting.take().is_some();
         if was_awaited {
@@ -267,6 +271,7 @@ impl StreamInHand {
 
     /// Begins the recording, if there is to be one by now.
     fn begin(&mut self, start: &StreamStart, audio: Audio) -> Option<MustEnd> {
+        self.span.event(words::STARTED);
         let consent = consent(self.ticket.as_ref().map(|(ticket, _)| ticket), start);
         match self.route.record {
             RecordPolicy::Always => self.begin_recording(start, audio, consent),
@@ -287,6 +292,7 @@ impl StreamInHand {
     /// Lets whoever asks the caller say later that they agree.
     fn await_consent(&mut self, start: &StreamStart, audio: Audio) {
         let Some(key) = &self.key else { return };
+        self.span.event(words::AWAITS_CONSENT);
         let entry = recorder::entry(&self.tenant, &self.route, key, audio.provider, &start.call);
         let present = self.node.live.enter(Entry { has_consent: false, ..entry });
         self.awaiting = Some(Awaiting { start: start.clone(), audio, present });
@@ -313,8 +319,11 @@ impl StreamInHand {
         let Audio { provider, format, agent } = audio;
         let speakers = Speakers::CallerAndAgent;
         let begin = Begin { start, ticket, consent, provider, format, speakers, agent };
-        match Recorder::start(&self.node, &self.tenant, &self.route, key, &begin) {
+        let place = self.span.place();
+        match place.around_now(|| Recorder::start(&self.node, &self.tenant, &self.route, key, &begin)) {
             Ok(recorder) => {
+                self.span.recording(recorder.recording());
+                self.span.event(words::RECORDED);
                 tracing::info!(
                     tenant = %self.tenant.id,
                     route = %self.route.name,

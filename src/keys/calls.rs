@@ -6,8 +6,10 @@ use metrics::{counter, histogram};
 use tokio::sync::Semaphore;
 
 use crate::clock;
+use crate::config::KeyProviderKind;
 use crate::jitter::jittered;
 use crate::observe::metrics as names;
+use crate::observe::traces::{Place, Span, words};
 
 use super::{KeyError, Said};
 
@@ -69,13 +71,31 @@ pub(super) async fn counted<T>(
     call: impl Future<Output = Result<T, KeyError>>,
 ) -> Result<T, KeyError> {
     let began = clock::monotonic();
+    let mut span = begin_span(provider, operation);
     let done = call.await;
     let result = done.as_ref().err().map_or("ok", KeyError::label);
+    if done.is_err() {
+        span.fail(result);
+    }
+    drop(span);
     counter!(names::KEY_REQUESTS, "provider" => provider, "operation" => operation, "result" => result)
         .increment(1);
     histogram!(names::KEY_SECONDS, "provider" => provider, "operation" => operation)
         .record(clock::since(began).as_secs_f64());
     done
+}
+
+/// What happens within this process in microseconds is worth telling as a part of something, and no trace of its own.
+fn begin_span(provider: &'static str, operation: &'static str) -> Span {
+    let place = Place::here();
+    let is_within =
+        [KeyProviderKind::Local, KeyProviderKind::Recipient].iter().any(|kind| kind.name() == provider);
+    if is_within && place.is_empty() {
+        return Span::default();
+    }
+    let mut span = Span::begin_kind(words::KEY, operation, &place);
+    span.word(words::PROVIDER, provider);
+    span
 }
 
 /// The failure of a service that this node does not have, which the check of the configuration rules out.

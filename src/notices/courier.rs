@@ -20,6 +20,7 @@ use crate::domain::notice::Schedule;
 use crate::domain::time::UnixMillis;
 use crate::jitter::{jittered, part_of};
 use crate::observe::metrics as names;
+use crate::observe::traces::{Span, words};
 use crate::store::layout::NoticePlace;
 
 use super::outbox::{Outbox, OutboxError, Waiting};
@@ -392,7 +393,7 @@ impl Delivery {
             outbox.take_out(tenant.tag(), *notice).await?;
             return Ok(Outcome::Done);
         }
-        let posted = shared.poster.post(&hook, *notice, &body).await;
+        let posted = self.post(&hook, attempt, &body).await;
         let result = posted.as_ref().map_or_else(PostError::name, |_| "delivered");
         counter!(names::NOTICES_ATTEMPTS, "result" => result).increment(1);
         let error = match posted {
@@ -415,6 +416,19 @@ impl Delivery {
         let (error, retry_secs) = (&error as &dyn std::error::Error, wait.as_secs());
         tracing::warn!(%tenant, %notice, attempt, host = hook.url.authority(), error, retry_secs, "notice not delivered");
         Ok(Outcome::Again { attempts: attempt, due: began + wait, last: Some(said) })
+    }
+
+    async fn post(&self, hook: &Webhook, attempt: u32, body: &[u8]) -> Result<u16, PostError> {
+        let mut span = Span::begin(words::DELIVERY);
+        span.tenant(&self.tenant);
+        span.notice(self.notice);
+        span.number(words::ATTEMPT, attempt.into());
+        let posted = span.place().around(self.shared.poster.post(hook, self.notice, body)).await;
+        match &posted {
+            Ok(status) => span.number(words::STATUS, (*status).into()),
+            Err(error) => span.fail(error.name()),
+        }
+        posted
     }
 
     async fn settle(

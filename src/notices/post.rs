@@ -24,6 +24,7 @@ use crate::config::Webhook;
 use crate::domain::address::is_public;
 use crate::domain::ids::NoticeId;
 use crate::domain::notice::{self, Verdict};
+use crate::observe::traces::{TRACEPARENT, traceparent};
 
 const USER_AGENT: &str = concat!("callseal/", env!("CARGO_PKG_VERSION"));
 /// The head of an answer may have as much.
@@ -154,7 +155,7 @@ fn request(webhook: &Webhook, notice: NoticeId, body: &[u8]) -> Result<Request<F
     let timestamp = clock::wall().secs();
     let secrets = webhook.secrets.iter().map(|secret| secret.expose());
     let signed = notice::sign(secrets, timestamp, body);
-    Request::builder()
+    let mut request = Request::builder()
         .method(Method::POST)
         .uri(webhook.url.target())
         .header(header::HOST, webhook.url.authority())
@@ -165,5 +166,9 @@ fn request(webhook: &Webhook, notice: NoticeId, body: &[u8]) -> Result<Request<F
         .header(notice::TIMESTAMP, timestamp)
         .header(notice::BODY_SIGNATURE, signed.body)
         .header(notice::TIMED_SIGNATURE, signed.timed)
-        .body(Full::new(Bytes::copy_from_slice(body)))
+        .body(Full::new(Bytes::copy_from_slice(body)))?;
+    if let Some(parent) = traceparent() {
+        request.headers_mut().insert(TRACEPARENT, parent);
+    }
+    Ok(request)
 }

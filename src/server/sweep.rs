@@ -9,6 +9,7 @@ use crate::control::sweep::{SweepOptions, SweepReport, Sweeper};
 use crate::drain::Phase;
 use crate::jitter::jittered;
 use crate::node::Node;
+use crate::observe::traces::{Span, words};
 
 /// The first sweep after a start comes no later than this: long after the node has taken its first calls.
 const FIRST_SWEEP: Duration = Duration::from_secs(300);
@@ -25,14 +26,25 @@ pub(super) async fn sweep_on(node: Arc<Node>) {
             () = tokio::time::sleep(wait) => {}
             () = node.drain.reached(Phase::Draining) => return,
         }
-        // What gets its date here may be due for the sweep.
-        redate(&node).await;
-        let tenants = node.tenants.ids();
-        // What stops it is logged and counted by the sweeper.
-        if let Ok(SweepReport { due, deleted, held, failed, overdue, .. }) = sweeper.run(&tenants).await {
-            tracing::debug!(due, deleted, held, failed, overdue, "expired recordings were swept");
-        }
+        let mut span = Span::begin(words::SWEEP);
+        span.place().around(sweep(&node, &sweeper, &mut span)).await;
+        drop(span);
         wait = jittered(interval);
+    }
+}
+
+async fn sweep(node: &Node, sweeper: &Sweeper, span: &mut Span) {
+    // What gets its date here may be due for the sweep.
+    redate(node).await;
+    let tenants = node.tenants.ids();
+    // What stops it is logged and counted by the sweeper.
+    let Ok(SweepReport { due, deleted, held, failed, overdue, .. }) = sweeper.run(&tenants).await else {
+        return span.fail("stopped");
+    };
+    tracing::debug!(due, deleted, held, failed, overdue, "expired recordings were swept");
+    let counts = [(words::DUE, due), (words::DELETED, deleted), (words::HELD, held), (words::FAILED, failed)];
+    for (key, count) in counts {
+        span.number(key, count);
     }
 }
 

@@ -6,6 +6,7 @@
 //! other bytes than it was given, or the journal does not hold a segment any more; recovery then sees to the recording.
 
 mod indexing;
+mod traced;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,6 +23,7 @@ use crate::domain::recording::Life;
 use crate::domain::time::UnixMillis;
 use crate::journal::{Journal, ReadBackError, Record};
 use crate::observe::metrics;
+use crate::observe::traces::{Place, Span};
 use crate::store::{MIN_PART_BYTES, ObjectClass, ObjectName, Store, StoreError, Tags, layout};
 
 use super::backlog::{Backlog, Waiting};
@@ -129,7 +131,7 @@ impl Uploader {
         let (queue, items) = mpsc::channel(LANE_QUEUE);
         self.shared.lanes.send_modify(|lanes| *lanes += 1);
         let (shared, stored_bytes) = (Arc::clone(&self.shared), AtomicU64::new(0));
-        let task = LaneTask { context, shared, stored_bytes, index };
+        let task = LaneTask { context, shared, stored_bytes, index, place: Place::here() };
         let live = self.shared.live.enter(context.recording);
         tokio::spawn(async move {
             let _live = live;
@@ -288,6 +290,7 @@ struct LaneTask {
     /// Of this recording, so far.
     stored_bytes: AtomicU64,
     index: Option<LaneIndex>,
+    place: Place,
 }
 
 impl LaneTask {
@@ -324,7 +327,9 @@ impl LaneTask {
         let row = &waiting.row;
         let name = layout::segment(retention.tenant, recording, row.writer, row.seq);
         let tags = retention.tags(clock::wall());
-        let put = self.put(&name, Body::Segment(waiting), &tags).await;
+        let mut span = self.upload_span(row);
+        let put = self.put(&name, Body::Segment(waiting), &tags, &mut span).await;
+        traced::end(span, &put);
         waiting.done(&self.shared.backlog);
         put?;
         self.stored_bytes.fetch_add(u64::from(row.byte_len), Ordering::Relaxed);
@@ -337,7 +342,13 @@ impl LaneTask {
     }
 
     /// Puts an object and tries again for as long as the process lives; a name that is taken is compared.
-    async fn put(&self, name: &ObjectName, body: Body<'_>, tags: &Tags) -> Result<(), LaneError> {
+    async fn put(
+        &self,
+        name: &ObjectName,
+        body: Body<'_>,
+        tags: &Tags,
+        span: &mut Span,
+    ) -> Result<(), LaneError> {
         let mut retry = Retry::new(self.shared.policy);
         loop {
             let failed = match self.try_once(name, body, tags).await {
@@ -346,6 +357,7 @@ impl LaneTask {
                 Err(Failed::Journal(error @ ReadBackError::Lost)) => return Err(LaneError::ReadBack(error)),
                 Err(failed) => failed,
             };
+            span.retry(failed.label());
             let mut wait = retry.next_wait(random_u32());
             match &failed {
                 Failed::Journal(error) => {
@@ -396,7 +408,10 @@ impl LaneTask {
     ) -> Result<(), LaneError> {
         let UploadContext { recording, retention } = self.context;
         let name = layout::manifest(retention.tenant, recording, 0);
-        match self.store_end(&name, manifest, ended).await {
+        let mut span = self.finish_span(life);
+        let stored = span.place().around(self.store_end(&name, manifest, ended, &mut span)).await;
+        traced::end(span, &stored);
+        match stored {
             Ok(()) => {
                 ::metrics::counter!(metrics::RECORDINGS_FINISHED, "life" => life.name()).increment(1);
                 tracing::info!(%recording, life = life.name(), "recording stored");
@@ -419,14 +434,15 @@ impl LaneTask {
         name: &ObjectName,
         manifest: Bytes,
         ended: UnixMillis,
+        span: &mut Span,
     ) -> Result<(), LaneError> {
         let UploadContext { recording, retention } = self.context;
         let tags = retention.tags(ended);
         let date = clock::utc_date(retention.expires(ended));
         let expiry = layout::expiry(&date, retention.tenant, recording);
         let expiry_tags = Tags::of(retention.tenant, ObjectClass::Expiry);
-        self.put(&expiry, Body::Bytes(&Bytes::new()), &expiry_tags).await?;
-        self.put(name, Body::Bytes(&manifest), &tags).await?;
+        self.put(&expiry, Body::Bytes(&Bytes::new()), &expiry_tags, span).await?;
+        self.put(name, Body::Bytes(&manifest), &tags, span).await?;
         // Before its final object, so that it is found when it may be deleted.
         let is_indexed = self.index_now(ended).await;
         let mut retry = Retry::new(self.shared.policy);
@@ -434,6 +450,7 @@ impl LaneTask {
             if !error.is_retryable() {
                 return Err(error.into());
             }
+            span.retry("compaction");
             let wait = retry.next_wait(random_u32());
             warn_of_compaction(recording, &error, wait);
             tokio::time::sleep(wait).await;

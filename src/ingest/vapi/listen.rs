@@ -22,10 +22,12 @@ use crate::drain::Phase;
 use crate::jitter::jittered;
 use crate::node::Node;
 use crate::observe::metrics as names;
+use crate::observe::traces::{Span, words};
 use crate::relay::{DialError, Handshake, UpstreamSocket};
 use crate::websocket;
 
 use super::begin::{ToHear, count};
+use crate::ingest::admission::begin_span;
 use hearing::Hearing;
 
 mod hearing;
@@ -56,13 +58,17 @@ enum Ended {
 /// Hears a call from its first message to its end.
 pub(super) async fn run(to_hear: ToHear, node: Arc<Node>) {
     let mut listener = Listener::new(to_hear, node);
-    count(listener.hear().await);
+    let result = listener.hear().await;
+    listener.span.word(words::RESULT, result);
+    count(result);
 }
 
 struct Listener {
     to_hear: ToHear,
     node: Arc<Node>,
     hearing: Option<Hearing>,
+    /// Until the call is heard.
+    span: Span,
     /// When the call was over, as a message said.
     over_at: Option<Instant>,
     /// When its report came.
@@ -78,6 +84,7 @@ impl Listener {
         let longest = to_hear.tenant.limits.max_stream.min(node.config.ingest.max_stream);
         Self {
             until: to_hear.told_at + longest,
+            span: begin_span(&to_hear.tenant, &to_hear.route),
             to_hear,
             node,
             hearing: None,
@@ -99,7 +106,8 @@ impl Listener {
         let Some(mut socket) = first else {
             return if self.over_at.is_some() { "over" } else { "unreachable" };
         };
-        let Ok(key) = self.node.keys.take(&self.to_hear.tenant.id).await.inspect_err(|error| {
+        let taking = self.span.place().around(self.node.keys.take(&self.to_hear.tenant.id));
+        let Ok(key) = taking.await.inspect_err(|error| {
             let kind = error.label();
             let error = error as &dyn std::error::Error;
             tracing::error!(tenant = %self.to_hear.tenant.id, error, "no key for a new call");
@@ -108,7 +116,7 @@ impl Listener {
             return "no_key";
         };
         let to_hear = &self.to_hear;
-        self.hearing = Some(Hearing::new(&self.node, to_hear, key));
+        self.hearing = Some(Hearing::new(&self.node, to_hear, key, std::mem::take(&mut self.span)));
         gauge!(names::LIVE_STREAMS).increment(1.0);
         let cause = self.read_all(&mut socket).await;
         let refused = self.hearing.as_ref().and_then(Hearing::refused_with);

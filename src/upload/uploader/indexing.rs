@@ -63,10 +63,10 @@ impl LaneTask {
         else {
             return;
         };
-        let (context, shared) = (self.context, Arc::clone(&self.shared));
+        let (context, shared, place) = (self.context, Arc::clone(&self.shared), self.place.clone());
         tokio::spawn(async move {
-            let beside =
-                Self { context, shared, stored_bytes: AtomicU64::new(0), index: Some(index.clone()) };
+            let stored_bytes = AtomicU64::new(0);
+            let beside = Self { context, shared, stored_bytes, index: Some(index.clone()), place };
             if let Err(error) = beside.try_index(&index, clock::wall()).await {
                 let error = &error as &dyn std::error::Error;
                 tracing::debug!(recording = %context.recording, error, "a call that goes on is not found yet");

@@ -21,6 +21,7 @@ use crate::ingest::samples::{record, time_of};
 use crate::keys::Minted;
 use crate::node::Node;
 use crate::observe::metrics as names;
+use crate::observe::traces::{Span, words};
 use crate::recorder::{Begin, Recorder};
 
 use super::super::begin::ToHear;
@@ -49,10 +50,11 @@ pub(super) struct Hearing {
     was_in_doubt: bool,
     /// What is told to the other end where it has broken a rule.
     refused_with: Option<CloseReason>,
+    span: Span,
 }
 
 impl Hearing {
-    pub(super) fn new(node: &Arc<Node>, to_hear: &ToHear, key: Minted) -> Self {
+    pub(super) fn new(node: &Arc<Node>, to_hear: &ToHear, key: Minted, span: Span) -> Self {
         Self {
             node: Arc::clone(node),
             tenant: Arc::clone(&to_hear.tenant),
@@ -67,6 +69,7 @@ impl Hearing {
             is_lost: false,
             was_in_doubt: false,
             refused_with: None,
+            span,
         }
     }
 
@@ -141,7 +144,11 @@ impl Hearing {
             speakers: speakers(format, self.tenant.vapi.listen_channels),
             agent: AgentAudio::Received,
         };
-        let mut recorder = Recorder::start(&self.node, &self.tenant, &self.route, key, &begin)?;
+        let place = self.span.place();
+        let mut recorder =
+            place.around_now(|| Recorder::start(&self.node, &self.tenant, &self.route, key, &begin))?;
+        self.span.recording(recorder.recording());
+        self.span.event(words::RECORDED);
         recorder.joined_late(now, self.missed(now))?;
         tracing::info!(recording = %recorder.recording(), tenant = %self.tenant.id, provider = "vapi", "recording started");
         self.recorder = Some((recorder, format));
@@ -177,6 +184,7 @@ impl Hearing {
 
     /// Ends the recording; answers whether there is one.
     pub(super) fn finish(mut self, cause: EndCause, learned: &CallFacts, tenant: &TenantId) -> bool {
+        self.span.word(words::END_CAUSE, cause.name());
         if let Some(key) = self.key.take() {
             self.node.keys.give_back(tenant, key);
         }
