@@ -38,6 +38,7 @@ mod support;
 mod tickets;
 mod tls;
 mod top;
+mod traces;
 mod vapi;
 mod vectors;
 mod webhooks;

@@ -21,15 +21,15 @@ const PHONE: &str = "+15550142857";
 const DTMF_PARAMETER: &str = "pin-4929-7718";
 
 /// What must not be seen, by name, with everything that it could look like.
-struct Canaries(Vec<(String, Vec<u8>)>);
+pub(crate) struct Canaries(Vec<(String, Vec<u8>)>);
 
 impl Canaries {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(Vec::new())
     }
 
     /// Takes bytes in every usual form: as they are, base64 of both alphabets at all three offsets, hexadecimal.
-    fn add(&mut self, name: &str, secret: &[u8]) {
+    pub(crate) fn add(&mut self, name: &str, secret: &[u8]) {
         self.0.push((name.to_owned(), secret.to_vec()));
         self.0.push((format!("{name}, hex"), hex(secret).into_bytes()));
         self.0.push((format!("{name}, HEX"), hex(secret).to_uppercase().into_bytes()));
@@ -54,7 +54,7 @@ impl Canaries {
     }
 
     /// Fails where one of them is seen.
-    fn check(&self, place: &str, content: &[u8]) {
+    pub(crate) fn check(&self, place: &str, content: &[u8]) {
         for (name, secret) in &self.0 {
             assert!(!contains(content, secret), "{name} in {place}");
         }
