@@ -6,7 +6,7 @@
 //! What a span may say is closed: ids that callseal made or that the configuration has, words that stand in the sources, and
 //! numbers. There is no way to give one a text, so that no payload, name, phone number, URL or secret gets there.
 //!
-//! Must not know what the spans are of. Nobody waits for the collector: see [`export`].
+//! Must not know what the spans are of. Nobody waits for the collector: see `export.rs`.
 
 mod export;
 mod parent;
