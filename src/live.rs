@@ -28,7 +28,11 @@ const PROVIDERS: [&str; 2] = ["twilio", "vapi"];
 
 /// The live streams of a node; clones are the same.
 #[derive(Clone, Default)]
-pub struct Live(Arc<Mutex<HashMap<RecordingId, Arc<LiveStream>>>>);
+pub struct Live {
+    streams: Arc<Mutex<HashMap<RecordingId, Arc<LiveStream>>>>,
+    /// How many orders have been obeyed, of all streams: as long as it stays, none of them need look at what is wanted of it.
+    orders: Arc<AtomicU64>,
+}
 
 /// One stream: what it is, and what is wanted of it.
 pub struct LiveStream {
@@ -47,6 +51,8 @@ pub struct LiveStream {
     /// What orders of other nodes are authenticated with.
     order_key: Zeroizing<[u8; 32]>,
     wanted: Wanted,
+    /// Those of [`Live`].
+    orders: Arc<AtomicU64>,
     /// When the first audio of its open segment was sealed.
     open_since: Mutex<Option<Instant>>,
 }
@@ -118,7 +124,7 @@ impl Live {
             has_consent: AtomicBool::new(has_consent),
         };
         let started = clock::wall();
-        let open_since = Mutex::default();
+        let (orders, open_since) = (Arc::clone(&self.orders), Mutex::default());
         let stream = Arc::new(LiveStream {
             tenant,
             recording,
@@ -128,6 +134,7 @@ impl Live {
             started,
             order_key,
             wanted,
+            orders,
             open_since,
         });
         self.streams().insert(recording, Arc::clone(&stream));
@@ -197,7 +204,7 @@ impl Live {
     }
 
     fn streams(&self) -> MutexGuard<'_, HashMap<RecordingId, Arc<LiveStream>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -246,6 +253,8 @@ impl LiveStream {
             LiveOrder::Resume => wanted.is_paused.store(false, Ordering::Release),
             LiveOrder::Consent => wanted.has_consent.store(true, Ordering::Release),
         }
+        // After what it changes: who sees the number sees that as well.
+        self.orders.fetch_add(1, Ordering::Release);
     }
 
     /// Obeys an order that another node has left; `false` when it is none of this stream.
@@ -261,6 +270,13 @@ impl LiveStream {
 pub struct Present {
     live: Live,
     stream: Arc<LiveStream>,
+}
+
+impl Present {
+    /// Returns a number that is another one once a stream was ordered anything, this one or another.
+    pub fn orders(&self) -> u64 {
+        self.live.orders.load(Ordering::Acquire)
+    }
 }
 
 impl std::ops::Deref for Present {

@@ -1,5 +1,7 @@
 //! Carries one session's outputs: sealed bytes to the journal at once, segments and manifest to the uploader.
 
+mod begin;
+
 use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::sync::Arc;
@@ -13,26 +15,27 @@ use crate::config::{Dtmf, Route, Tenant};
 use crate::control::audit::AuditEvent;
 use crate::control::index::RecordingIndex;
 use crate::control::recovery::OpenedNote;
-use crate::domain::audio::{AudioFormat, Speakers};
+use crate::domain::audio::AudioFormat;
 use crate::domain::cmr::{GapReason, sha256};
 use crate::domain::ids::RecordingId;
 use crate::domain::notice::{self, Ended, NoticeKind};
-use crate::domain::policy::days_of_call;
-use crate::domain::provider::{Digit, Media, Payload, StreamStart};
-use crate::domain::recording::{EndCause, RecordingMetadata, StreamCounts};
+use crate::domain::provider::{Digit, Media, Payload};
+use crate::domain::recording::{EndCause, StreamCounts};
 use crate::domain::session::{
-    AgentAudio, CallSession, DtmfPolicy, Entropy, EntropyFailed, Output, SealedManifest, SealedSegment,
-    SegmentLimits, SessionError, SessionSetup, Stored, Unjournaled,
+    CallSession, DtmfPolicy, Entropy, EntropyFailed, Output, SealedManifest, SealedSegment, SegmentLimits,
+    SessionError, SessionSetup, Stored, Unjournaled,
 };
 use crate::domain::sign::encode_hex;
-use crate::domain::ticket::Ticket;
 use crate::domain::time::UnixMillis;
 use crate::journal::{Journal, Record, Runs};
 use crate::keys::{Minted, fill_random};
-use crate::live::{Entry, Present};
+use crate::live::Present;
 use crate::node::Node;
 use crate::observe::metrics::{self as names, LocalHistogram};
 use crate::upload::{Lane, RetentionTags, UploadContext};
+
+use begin::metadata;
+pub(crate) use begin::{Begin, entry};
 
 /// The operating system's random bytes.
 struct SystemEntropy;
@@ -41,24 +44,6 @@ impl Entropy for SystemEntropy {
     fn fill(&mut self, out: &mut [u8]) -> Result<(), EntropyFailed> {
         fill_random(out).map_err(|_| EntropyFailed)
     }
-}
-
-/// How a recording begins.
-pub(crate) struct Begin<'a> {
-    /// What the stream says of itself.
-    pub(crate) start: &'a StreamStart,
-    /// The ticket that it has brought.
-    pub(crate) ticket: Option<&'a Ticket>,
-    /// How the caller's consent is known.
-    pub(crate) consent: Option<&'static str>,
-    /// `twilio` or `vapi`.
-    pub(crate) provider: &'static str,
-    /// How the samples of all tracks are written.
-    pub(crate) format: AudioFormat,
-    /// Who is heard on the tracks.
-    pub(crate) speakers: Speakers,
-    /// Where the agent's audio comes from.
-    pub(crate) agent: AgentAudio,
 }
 
 /// Notes in the audit log that a stream is not recorded, and tells the tenant.
@@ -79,7 +64,26 @@ pub(crate) fn skipped(node: &Arc<Node>, tenant: &Tenant, route: &Route, why: &'s
 }
 
 /// One stream being recorded.
+///
+/// What every message needs lies close together here; all else is in [`About`].
 pub(crate) struct Recorder {
+    session: CallSession,
+    runs: Runs,
+    lane: Lane,
+    journal: Journal,
+    generation: u64,
+    /// What people want of it.
+    present: Present,
+    orders: u64,
+    is_paused: bool,
+    /// What [`Present`] was told of the open segment.
+    open_since: Option<Instant>,
+    read_to_sealed: LocalHistogram,
+    about: Box<About>,
+}
+
+/// What is needed where a segment or the call ends.
+struct About {
     node: Arc<Node>,
     tenant: Arc<Tenant>,
     recording: RecordingId,
@@ -87,21 +91,10 @@ pub(crate) struct Recorder {
     route: String,
     call: String,
     format: AudioFormat,
-    /// What people want of it.
-    present: Present,
-    is_paused: bool,
-    /// What [`Present`] was told of the open segment.
-    open_since: Option<Instant>,
-    session: CallSession,
-    lane: Lane,
     index: Arc<RecordingIndex>,
-    journal: Journal,
-    runs: Runs,
-    generation: u64,
     opened: Record,
     /// What the shared counters know already.
     published: StreamCounts,
-    read_to_sealed: LocalHistogram,
     metrics: Metrics,
 }
 
@@ -152,31 +145,35 @@ impl Recorder {
         let upload = UploadContext { recording: ids.recording, retention };
         let note = OpenedNote { v: 1, tenant: tenant.id.to_string(), retention_days };
         let body = Bytes::from(serde_json::to_vec(&note).unwrap_or_default());
-        let mut recorder = Self {
+        let about = About {
             node: Arc::clone(node),
             tenant: Arc::clone(tenant),
             recording: ids.recording,
             route: route.name.to_string(),
             call: begin.start.call.clone(),
             format: begin.format,
-            present,
-            is_paused: false,
-            open_since: None,
-            session,
-            lane: node.uploader.indexed_lane(upload, Arc::<RecordingIndex>::clone(&index)),
-            index,
-            journal: node.journal.clone(),
-            runs: node.journal.runs(ids.recording),
-            generation: node.journal.generation(),
+            index: Arc::clone(&index),
             opened: Record::Opened { recording: ids.recording, tenant_tag: ids.tenant, body },
             published: StreamCounts::default(),
-            read_to_sealed: LocalHistogram::default(),
             metrics: Metrics {
                 frames: counter!(names::FRAMES_SEALED),
                 audio_bytes: counter!(names::AUDIO_SEALED),
                 audio_millis: counter!(names::AUDIO_SEALED_MILLIS),
                 read_to_sealed: histogram!(names::READ_TO_SEALED),
             },
+        };
+        let mut recorder = Self {
+            session,
+            runs: node.journal.runs(ids.recording),
+            lane: node.uploader.indexed_lane(upload, index),
+            journal: node.journal.clone(),
+            generation: node.journal.generation(),
+            present,
+            orders: 0,
+            is_paused: false,
+            open_since: None,
+            read_to_sealed: LocalHistogram::default(),
+            about: Box::new(about),
         };
         recorder.journal_opened();
         recorder.hand_over(now);
@@ -185,18 +182,23 @@ impl Recorder {
 
     /// Reads a little of what the next message needs, so that it is in the processor's cache by then.
     pub(crate) fn prefetch(&self) {
-        black_box((self.present.is_paused(), self.generation, self.open_since, self.published.frames));
+        black_box((self.generation, self.open_since));
         self.session.prefetch();
         self.runs.prefetch();
     }
 
     /// Returns the recording's id.
     pub(crate) fn recording(&self) -> RecordingId {
-        self.recording
+        self.about.recording
     }
 
     /// Does what was ordered about this recording. To be called before anything that could be paused is sealed.
     fn obey(&mut self, now: Instant) -> Result<(), SessionError> {
+        let orders = self.present.orders();
+        if orders == self.orders {
+            return Ok(());
+        }
+        self.orders = orders;
         let is_paused = self.present.is_paused();
         if is_paused == self.is_paused {
             return Ok(());
@@ -234,9 +236,9 @@ impl Recorder {
 
     /// Notes a fact of the call, to be sealed at its end.
     pub(crate) fn note(&mut self, name: &str, text: &str) {
-        self.index.note(name, text);
+        self.about.index.note(name, text);
         if !self.session.note(name, text) {
-            tracing::debug!(recording = %self.recording, name, "no room for a note");
+            tracing::debug!(recording = %self.about.recording, name, "no room for a note");
         }
     }
 
@@ -341,7 +343,7 @@ impl Recorder {
         let played = self.session.handle_timeout(clock::monotonic(), wall);
         if let Err(error) = played.and_then(|()| self.session.finish(wall, cause)) {
             let error = &error as &dyn std::error::Error;
-            tracing::error!(recording = %self.recording, error, "recording cannot be finished; recovery will");
+            tracing::error!(recording = %self.about.recording, error, "recording cannot be finished; recovery will");
         }
         let mut manifest = None;
         while let Some(output) = self.session.poll_output() {
@@ -358,34 +360,37 @@ impl Recorder {
 
     fn finish_with(self, manifest: SealedManifest, wall: UnixMillis) {
         let SealedManifest { bytes, rows, end } = manifest;
-        count_lost(&end.gaps, self.format);
+        count_lost(&end.gaps, self.about.format);
         let event = AuditEvent {
             result: end.life.name().to_owned(),
             detail: Some(format!("root={} revision=0 rows={}", encode_hex(&sha256(&bytes)), rows.len())),
-            ..AuditEvent::by_node(self.node.config.node.as_str(), "record", self.recording.to_string())
+            ..AuditEvent::by_node(
+                self.about.node.config.node.as_str(),
+                "record",
+                self.about.recording.to_string(),
+            )
         };
         counter!(names::STREAMS_ENDED, "cause" => end.cause.name()).increment(1);
         tracing::info!(
-            recording = %self.recording,
+            recording = %self.about.recording,
             cause = end.cause.name(),
             life = end.life.name(),
             frames = end.counts.frames,
             missing_messages = end.counts.missing_messages,
             "recording sealed"
         );
-        let Self { recording, format, .. } = self;
-        let (route, call) = (&self.route, &self.call);
+        let About { recording, format, ref route, ref call, .. } = *self.about;
         let events = notice::ended(&Ended { recording, revision: 0, end: &end, format, route, call });
-        let (notices, tenant) = (self.node.notices.clone(), self.tenant.id.clone());
+        let (notices, tenant) = (self.about.node.notices.clone(), self.about.tenant.id.clone());
         // What is not told now is told when the outbox takes it.
         let told = Box::pin(async move {
             let _told = notices.told_all(&tenant, events).await;
         });
         if !self.lane.finish_and_tell(Bytes::from(bytes), wall, end.life, told) {
-            tracing::error!(recording = %self.recording, "manifest was not taken; recovery will make one");
+            tracing::error!(recording = %self.about.recording, "manifest was not taken; recovery will make one");
         }
-        let (audit, tenant) = (self.node.audit.clone(), self.tenant.id.clone());
-        let recording = self.recording;
+        let (audit, tenant) = (self.about.node.audit.clone(), self.about.tenant.id.clone());
+        let recording = self.about.recording;
         tokio::spawn(async move {
             if let Err(error) = audit.record(&tenant, event).await {
                 let error = &error as &dyn std::error::Error;
@@ -403,84 +408,49 @@ impl Recorder {
         let journaled_bytes = self.runs.take_back((row.writer, row.seq), journaled_bytes).min(bytes.len());
         let rest = bytes.slice(journaled_bytes..);
         let sealed = Record::Sealed {
-            recording: self.recording,
+            recording: self.about.recording,
             writer: row.writer,
             seq: row.seq,
             offset: u32::try_from(journaled_bytes).unwrap_or(u32::MAX),
             bytes: rest,
             sealed_at: clock::monotonic(),
         };
-        let cut =
-            Record::Cut { recording: self.recording, writer: row.writer, seq: row.seq, length: row.byte_len };
+        let cut = Record::Cut {
+            recording: self.about.recording,
+            writer: row.writer,
+            seq: row.seq,
+            length: row.byte_len,
+        };
         for record in [sealed, cut] {
             if let Err(refused) = self.journal.append(record) {
                 tracing::debug!(error = &refused as &dyn std::error::Error, "segment is not in the journal");
             }
         }
         if !self.lane.segment(row, bytes, opened_at, self.generation) {
-            tracing::error!(recording = %self.recording, seq = row.seq, "segment was not taken; recovery will store it");
+            tracing::error!(recording = %self.about.recording, seq = row.seq, "segment was not taken; recovery will store it");
         }
         self.publish();
     }
 
     fn journal_opened(&self) {
-        if let Err(refused) = self.journal.append(self.opened.clone()) {
+        if let Err(refused) = self.journal.append(self.about.opened.clone()) {
             let error = &refused as &dyn std::error::Error;
-            tracing::warn!(recording = %self.recording, error, "a crash would lose this recording's open segment");
+            tracing::warn!(recording = %self.about.recording, error, "a crash would lose this recording's open segment");
         }
     }
 
     /// Adds local counts to the shared ones: once per segment, not once per frame.
     fn publish(&mut self) {
         let counts = *self.session.counts();
-        let millis = |bytes| self.format.millis_of_bytes(bytes);
-        self.metrics.frames.increment(counts.frames - self.published.frames);
-        self.metrics.audio_bytes.increment(counts.audio_bytes - self.published.audio_bytes);
-        self.metrics.audio_millis.increment(millis(counts.audio_bytes) - millis(self.published.audio_bytes));
-        self.published = counts;
-        self.read_to_sealed.publish(&self.metrics.read_to_sealed);
-    }
-}
-
-/// Returns what a stream is while it is live; the caller need not agree any more.
-pub(crate) fn entry(
-    tenant: &Tenant,
-    route: &Route,
-    key: &Minted,
-    provider: &'static str,
-    call: &str,
-) -> Entry {
-    Entry {
-        tenant: tenant.id.clone(),
-        recording: key.ids.recording,
-        route: route.name.clone(),
-        provider,
-        call: call.to_owned(),
-        order_key: key.dek.live_order_key(),
-        has_consent: true,
-    }
-}
-
-fn metadata(tenant: &Tenant, route: &Route, begin: &Begin<'_>, wall: UnixMillis) -> RecordingMetadata {
-    let Begin { start, ticket, consent, provider, format, speakers: _, agent: _ } = begin;
-    // Whoever has the key of tickets cannot keep a call for longer than the tenant keeps all of them.
-    let asked = ticket.and_then(|ticket| ticket.retention_days);
-    let (retention_days, own_days) = days_of_call(tenant.retention.call_audio_days, asked);
-    RecordingMetadata {
-        v: 1,
-        tenant: tenant.id.to_string(),
-        route: route.name.to_string(),
-        provider: (*provider).to_owned(),
-        account: start.account.clone(),
-        call: start.call.clone(),
-        stream: start.stream.clone(),
-        started_ms: wall.0,
-        parameters: start.parameters.clone(),
-        retention_days,
-        own_days,
-        ticket: ticket.map(|ticket| ticket.metadata.clone()).unwrap_or_default(),
-        consent: consent.map(str::to_owned),
-        format: *format,
+        let millis = |bytes| self.about.format.millis_of_bytes(bytes);
+        self.about.metrics.frames.increment(counts.frames - self.about.published.frames);
+        self.about.metrics.audio_bytes.increment(counts.audio_bytes - self.about.published.audio_bytes);
+        self.about
+            .metrics
+            .audio_millis
+            .increment(millis(counts.audio_bytes) - millis(self.about.published.audio_bytes));
+        self.about.published = counts;
+        self.read_to_sealed.publish(&self.about.metrics.read_to_sealed);
     }
 }
 

@@ -42,19 +42,19 @@ pub(super) struct MustEnd {
     pub(super) reason: &'static str,
 }
 
-/// One stream.
+/// One stream. What no message needs is in boxes, so that what every message needs lies close together.
 pub(super) struct StreamInHand {
     node: Arc<Node>,
     tenant: Arc<Tenant>,
-    route: Route,
+    route: Box<Route>,
     permit: StreamPermit,
-    ticket: Option<(Ticket, Redeemed)>,
+    ticket: Option<Box<(Ticket, Redeemed)>>,
     /// Until the stream starts; `None` also where the tenant lets calls go on unrecorded.
-    key: Option<Minted>,
+    key: Option<Box<Minted>>,
     decoder: Decoder,
     recorder: Option<Recorder>,
     /// Where the caller has not agreed yet; the key is kept for when that happens.
-    awaiting: Option<Awaiting>,
+    awaiting: Option<Box<Awaiting>>,
     span: Span,
 }
 
@@ -95,7 +95,18 @@ impl StreamInHand {
                 Decoder::Twilio(TwilioDecoder::new(tenant.twilio.account_sids.clone(), max_drops))
             }
         };
-        Self { node, tenant, route, permit, ticket, key, decoder, recorder: None, awaiting: None, span }
+        Self {
+            node,
+            tenant,
+            route: Box::new(route),
+            permit,
+            ticket: ticket.map(Box::new),
+            key: key.map(Box::new),
+            decoder,
+            recorder: None,
+            awaiting: None,
+            span,
+        }
     }
 
     pub(super) fn tenant(&self) -> &TenantId {
@@ -256,12 +267,12 @@ impl StreamInHand {
             if !was_awaited {
                 counter!(names::STREAMS_ENDED, "cause" => "never-started").increment(1);
             }
-            self.node.keys.give_back(&self.tenant.id, key);
+            self.node.keys.give_back(&self.tenant.id, *key);
         }
     }
 
     fn used_elsewhere(&mut self) -> Option<MustEnd> {
-        if !self.ticket.as_ref().is_some_and(|(_, redeemed)| redeemed.was_used_elsewhere()) {
+        if !self.ticket.as_deref().is_some_and(|(_, redeemed)| redeemed.was_used_elsewhere()) {
             return None;
         }
         self.ticket = None;
@@ -272,7 +283,7 @@ impl StreamInHand {
     /// Begins the recording, if there is to be one by now.
     fn begin(&mut self, start: &StreamStart, audio: Audio) -> Option<MustEnd> {
         self.span.event(words::STARTED);
-        let consent = consent(self.ticket.as_ref().map(|(ticket, _)| ticket), start);
+        let consent = consent(self.ticket.as_deref().map(|(ticket, _)| ticket), start);
         match self.route.record {
             RecordPolicy::Always => self.begin_recording(start, audio, consent),
             RecordPolicy::OnConsent if consent.is_some() => self.begin_recording(start, audio, consent),
@@ -282,7 +293,7 @@ impl StreamInHand {
             }
             RecordPolicy::Never => {
                 if let Some(key) = self.key.take() {
-                    self.node.keys.give_back(&self.tenant.id, key);
+                    self.node.keys.give_back(&self.tenant.id, *key);
                 }
                 None
             }
@@ -295,13 +306,13 @@ impl StreamInHand {
         self.span.event(words::AWAITS_CONSENT);
         let entry = recorder::entry(&self.tenant, &self.route, key, audio.provider, &start.call);
         let present = self.node.live.enter(Entry { has_consent: false, ..entry });
-        self.awaiting = Some(Awaiting { start: start.clone(), audio, present });
+        self.awaiting = Some(Box::new(Awaiting { start: start.clone(), audio, present }));
     }
 
     /// Begins the recording when the caller has agreed since; what was said before is nowhere.
     fn begin_if_agreed(&mut self) -> Option<MustEnd> {
         self.awaiting.as_ref().filter(|awaiting| awaiting.present.has_consent())?;
-        let Awaiting { start, audio, present } = self.awaiting.take()?;
+        let Awaiting { start, audio, present } = *self.awaiting.take()?;
         drop(present);
         // Numbers count from here on: what was not recorded is not missing.
         let start = StreamStart { sequence: None, ..start };
@@ -315,12 +326,12 @@ impl StreamInHand {
         consent: Option<&'static str>,
     ) -> Option<MustEnd> {
         let key = self.key.take()?;
-        let ticket = self.ticket.as_ref().map(|(ticket, _)| ticket);
+        let ticket = self.ticket.as_deref().map(|(ticket, _)| ticket);
         let Audio { provider, format, agent } = audio;
         let speakers = Speakers::CallerAndAgent;
         let begin = Begin { start, ticket, consent, provider, format, speakers, agent };
         let place = self.span.place();
-        match place.around_now(|| Recorder::start(&self.node, &self.tenant, &self.route, key, &begin)) {
+        match place.around_now(|| Recorder::start(&self.node, &self.tenant, &self.route, *key, &begin)) {
             Ok(recorder) => {
                 self.span.recording(recorder.recording());
                 self.span.event(words::RECORDED);

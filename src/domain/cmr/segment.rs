@@ -78,16 +78,26 @@ pub struct TrackTotals {
 impl TrackTotals {
     /// Counts one audio frame from `pts` to `end`.
     pub(super) fn count(totals: &mut Vec<Self>, track: TrackId, pts: u32, end: u32, payload_bytes: u64) {
+        let frame = Self { track, frames: 1, first_pts: pts, end_pts: end, payload_bytes };
         match totals.iter_mut().find(|totals| totals.track == track) {
-            Some(totals) => {
-                totals.frames += 1;
-                totals.first_pts = totals.first_pts.min(pts);
-                totals.end_pts = totals.end_pts.max(end);
-                totals.payload_bytes += payload_bytes;
-            }
-            None => totals.push(Self { track, frames: 1, first_pts: pts, end_pts: end, payload_bytes }),
+            Some(totals) => totals.add(frame),
+            None => totals.push(frame),
         }
     }
+
+    fn add(&mut self, other: Self) {
+        self.frames += other.frames;
+        self.first_pts = self.first_pts.min(other.first_pts);
+        self.end_pts = self.end_pts.max(other.end_pts);
+        self.payload_bytes += other.payload_bytes;
+    }
+}
+
+/// A track of the open segment.
+struct OpenTrack {
+    totals: TrackTotals,
+    /// Where a frame without an own position would start.
+    continues_at: Option<u32>,
 }
 
 /// A segment that is complete: its bytes and what the manifest says of it.
@@ -107,9 +117,8 @@ pub struct FinishedSegment {
 pub struct SegmentWriter {
     object: ObjectWriter,
     ids: SegmentIds,
-    totals: Vec<TrackTotals>,
-    /// Per track, where a frame without an own position would start.
-    continues_at: [Option<u32>; TrackId::COUNT],
+    /// Those with audio.
+    tracks: Vec<OpenTrack>,
     /// Frames that every segment of its place begins with.
     preamble_frames: u32,
 }
@@ -145,7 +154,7 @@ impl SegmentWriter {
             seal_bytes(&mut object, KIND_METADATA << 4, false, part)?;
         }
         let preamble_frames = object.frames();
-        Ok(Self { object, ids, totals: Vec::new(), continues_at: [None; TrackId::COUNT], preamble_frames })
+        Ok(Self { object, ids, tracks: Vec::new(), preamble_frames })
     }
 
     /// Seals one audio frame as the next frame of this segment.
@@ -164,7 +173,7 @@ impl SegmentWriter {
         pts: u32,
         fill: impl FnOnce(&mut Vec<u8>) -> Result<u32, E>,
     ) -> Result<u32, E> {
-        let follows = self.continues_at.get(usize::from(track.number())) == Some(&Some(pts));
+        let follows = self.track(track).is_some_and(|known| known.continues_at == Some(pts));
         let kind = if follows { KIND_AUDIO } else { KIND_AUDIO_AT };
         let before = self.object.bytes().len();
         let samples = self.object.seal(kind << 4 | track.number(), false, |inner| {
@@ -176,9 +185,19 @@ impl SegmentWriter {
         let overhead = super::OVERHEAD_BYTES + if follows { 0 } else { 4 };
         let payload_bytes = self.object.bytes().len() - before - overhead;
         let end = pts.saturating_add(samples);
-        TrackTotals::count(&mut self.totals, track, pts, end, payload_bytes as u64);
-        if let Some(continues_at) = self.continues_at.get_mut(usize::from(track.number())) {
-            *continues_at = Some(end);
+        let totals = TrackTotals {
+            track,
+            frames: 1,
+            first_pts: pts,
+            end_pts: end,
+            payload_bytes: payload_bytes as u64,
+        };
+        match self.track(track) {
+            Some(known) => {
+                known.totals.add(totals);
+                known.continues_at = Some(end);
+            }
+            None => self.tracks.push(OpenTrack { totals, continues_at: Some(end) }),
         }
         Ok(samples)
     }
@@ -200,8 +219,8 @@ impl SegmentWriter {
             inner.push(reason.number());
             Ok::<_, SealError>(())
         })?;
-        if let Some(continues_at) = self.continues_at.get_mut(usize::from(track.number())) {
-            *continues_at = None;
+        if let Some(known) = self.track(track) {
+            known.continues_at = None;
         }
         Ok(())
     }
@@ -223,7 +242,7 @@ impl SegmentWriter {
     /// # Errors
     /// [`SealError`]; the segment then stays without a trailer and its bytes are lost to the caller.
     pub fn finish(mut self, reason: EndReason) -> Result<FinishedSegment, SealError> {
-        self.totals.sort_by_key(|totals| totals.track);
+        self.tracks.sort_by_key(|known| known.totals.track);
         let frames = self.object.frames() + 1;
         let tracks = self.totals();
         self.object.seal(KIND_TRAILER << 4, true, |inner| {
@@ -244,7 +263,7 @@ impl SegmentWriter {
 
     /// Reads a little of what the next frame needs, so that it is in the processor's cache by then.
     pub fn prefetch(&self) {
-        black_box((self.totals.first().map(|totals| totals.frames), self.continues_at.first().copied()));
+        black_box(self.tracks.first().map(|known| known.totals.frames));
         self.object.prefetch();
     }
 
@@ -275,7 +294,11 @@ impl SegmentWriter {
 
     /// Returns what each track holds so far.
     pub fn totals(&self) -> Vec<TrackTotals> {
-        self.totals.clone()
+        self.tracks.iter().map(|known| known.totals).collect()
+    }
+
+    fn track(&mut self, track: TrackId) -> Option<&mut OpenTrack> {
+        self.tracks.iter_mut().find(|known| known.totals.track == track)
     }
 }
 

@@ -56,7 +56,7 @@ impl CallSession {
         payload: &Payload<'_>,
     ) -> Result<Stored, SessionError> {
         self.play_out(now, wall)?;
-        let codec = self.setup.metadata.format.codec();
+        let codec = self.format.codec();
         let Some(playout) = &mut self.playout else { return Ok(Stored::Nothing) };
         let mut audio = Zeroizing::new(Vec::with_capacity(payload.max_bytes()));
         if let Err(bad) = payload.append_to(&mut audio) {

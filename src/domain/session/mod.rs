@@ -8,6 +8,7 @@
 //! nothing unsealed outlives the call of [`CallSession::handle_media`], but for what an agent has said that is not played yet.
 
 mod agent;
+mod ending;
 mod gaps;
 mod notes;
 mod placement;
@@ -22,28 +23,22 @@ use std::time::{Duration, Instant};
 
 use zeroize::Zeroizing;
 
-use crate::domain::audio::Speakers;
-use crate::domain::cmr::{
-    Dek, EndReason, EndState, Expected, GapReason, ManifestWriter, Row, RowSpan, SealError,
-};
+use crate::domain::audio::{AudioFormat, Speakers};
+use crate::domain::cmr::{Dek, Expected, GapReason, Row, RowSpan, SealError};
 use crate::domain::ids::{TrackId, WriterId};
 use crate::domain::provider::{BadBase64, Digit, Media};
-use crate::domain::recording::{
-    EndCause, Life, RecordingEnd, RecordingMetadata, StreamCounts, to_cbor, track_table,
-};
+use crate::domain::recording::{RecordingEnd, RecordingMetadata, StreamCounts, to_cbor, track_table};
 use crate::domain::time::UnixMillis;
 
 use gaps::GapLedger;
 use notes::Notes;
 use placement::{Arrival, Sequence, SequenceWindow, TrackClock};
 use playout::Playout;
-use segments::{Chain, OpenSegment, fresh_salt};
+use segments::{Chain, OpenSegment};
 
 /// How long played audio of the agent may wait in the queue when nothing else happens. The caller's messages mostly take it
 /// out every 20 ms.
 const PLAY_EVERY: Duration = Duration::from_millis(40);
-/// A day in milliseconds.
-const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// Fresh random bytes. Never the same twice, never predictable.
 pub trait Entropy: Send {
@@ -186,20 +181,19 @@ struct LeftOut {
 }
 
 /// One stream being recorded.
+///
+/// What every message needs lies close together here; all else is in [`Kept`].
 pub struct CallSession {
-    setup: SessionSetup,
-    entropy: Box<dyn Entropy>,
-    track_table: Vec<u8>,
-    metadata: Vec<u8>,
-    chain: Chain,
     open: Option<OpenSegment>,
     clocks: [TrackClock; 2],
+    format: AudioFormat,
+    /// Not longer than the format allows.
+    limits: SegmentLimits,
     numbers: SequenceWindow,
-    gaps: GapLedger,
     /// Per track, audio that was left out and has no sealed gap yet.
     left_out: [Option<LeftOut>; 2],
     /// The queue of the agent's audio; `None` where the provider sends that itself.
-    playout: Option<Playout>,
+    playout: Option<Box<Playout>>,
     /// When what was played must be taken out of the queue.
     play_by: Option<Instant>,
     /// Why nothing is sealed now.
@@ -208,10 +202,21 @@ pub struct CallSession {
     /// Messages were missed since the last hole in the numbering.
     has_missed: bool,
     counts: StreamCounts,
+    outputs: VecDeque<Output>,
+    kept: Box<Kept>,
+}
+
+/// What is needed where a segment begins or ends, where audio is missing, and at the end of the call.
+struct Kept {
+    setup: SessionSetup,
+    entropy: Box<dyn Entropy>,
+    track_table: Vec<u8>,
+    metadata: Vec<u8>,
+    chain: Chain,
+    gaps: GapLedger,
     notes: Notes,
     rows: Vec<Row>,
     spans: Vec<RowSpan>,
-    outputs: VecDeque<Output>,
 }
 
 impl CallSession {
@@ -231,27 +236,33 @@ impl CallSession {
         let metadata = to_cbor(&setup.metadata);
         let format = setup.metadata.format;
         let playout = (setup.agent == AgentAudio::Queued).then(|| Playout::new(now, format));
-        let mut session = Self {
+        let limits = segments::bounded(setup.limits);
+        let kept = Kept {
             track_table: to_cbor(&track_table(format, setup.speakers)),
             setup,
             entropy,
             metadata,
             chain,
+            gaps: GapLedger::default(),
+            notes: Notes::default(),
+            rows: Vec::new(),
+            spans: Vec::new(),
+        };
+        let mut session = Self {
             open: None,
             clocks: [TrackClock::new(format), TrackClock::new(format)],
+            format,
+            limits,
             numbers: SequenceWindow::default(),
-            gaps: GapLedger::default(),
             left_out: [None; 2],
-            playout,
+            playout: playout.map(Box::new),
             play_by: None,
             muted: None,
             is_overloaded: false,
             has_missed: false,
             counts: StreamCounts::default(),
-            notes: Notes::default(),
-            rows: Vec::new(),
-            spans: Vec::new(),
             outputs: VecDeque::new(),
+            kept: Box::new(kept),
         };
         session.open_segment(now, wall)?;
         Ok(session)
@@ -283,7 +294,7 @@ impl CallSession {
             return Ok(Stored::Nothing);
         }
         if let Some(playout) = &mut self.playout {
-            let samples = self.setup.metadata.format.codec().samples_of(media.payload.bytes());
+            let samples = self.format.codec().samples_of(media.payload.bytes());
             playout.caller_at(now, media.timestamp_ms, place.pts, samples);
         }
         if let Some(reason) = self.why_not_sealed() {
@@ -345,7 +356,7 @@ impl CallSession {
             return Ok(());
         }
         let mut key = Zeroizing::new([0; 4]);
-        match self.setup.dtmf {
+        match self.kept.setup.dtmf {
             DtmfPolicy::Redact => self.seal_event(now, wall, &[("t", "dtmf")]),
             DtmfPolicy::Keep => {
                 let key = digit.expose().encode_utf8(&mut *key);
@@ -379,7 +390,7 @@ impl CallSession {
     /// Returns when the session wants [`CallSession::handle_timeout`]; `None` while its segment holds no audio and none of
     /// the agent's waits.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let cut = self.open_since().map(|at| at + self.max_age());
+        let cut = self.open_since().map(|at| at + self.limits.max_age);
         [cut, self.play_by].into_iter().flatten().min()
     }
 
@@ -421,50 +432,6 @@ impl CallSession {
         &self.counts
     }
 
-    /// Ends the recording: cuts the last segment and seals the manifest.
-    ///
-    /// # Errors
-    /// [`SessionError`] when the manifest cannot be sealed; the segments put out before can be recovered.
-    pub fn finish(&mut self, wall: UnixMillis, cause: EndCause) -> Result<(), SessionError> {
-        self.cut(end_reason(cause))?;
-        let is_orderly = matches!(cause, EndCause::Stop | EndCause::AgentClosed) && !self.notes.joined_late;
-        let life = if is_orderly && !self.has_loss() { Life::Complete } else { Life::Partial };
-        let end = RecordingEnd {
-            v: 1,
-            life,
-            cause,
-            ended_ms: wall.0,
-            expires_ms: wall.0.saturating_add(u64::from(self.setup.metadata.retention_days) * DAY_MS),
-            gaps: std::mem::take(&mut self.gaps).into_entries(),
-            counts: self.counts,
-            notes: std::mem::take(&mut self.notes.texts),
-        };
-        let salt = fresh_salt(self.entropy.as_mut())?;
-        let manifest = ManifestWriter {
-            ids: self.setup.ids,
-            writer: self.chain.writer,
-            revision: 0,
-            created_ms: wall.0,
-            rows: &self.rows,
-            spans: &self.spans,
-            metadata: &self.metadata,
-            state: EndState::Complete,
-            end: &to_cbor(&end),
-        };
-        let bytes = manifest.seal(&self.setup.dek, &salt)?;
-        self.outputs.push_back(Output::Finished(SealedManifest {
-            bytes,
-            rows: std::mem::take(&mut self.rows),
-            end,
-        }));
-        Ok(())
-    }
-
-    fn has_loss(&self) -> bool {
-        let StreamCounts { missing_messages, undecodable, dropped_frames, .. } = self.counts;
-        missing_messages > 0 || undecodable > 0 || dropped_frames > 0 || self.gaps.has_loss()
-    }
-
     fn clock(&mut self, track: TrackId) -> &mut TrackClock {
         let [caller, agent] = &mut self.clocks;
         if track == TrackId::CALLER { caller } else { agent }
@@ -480,18 +447,5 @@ impl CallSession {
             Sequence::Seen | Sequence::Unknown => {}
         }
         sequence
-    }
-}
-
-fn end_reason(cause: EndCause) -> EndReason {
-    match cause {
-        EndCause::Stop | EndCause::ClosedEarly | EndCause::AgentClosed => EndReason::CallEnd,
-        EndCause::PeerLost
-        | EndCause::AgentLost
-        | EndCause::ProtocolError
-        | EndCause::Internal
-        | EndCause::Crash => EndReason::SourceError,
-        EndCause::Limit => EndReason::Limit,
-        EndCause::Shutdown => EndReason::Shutdown,
     }
 }

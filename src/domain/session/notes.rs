@@ -20,7 +20,7 @@ pub(super) struct Notes {
 impl CallSession {
     /// Notes a fact; a later one of the same name takes its place. Answers whether there was room.
     pub fn note(&mut self, name: &str, text: &str) -> bool {
-        let texts = &mut self.notes.texts;
+        let texts = &mut self.kept.notes.texts;
         let has_room = texts.len() < MAX_NOTES || texts.contains_key(name);
         let fits = name.len() + text.len() <= MAX_NOTE_BYTES;
         if has_room && fits {
@@ -39,7 +39,7 @@ impl CallSession {
         wall: UnixMillis,
         time: Duration,
     ) -> Result<(), SessionError> {
-        self.notes.joined_late = true;
+        self.kept.notes.joined_late = true;
         self.note("joined_after_ms", &time.as_millis().to_string());
         self.handle_gap(now, wall, time, GapReason::Source)
     }

@@ -36,7 +36,6 @@ impl Bounds {
 #[derive(Debug)]
 pub(super) struct TrackClock {
     format: AudioFormat,
-    bounds: Bounds,
     state: Option<Running>,
 }
 
@@ -70,14 +69,15 @@ pub(super) enum Arrival {
 impl TrackClock {
     /// A clock that no audio has set.
     pub(super) fn new(format: AudioFormat) -> Self {
-        Self { format, bounds: Bounds::new(format), state: None }
+        Self { format, state: None }
     }
 
     /// Decides where the next frame goes. `None`: the track's 24-hour clock is full.
     pub(super) fn place(&self, timestamp_ms: Option<u64>) -> Option<Place> {
+        let bounds = Bounds::new(self.format);
         let timed = timestamp_ms.and_then(|ms| self.format.samples_in_ms(ms));
         let Some(running) = self.state else {
-            let first = timed.filter(|at| *at <= self.bounds.max_jump);
+            let first = timed.filter(|at| *at <= bounds.max_jump);
             let arrival = match (timestamp_ms, first) {
                 (_, Some(_)) => Arrival::InOrder,
                 (None, None) => Arrival::Untimed,
@@ -89,7 +89,7 @@ impl TrackClock {
             let arrival = if timestamp_ms.is_some() { Arrival::Implausible } else { Arrival::Untimed };
             return place_at(running.end, 0, arrival);
         };
-        running.place(at, self.bounds)
+        running.place(at, bounds)
     }
 
     /// Moves the clock past a frame of `samples` that was put at `place`.

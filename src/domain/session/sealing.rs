@@ -40,10 +40,10 @@ impl CallSession {
         time: Duration,
         reason: GapReason,
     ) -> Result<(), SessionError> {
-        let samples = self.setup.metadata.format.samples_in(time);
+        let samples = self.format.samples_in(time);
         let samples = u32::try_from(samples).map_err(|_| SessionError::ClockFull)?;
         self.rotate_if_due(now, wall)?;
-        let tracks = if self.playout.is_some() { 1 } else { self.setup.speakers.roles().len() };
+        let tracks = if self.playout.is_some() { 1 } else { self.kept.setup.speakers.roles().len() };
         for track in [TrackId::CALLER, TrackId::AGENT].into_iter().take(tracks) {
             let at = self.clock(track).end();
             at.checked_add(samples).ok_or(SessionError::ClockFull)?;
@@ -56,7 +56,7 @@ impl CallSession {
 
     /// Returns how many samples so many bytes of audio hold.
     pub(super) fn samples_of(&self, bytes: usize) -> u32 {
-        self.setup.metadata.format.codec().samples_of(bytes)
+        self.format.codec().samples_of(bytes)
     }
 
     pub(super) fn seal_gap_before(
@@ -85,7 +85,7 @@ impl CallSession {
         reason: GapReason,
     ) -> Result<(), SessionError> {
         self.segment()?.gap(track, pts, samples, reason)?;
-        self.gaps.add(track, pts, samples, reason, &mut self.counts);
+        self.kept.gaps.add(track, pts, samples, reason, &mut self.counts);
         Ok(())
     }
 
@@ -103,7 +103,7 @@ impl CallSession {
             self.counts.frames += 1;
             self.counts.audio_bytes += piece.audio.len() as u64;
         }
-        let is_waiting = self.playout.as_ref().is_some_and(Playout::is_waiting);
+        let is_waiting = self.playout.as_deref().is_some_and(Playout::is_waiting);
         self.play_by = is_waiting.then_some(now + PLAY_EVERY);
         Ok(())
     }
@@ -171,7 +171,13 @@ impl CallSession {
             Some(known) => {
                 let known = std::mem::replace(known, LeftOut { start, end, reason });
                 // No frame says so, only the manifest: two reasons follow each other without any audio between them.
-                self.gaps.add(track, known.start, known.end - known.start, known.reason, &mut self.counts);
+                self.kept.gaps.add(
+                    track,
+                    known.start,
+                    known.end - known.start,
+                    known.reason,
+                    &mut self.counts,
+                );
             }
             None => *left_out = Some(LeftOut { start, end, reason }),
         }
@@ -211,7 +217,7 @@ impl CallSession {
         pts: u32,
         payload: &Payload<'_>,
     ) -> Result<u32, SessionError> {
-        let codec = self.setup.metadata.format.codec();
+        let codec = self.format.codec();
         self.segment()?.audio_with(track, pts, |inner| Ok(codec.samples_of(payload.append_to(inner)?)))
     }
 
@@ -225,7 +231,7 @@ impl CallSession {
         let mut audio = Zeroizing::new(Vec::with_capacity(payload.max_bytes()));
         payload.append_to(&mut audio)?;
         let mut samples = 0u32;
-        let codec = self.setup.metadata.format.codec();
+        let codec = self.format.codec();
         for part in audio.chunks(MAX_FRAME_PAYLOAD_BYTES) {
             samples += self.segment()?.audio_with(track, pts.saturating_add(samples), |inner| {
                 inner.extend_from_slice(part);
@@ -247,13 +253,13 @@ impl CallSession {
     pub(super) fn count_frame(&mut self, media: &Media<'_>, place: Place, samples: u32) {
         self.clock(media.track).advance(place, media.timestamp_ms, samples);
         self.counts.frames += 1;
-        let sample_bytes = self.setup.metadata.format.codec().sample_bytes() as u64;
+        let sample_bytes = self.format.codec().sample_bytes() as u64;
         self.counts.audio_bytes += u64::from(samples) * sample_bytes;
         match place.arrival {
             Arrival::InOrder => {}
             Arrival::Late => {
                 self.counts.late += 1;
-                self.gaps.fill(media.track, place.pts, samples, &mut self.counts);
+                self.kept.gaps.fill(media.track, place.pts, samples, &mut self.counts);
             }
             Arrival::Untimed => self.counts.untimed += 1,
             Arrival::Implausible => self.counts.implausible += 1,

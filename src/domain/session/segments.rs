@@ -9,7 +9,7 @@ use crate::domain::cmr::{
 use crate::domain::ids::{TrackId, WriterId};
 use crate::domain::time::UnixMillis;
 
-use super::{CallSession, Entropy, EntropyFailed, Output, SealedSegment, SessionError};
+use super::{CallSession, Entropy, EntropyFailed, Output, SealedSegment, SegmentLimits, SessionError};
 
 /// Frame numbers kept free for what one message can need at most: a gap, its audio in parts, the trailer.
 const SPARE_FRAMES: u32 = 64;
@@ -33,19 +33,22 @@ pub(super) struct OpenSegment {
     pub(super) journaled_bytes: usize,
 }
 
+/// Returns limits that are within those of the format.
+pub(super) fn bounded(limits: SegmentLimits) -> SegmentLimits {
+    SegmentLimits {
+        max_age: limits.max_age.min(Duration::from_secs(limits::SEGMENT_SECS)),
+        max_bytes: limits.max_bytes.min(limits::OBJECT_BYTES - SPARE_BYTES),
+    }
+}
+
 impl CallSession {
     pub(super) fn segment(&mut self) -> Result<&mut SegmentWriter, SessionError> {
         let open = self.open.as_mut().ok_or(SealError::Poisoned)?;
         Ok(&mut open.writer)
     }
 
-    pub(super) fn max_age(&self) -> Duration {
-        self.setup.limits.max_age.min(Duration::from_secs(limits::SEGMENT_SECS))
-    }
-
     pub(super) fn rotate_if_due(&mut self, now: Instant, wall: UnixMillis) -> Result<(), SessionError> {
-        let max_age = self.max_age();
-        let max_bytes = self.setup.limits.max_bytes.min(limits::OBJECT_BYTES - SPARE_BYTES);
+        let SegmentLimits { max_age, max_bytes } = self.limits;
         let due = match &self.open {
             Some(open) => {
                 let old = now.saturating_duration_since(open.opened_at) >= max_age;
@@ -66,17 +69,17 @@ impl CallSession {
 
     pub(super) fn open_segment(&mut self, now: Instant, wall: UnixMillis) -> Result<(), SessionError> {
         let ids = SegmentIds {
-            ids: self.setup.ids,
-            writer: self.chain.writer,
-            seq: self.chain.next_seq,
+            ids: self.kept.setup.ids,
+            writer: self.kept.chain.writer,
+            seq: self.kept.chain.next_seq,
             created_ms: wall.0,
-            prev: self.chain.prev,
+            prev: self.kept.chain.prev,
         };
-        let salt = fresh_salt(self.entropy.as_mut())?;
-        let metadata = (ids.seq == 0).then_some(self.metadata.as_slice());
+        let salt = fresh_salt(self.kept.entropy.as_mut())?;
+        let metadata = (ids.seq == 0).then_some(self.kept.metadata.as_slice());
         // As the one before, mostly: a buffer that grows copies and clears everything in it again and again.
-        let capacity = self.chain.last_bytes + self.chain.last_bytes / SPARE_PART;
-        let (dek, tracks) = (&self.setup.dek, self.track_table.as_slice());
+        let capacity = self.kept.chain.last_bytes + self.kept.chain.last_bytes / SPARE_PART;
+        let (dek, tracks) = (&self.kept.setup.dek, self.kept.track_table.as_slice());
         let writer = SegmentWriter::start(dek, ids, &salt, tracks, metadata, capacity)?;
         self.open = Some(OpenSegment { writer, opened_at: now, journaled_bytes: 0 });
         Ok(())
@@ -92,11 +95,11 @@ impl CallSession {
         }
         let Some(open) = self.open.take() else { return Ok(()) };
         let finished = open.writer.finish(reason)?;
-        self.chain.next_seq += 1;
-        self.chain.prev = finished.commitment_half;
-        self.chain.last_bytes = finished.bytes.len();
-        self.spans.push(row_span(&finished.tracks));
-        self.rows.push(finished.row);
+        self.kept.chain.next_seq += 1;
+        self.kept.chain.prev = finished.commitment_half;
+        self.kept.chain.last_bytes = finished.bytes.len();
+        self.kept.spans.push(row_span(&finished.tracks));
+        self.kept.rows.push(finished.row);
         self.outputs.push_back(Output::Segment(SealedSegment {
             row: finished.row,
             bytes: finished.bytes,
@@ -118,15 +121,15 @@ impl CallSession {
             sha256: sha256(&bytes),
             complete: false,
         };
-        self.spans.push(row_span(&open.writer.totals()));
-        self.rows.push(row);
+        self.kept.spans.push(row_span(&open.writer.totals()));
+        self.kept.rows.push(row);
         self.outputs.push_back(Output::Segment(SealedSegment {
             row,
             bytes,
             journaled_bytes: open.journaled_bytes,
             opened_at: open.opened_at,
         }));
-        self.chain = Chain::new(self.entropy.as_mut())?;
+        self.kept.chain = Chain::new(self.kept.entropy.as_mut())?;
         Ok(())
     }
 }

@@ -19,6 +19,7 @@ use crate::domain::ids::{RecordingId, TenantId};
 use crate::domain::playback::timeline::{Canvas, Timeline};
 use crate::domain::provider::twilio::TwilioDecoder;
 use crate::domain::provider::{CloseReason, DropReason, Event, Payload, Refusal};
+use crate::domain::recording::{EndCause, Life};
 
 /// Counts instead of guessing; unique is all that a test needs.
 struct Counting(u8);

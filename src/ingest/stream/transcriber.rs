@@ -36,7 +36,7 @@ impl StreamInHand {
     pub(super) fn transcriber_text(&mut self, text: Result<TranscriberText, Refusal>) -> Option<MustEnd> {
         match text {
             Ok(TranscriberText::Start(format)) => {
-                let call = self.ticket.as_ref().and_then(|(ticket, _)| ticket.call.clone());
+                let call = self.ticket.as_deref().and_then(|(ticket, _)| ticket.call.clone());
                 // Vapi does not say which call it is; who has made the ticket may have.
                 let start = StreamStart::of_call(call.unwrap_or_default());
                 let format = format.audio();

@@ -71,7 +71,7 @@ impl StreamInHand {
                 reason: reason.name(),
             });
         }
-        let ticket = self.ticket.as_ref().map(|(ticket, _)| ticket);
+        let ticket = self.ticket.as_deref().map(|(ticket, _)| ticket);
         if ticket.and_then(|ticket| ticket.call.as_ref()).is_some_and(|call| *call != start.call) {
             tracing::warn!(tenant = %self.tenant.id, "ticket is for another call");
             return Some(MustEnd { cause: EndCause::ProtocolError, code: 1008, reason: "other_call" });
