@@ -41,6 +41,25 @@ pub(crate) enum Audio {
     Speech,
 }
 
+/// Which tracks of a call Twilio sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Tracks {
+    /// The caller's and the agent's, 50 messages a second each
+    Both,
+    /// The caller's alone, as Twilio does it unless it is told otherwise
+    Inbound,
+}
+
+impl Tracks {
+    /// Returns how many messages a call has in a second.
+    pub(crate) fn messages_per_sec(self) -> f64 {
+        match self {
+            Self::Both => 100.0,
+            Self::Inbound => 50.0,
+        }
+    }
+}
+
 /// What both sides of every call say.
 pub(crate) struct Voices {
     pub(crate) caller: Arc<Speech>,
@@ -105,6 +124,7 @@ pub(crate) struct Course {
     pub(crate) seed: u64,
     /// At the same time.
     pub(crate) most: u32,
+    pub(crate) tracks: Tracks,
     /// Addresses that they come from.
     addresses: u32,
 }
@@ -118,6 +138,7 @@ pub(crate) struct Wanted {
     pub(crate) ramp: Duration,
     /// The mean length of calls that come and go; without it they last.
     pub(crate) churn: Option<Duration>,
+    pub(crate) tracks: Tracks,
     pub(crate) seed: u64,
 }
 
@@ -184,6 +205,7 @@ impl Course {
         // The ports of calls that are over are not free at once.
         let in_all = wanted.calls.saturating_add(burst.map_or(0, |burst| burst.calls));
         course.addresses = in_all.div_ceil(CALLS_PER_ADDRESS);
+        course.tracks = wanted.tracks;
         Ok(course)
     }
 
@@ -205,7 +227,8 @@ impl Course {
         for (index, call) in (0..).zip(&mut calls) {
             call.index = index;
         }
-        Self { calls, from, until, seed, most, addresses: most.div_ceil(CALLS_PER_ADDRESS) }
+        let addresses = most.div_ceil(CALLS_PER_ADDRESS);
+        Self { calls, from, until, seed, most, tracks: Tracks::Both, addresses }
     }
 
     /// Plans one call of this length.
@@ -219,8 +242,8 @@ impl Course {
         self.until.as_secs()
     }
 
-    /// Returns what both sides of a call say.
-    pub(crate) fn tracks(&self, call: Planned, voices: &Voices) -> [Track; 2] {
+    /// Returns what both sides of a call say, whichever of them is sent.
+    pub(crate) fn voices(&self, call: Planned, voices: &Voices) -> [Track; 2] {
         let mut random = self.random(call);
         let offset = usize::try_from(random.next() >> 48).unwrap_or(0);
         let chunks = call.length.as_millis().div_ceil(u128::from(CHUNK_MS));
@@ -237,20 +260,21 @@ impl Course {
 
     /// Plans a call of Twilio's at a server.
     pub(crate) fn plan(&self, call: Planned, target: &Target, voices: &Voices) -> CallPlan {
-        let [caller, agent] = self.tracks(call, voices);
+        let [caller, agent] = self.voices(call, voices);
         let mut endpoint = target.endpoint.clone();
         if let Some(address) = self.address(call, endpoint.address().ip()) {
             endpoint = endpoint.from_address(address);
         }
         let ids = self.ids(call, target.account.as_str());
         let mut plan = CallPlan::new(endpoint, &target.path, &target.auth_token, ids, caller);
-        plan.agent = Some(agent);
+        plan.agent = (self.tracks == Tracks::Both).then_some(agent);
         plan
     }
 
     /// Returns what a call of Twilio's said, to compare its recording with.
     pub(crate) fn said(&self, call: Planned, account: &str, voices: &Voices) -> Said {
-        let tracks = self.tracks(call, voices).map(|track| track.audio());
+        let [caller, agent] = self.voices(call, voices).map(|track| track.audio());
+        let tracks = [caller, if self.tracks == Tracks::Both { agent } else { Default::default() }];
         Said { call: self.ids(call, account).call, tracks, encoding: Encoding::Ulaw, placed: Placed::Whole }
     }
 
@@ -296,7 +320,8 @@ mod tests {
 
     fn wanted(seed: u64, churn_secs: Option<u64>) -> Wanted {
         let seconds = Duration::from_secs;
-        Wanted { calls: 100, measured: seconds(10), ramp: seconds(5), churn: churn_secs.map(seconds), seed }
+        let (churn, tracks) = (churn_secs.map(seconds), Tracks::Both);
+        Wanted { calls: 100, measured: seconds(10), ramp: seconds(5), churn, tracks, seed }
     }
 
     #[test]
@@ -316,6 +341,16 @@ mod tests {
         }
         let ids = other.plan(other.calls[0], &target, &voices).ids;
         assert!(streams.insert(ids.stream) && streams.insert(ids.call));
+    }
+
+    #[test]
+    fn of_one_track_the_other_is_neither_sent_nor_expected() {
+        let (target, voices) = (target(), Voices::new(Audio::Noise, 1));
+        let course = Course::new(&Wanted { tracks: Tracks::Inbound, ..wanted(1, None) }, None).unwrap();
+        let (call, account) = (course.calls[0], target.account.as_str());
+        assert!(course.plan(call, &target, &voices).agent.is_none());
+        let [caller, agent] = course.said(call, account, &voices).tracks;
+        assert!(!caller.is_empty() && agent.is_empty());
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::node::Target;
 use crate::place::{Open, Wire};
 use crate::process::Process;
 use crate::sampler::{Tally, Watched};
-use crate::scenario::{Load, TWILIO_PER_SEC, compared_figures, figures};
+use crate::scenario::{Load, compared_figures, figures};
 use crate::sheet::{Bound, Sheet, number, tell};
 use crate::traffic;
 
@@ -56,6 +56,7 @@ pub(crate) async fn run(options: &Curve) -> anyhow::Result<bool> {
     let steps_text: Vec<_> = numbers.iter().map(ToString::to_string).collect();
     sheet.set("calls", &steps_text.join(","));
     sheet.set("measured secs", &base.measured.as_secs());
+    sheet.set("tracks", &format!("{:?}", base.tracks).to_lowercase());
     let mut steps: Vec<Step> = Vec::new();
     for (number, calls) in (0u64..).zip(numbers) {
         // Calls of a step have ids of their own.
@@ -109,7 +110,7 @@ async fn against_null(
     let ran = traffic::run(course, watched, &tally, &bar, place).await?;
     bar.finish_and_clear();
     let mut sheet = Sheet::new("null sink", course.seed);
-    figures(ran, TWILIO_PER_SEC, &mut sheet);
+    figures(ran, course.tracks.messages_per_sec(), &mut sheet);
     Ok(sheet)
 }
 

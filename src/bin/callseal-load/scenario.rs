@@ -7,7 +7,7 @@ use anyhow::{Context, ensure};
 use callseal::simulate::LagHistogram;
 use clap::Args;
 
-use crate::course::{Audio, Burst, Course, Group, Planned, Voices, Wanted};
+use crate::course::{Audio, Burst, Course, Group, Planned, Tracks, Voices, Wanted};
 use crate::place::{Open, Place, Wire};
 use crate::process::check_open_files;
 use crate::recordings::Compared;
@@ -18,8 +18,6 @@ use crate::traffic::{self, Ran};
 
 /// A generator that is later than this, one message's time, says how busy the machine is and nothing about the server.
 const MAX_LAG_MS: f64 = 20.0;
-/// Messages that a call of Twilio's sends in a second: two tracks, 20 ms each.
-pub(crate) const TWILIO_PER_SEC: f64 = 100.0;
 
 /// What all scenarios with calls in real time are told.
 #[derive(Args)]
@@ -43,6 +41,9 @@ pub(crate) struct Load {
     /// What they say.
     #[arg(long, value_enum, default_value = "noise")]
     audio: Audio,
+    /// Which tracks Twilio sends.
+    #[arg(long, value_enum, default_value = "both")]
+    tracks: Tracks,
     /// Makes ids, lengths and audio repeatable; random without it, and part of the result.
     #[arg(long)]
     seed: Option<u64>,
@@ -163,6 +164,7 @@ impl Load {
             measured: Duration::from_secs(self.duration_secs.unwrap_or(secs)),
             ramp: Duration::from_secs(self.ramp_secs),
             churn: self.churn_secs.or(churn_secs).map(Duration::from_secs),
+            tracks: self.tracks,
             seed: seed(self.seed)?,
         })
     }
@@ -231,7 +233,7 @@ impl Load {
             None => None,
         };
         bar.finish_and_clear();
-        figures(ran, TWILIO_PER_SEC, sheet);
+        figures(ran, course.tracks.messages_per_sec(), sheet);
         Ok(compared)
     }
 
@@ -254,6 +256,7 @@ impl Load {
         let churn = wanted.churn.map_or("none".to_owned(), |mean| mean.as_secs().to_string());
         sheet.set("mean length of calls in secs", &churn);
         sheet.set("audio", &format!("{:?}", self.audio).to_lowercase());
+        sheet.set("tracks", &format!("{:?}", self.tracks).to_lowercase());
     }
 }
 
@@ -433,7 +436,7 @@ mod tests {
             .collect();
         let mut sheet = Sheet::new("steady", 1);
         let ran = Ran { outcome: Outcome::default(), window, samples, before_mib: Some(10.0) };
-        figures(ran, TWILIO_PER_SEC, &mut sheet);
+        figures(ran, Tracks::Both.messages_per_sec(), &mut sheet);
         let value = |name| sheet.value(name).unwrap();
         assert_eq!((value("server_cores"), value("cpu_ms_per_call_second")), (0.5, 5.0));
         assert_eq!((value("cpu_us_per_message"), value("kib_per_call")), (50.0, 51.2));

@@ -29,7 +29,7 @@ use callseal::simulate::{CHUNK_MS, CallError, Endpoint, LagHistogram, Received, 
 use clap::{Args, ValueEnum};
 use futures_util::FutureExt;
 
-use crate::course::{Course, Planned, Voices, Wanted};
+use crate::course::{Course, Planned, Tracks, Voices, Wanted};
 use crate::place::{Open, Wire};
 use crate::process::check_open_files;
 use crate::recordings::{Compared, Encoding, Placed, Said};
@@ -140,6 +140,10 @@ struct Run<'a> {
 pub(crate) async fn run(options: &Vapi) -> anyhow::Result<bool> {
     let Vapi { kind, load, .. } = options;
     let wanted = load.wanted(50, 30, None)?;
+    ensure!(
+        wanted.tracks == Tracks::Both,
+        "--tracks is for calls of Twilio's; those of Vapi have both parties"
+    );
     let course = Course::new(&wanted, None)?;
     options.check(&course)?;
     let switchboard = options.switchboard().await?;
@@ -272,7 +276,7 @@ impl Run<'_> {
             endpoint,
             target: self.tickets.get(&call.index).unwrap_or(&target.path).clone(),
             secret: self.secret.clone(),
-            tracks: self.course.tracks(call, self.voices),
+            tracks: self.course.voices(call, self.voices),
             tls: target.tls.clone(),
             tally: Arc::clone(&self.tally),
         };
@@ -289,7 +293,7 @@ impl Run<'_> {
     fn said(&self, call: Planned) -> Said {
         Said {
             call: self.name(call),
-            tracks: self.course.tracks(call, self.voices).map(|track| pcm(&track.audio())),
+            tracks: self.course.voices(call, self.voices).map(|track| pcm(&track.audio())),
             encoding: Encoding::Pcm16,
             placed: self.kind.placed(),
         }
