@@ -105,6 +105,17 @@ struct Metrics {
     read_to_sealed: Histogram,
 }
 
+impl Metrics {
+    fn register() -> Self {
+        Self {
+            frames: counter!(names::FRAMES_SEALED),
+            audio_bytes: counter!(names::AUDIO_SEALED),
+            audio_millis: counter!(names::AUDIO_SEALED_MILLIS),
+            read_to_sealed: histogram!(names::READ_TO_SEALED),
+        }
+    }
+}
+
 impl Recorder {
     /// Starts the recording of a stream.
     ///
@@ -155,12 +166,7 @@ impl Recorder {
             index: Arc::clone(&index),
             opened: Record::Opened { recording: ids.recording, tenant_tag: ids.tenant, body },
             published: StreamCounts::default(),
-            metrics: Metrics {
-                frames: counter!(names::FRAMES_SEALED),
-                audio_bytes: counter!(names::AUDIO_SEALED),
-                audio_millis: counter!(names::AUDIO_SEALED_MILLIS),
-                read_to_sealed: histogram!(names::READ_TO_SEALED),
-            },
+            metrics: Metrics::register(),
         };
         let mut recorder = Self {
             session,
@@ -184,7 +190,6 @@ impl Recorder {
     pub(crate) fn prefetch(&self) {
         black_box((self.generation, self.open_since));
         self.session.prefetch();
-        self.runs.prefetch();
     }
 
     /// Returns the recording's id.
@@ -404,8 +409,7 @@ impl Recorder {
             return;
         };
         let bytes = Bytes::from(bytes);
-        // What waits for the journal's next turn goes with the rest.
-        let journaled_bytes = self.runs.take_back((row.writer, row.seq), journaled_bytes).min(bytes.len());
+        let journaled_bytes = journaled_bytes.min(bytes.len());
         let rest = bytes.slice(journaled_bytes..);
         let sealed = Record::Sealed {
             recording: self.about.recording,

@@ -1,12 +1,11 @@
 //! What the writer writes with one call.
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use super::Record;
 use super::ledger::Ledger;
 use super::record::encode_sealed;
-use super::runs::{Run, Waiting};
+use super::scan::{Found, scan_buffered};
 use super::whole::SegmentId;
 
 /// From how many bytes on a batch is written; bounds the memory of the writer.
@@ -19,8 +18,12 @@ pub(super) struct Batch {
     pub(super) encoded: Vec<u8>,
     /// The bytes of callers that the records held.
     pub(super) held_bytes: usize,
+    /// How many were appended, those without an entry too.
+    pub(super) records: usize,
     /// When the oldest frame in it was sealed.
     pub(super) oldest: Option<Instant>,
+    /// The file of which the ledger knows all segments whose runs have no entry.
+    pub(super) file: Option<u32>,
 }
 
 /// One record of a batch.
@@ -32,11 +35,8 @@ pub(super) struct BatchEntry {
 
 pub(super) enum Kind {
     Record(Record),
-    /// A run of sealed frames, whose bytes are only in the batch any more.
-    Run {
-        segment: SegmentId,
-        way: Arc<Waiting>,
-    },
+    /// A run of sealed frames, the first of its segment for the batch's file.
+    Run(SegmentId),
 }
 
 impl Batch {
@@ -44,57 +44,72 @@ impl Batch {
         let start = self.encoded.len();
         record.encode(&mut self.encoded);
         self.held_bytes += record.held_bytes();
+        self.records += 1;
         self.note_age(record.sealed_at());
         self.entries.push(BatchEntry { start, kind: Kind::Record(record) });
     }
 
-    /// Takes what waits on a recording's way, unless it was taken back.
-    pub(super) fn push_waiting(&mut self, way: Arc<Waiting>) {
-        let Some(run) = way.take() else { return };
-        let Run { writer, seq, offset, bytes, sealed_at } = run;
-        let segment = SegmentId { recording: way.recording(), writer, seq };
+    /// Takes a run of sealed frames, with an entry where it `is_news` for the batch's file.
+    pub(super) fn push_run(
+        &mut self,
+        segment: SegmentId,
+        offset: u32,
+        bytes: &[u8],
+        sealed_at: Instant,
+        is_news: bool,
+    ) {
         let start = self.encoded.len();
-        encode_sealed(segment, offset, &bytes, &mut self.encoded);
+        encode_sealed(segment, offset, bytes, &mut self.encoded);
         self.held_bytes += bytes.len();
+        self.records += 1;
         self.note_age(Some(sealed_at));
-        way.give_back(bytes);
-        self.entries.push(BatchEntry { start, kind: Kind::Run { segment, way } });
+        if is_news {
+            self.entries.push(BatchEntry { start, kind: Kind::Run(segment) });
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.records == 0
     }
 
     pub(super) fn clear(&mut self) {
         self.entries.clear();
         self.encoded.clear();
-        self.held_bytes = 0;
-        self.oldest = None;
+        (self.held_bytes, self.records) = (0, 0);
+        (self.oldest, self.file) = (None, None);
         // A single huge record must not keep its memory for ever.
         self.encoded.shrink_to(2 * BATCH_BYTES);
     }
 
-    fn note_age(&mut self, sealed_at: Option<Instant>) {
-        self.oldest = [self.oldest, sealed_at].into_iter().flatten().min();
-    }
-}
-
-impl Kind {
-    /// Notes that it was written to a file.
+    /// Notes that all of it was written to a file.
     pub(super) fn note_written(&self, ledger: &mut Ledger, file: u32) {
-        match self {
-            Self::Record(record) => ledger.note_written(record, file),
-            // Of the runs of a segment only the first in a file is news.
-            Self::Run { segment, way } => {
-                if way.note_written(*segment, file) {
-                    ledger.note_run(*segment, file);
+        // Between two files some come into the next that were meant for the one before: then nothing is known of any.
+        if self.file != Some(file) && self.records > self.entries.len() {
+            scan_buffered(&self.encoded[..], |found| {
+                if let Found::Sealed { recording, writer, seq, .. } = found {
+                    ledger.note_run(SegmentId { recording, writer, seq }, file);
                 }
+            });
+        }
+        for BatchEntry { kind, .. } in &self.entries {
+            match kind {
+                Kind::Record(record) => ledger.note_written(record, file),
+                Kind::Run(segment) => ledger.note_run(*segment, file),
             }
         }
     }
 
-    /// Notes that it could not be written.
+    /// Notes that it could not be written. Frames are handed over again.
     pub(super) fn note_discarded(&self, ledger: &mut Ledger) {
-        match self {
-            Self::Record(record) => ledger.note_discarded(record),
-            // Its frames are handed over again.
-            Self::Run { .. } => {}
+        for BatchEntry { kind, .. } in &self.entries {
+            match kind {
+                Kind::Record(record) => ledger.note_discarded(record),
+                Kind::Run(_) => {}
+            }
         }
+    }
+
+    fn note_age(&mut self, sealed_at: Option<Instant>) {
+        self.oldest = [self.oldest, sealed_at].into_iter().flatten().min();
     }
 }

@@ -64,7 +64,6 @@ use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -74,6 +73,7 @@ use crate::clock;
 
 mod batch;
 mod files;
+mod inlet;
 mod ledger;
 pub mod observe;
 mod record;
@@ -99,7 +99,7 @@ pub use whole::{Keeper, Place, ReadBackError, SegmentId};
 
 use bytes::Bytes;
 use files::FileName;
-use runs::Waiting;
+use inlet::Inlet;
 use status::Status;
 use syncer::Syncer;
 use writer::{Command, Writer};
@@ -125,9 +125,9 @@ pub struct JournalConfig {
     /// How many bytes all files may have, those of earlier incarnations too; then the journal fails with
     /// [`FailureKind::Limit`] until files go. 16 GiB are more than an hour of 200 calls.
     pub max_bytes: u64,
-    /// How many records may wait for the writer. 65,536 is a second of a thousand calls.
+    /// How many records may wait for the writer: 1,048,576 are ten seconds of a thousand calls with a hundred messages a second.
     pub queue_slots: usize,
-    /// How many bytes these records may hold in memory. 256 MiB is ten seconds of a thousand calls.
+    /// How many bytes of callers they may hold in memory; each has 56 more. 256 MiB are ten seconds of a thousand calls.
     pub queue_bytes: usize,
     /// The pause before a new file is tried after a failure; it doubles with each further failure up to 5 s.
     pub retry_pause: Duration,
@@ -142,7 +142,7 @@ impl JournalConfig {
             sync_interval: Duration::from_millis(150),
             file_bytes: 64 << 20,
             max_bytes: 16 << 30,
-            queue_slots: 65_536,
+            queue_slots: 1 << 20,
             queue_bytes: 256 << 20,
             retry_pause: Duration::from_millis(100),
         }
@@ -209,21 +209,11 @@ struct Shared {
     dir: PathBuf,
     incarnation: u64,
     max_bytes: u64,
-    queue: SyncSender<Entry>,
-    queue_bytes: usize,
-    waiting_bytes: Arc<AtomicUsize>,
+    inlet: Arc<Inlet>,
     commands: SyncSender<Command>,
-    closed: AtomicBool,
     status: Arc<Status>,
     syncer: Arc<Syncer>,
     threads: Mutex<Option<Threads>>,
-}
-
-/// What is in the writer's queue.
-enum Entry {
-    Record(Record),
-    /// Sealed bytes of a recording, which may become more until the writer comes to them.
-    Waiting(Arc<Waiting>),
 }
 
 struct Threads {
@@ -262,9 +252,10 @@ impl Journal {
         Ok((journal, replay))
     }
 
-    /// Hands a record over to the writer, without waiting, locking or copying its bytes.
+    /// Hands a record over to the writer. Copies its bytes, but for those of a whole segment, and waits for no disk.
     ///
-    /// Records that one task appends are written in that order. Nothing may follow a recording's `Finished`.
+    /// Records that one task appends are written in that order, but a [`Record::Whole`] before all that wait. Nothing may follow
+    /// a recording's `Finished`.
     ///
     /// # Errors
     /// [`Refused`]; the record is then dropped, and the caller still has its bytes.
@@ -272,17 +263,7 @@ impl Journal {
         if matches!(&record, Record::Opened { body, .. } if body.len() > MAX_OPENED_BYTES) {
             return Err(Refused::TooLarge);
         }
-        let bytes = record.held_bytes();
-        self.reserve(bytes)?;
-        self.send(Entry::Record(record)).inspect_err(|_| self.release(bytes))
-    }
-
-    /// Puts something into the writer's queue; its bytes are counted already.
-    fn send(&self, entry: Entry) -> Result<(), Refused> {
-        self.shared.queue.try_send(entry).map_err(|error| match error {
-            TrySendError::Disconnected(_) => Refused::Closed,
-            TrySendError::Full(_) => Refused::Full,
-        })
+        self.shared.inlet.append(record)
     }
 
     /// Returns a number that goes up whenever bytes that were handed over may be lost from the disk.
@@ -354,7 +335,7 @@ impl Journal {
     /// [`SyncError`]; after [`SyncError::TimedOut`] the threads go on trying to end.
     pub fn close(&self, limit: Duration) -> Result<(), SyncError> {
         let until = clock::monotonic() + limit;
-        self.shared.closed.store(true, Ordering::Release);
+        self.shared.inlet.close();
         let mut threads = self.shared.threads.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(running) = threads.take() else { return Ok(()) };
         let synced = self.sync_now(limit);
@@ -414,10 +395,9 @@ fn start(
     lock: Arc<File>,
     incarnation: u64,
 ) -> io::Result<Journal> {
-    let (queue, appended) = mpsc::sync_channel(config.queue_slots.max(1));
+    let inlet = Arc::new(Inlet::new(config));
     let (commands, commanded) = mpsc::sync_channel(COMMAND_SLOTS);
     let (ending, ended) = mpsc::sync_channel::<()>(1);
-    let waiting_bytes = Arc::new(AtomicUsize::new(0));
     let syncer = Arc::new(Syncer::default());
     let mut writer = Writer::new(writer::Parts {
         config: config.clone(),
@@ -426,8 +406,7 @@ fn start(
         observer: Arc::clone(&observer),
         status: Arc::clone(&status),
         syncer: Arc::clone(&syncer),
-        waiting_bytes: Arc::clone(&waiting_bytes),
-        appended,
+        inlet: Arc::clone(&inlet),
     });
     let syncing = {
         let (syncer, config) = (Arc::clone(&syncer), config.clone());
@@ -444,22 +423,8 @@ fn start(
     // Without a writer nobody would end the other thread.
     let writing = writing.inspect_err(|_| syncer.close())?;
     let threads = Mutex::new(Some(Threads { handles: [writing, syncing], ended }));
-    let queue_bytes = config.queue_bytes;
-    let closed = AtomicBool::new(false);
     let (dir, max_bytes) = (config.dir.clone(), config.max_bytes);
-    let shared = Shared {
-        dir,
-        incarnation,
-        max_bytes,
-        queue,
-        queue_bytes,
-        waiting_bytes,
-        commands,
-        closed,
-        status,
-        syncer,
-        threads,
-    };
+    let shared = Shared { dir, incarnation, max_bytes, inlet, commands, status, syncer, threads };
     Ok(Journal { shared: Arc::new(shared) })
 }
 

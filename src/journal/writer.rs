@@ -1,21 +1,21 @@
-//! The writing thread: takes records from the queue, writes them in batches, turns over and removes files.
+//! The writing thread: takes what callers have put into the inlet, writes it in batches, turns over and removes files.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
 
 use super::batch::{BATCH_BYTES, Batch, BatchEntry, Kind};
 use super::files::{FileName, write_all};
+use super::inlet::{Inlet, Taken};
 use super::ledger::Ledger;
 use super::status::Status;
 use super::syncer::Syncer;
 use super::whole::{Pending, Place, Written};
 use super::{
-    Entry, FailureKind, JournalConfig, JournalFile, JournalFiles, JournalObserver, JournalState,
+    FailureKind, JournalConfig, JournalFile, JournalFiles, JournalObserver, JournalState,
     NEARLY_FULL_PERCENT, Record, Step, left, record,
 };
 use crate::clock;
@@ -46,9 +46,7 @@ pub(super) struct Parts {
     pub(super) observer: Arc<dyn JournalObserver>,
     pub(super) status: Arc<Status>,
     pub(super) syncer: Arc<Syncer>,
-    /// The bytes held by the records in the queue.
-    pub(super) waiting_bytes: Arc<AtomicUsize>,
-    pub(super) appended: Receiver<Entry>,
+    pub(super) inlet: Arc<Inlet>,
 }
 
 pub(super) struct Writer {
@@ -65,8 +63,6 @@ pub(super) struct Writer {
     /// Whole segments that are not durable yet.
     pending: Pending,
     pause: Pause,
-    frames_batch: Batch,
-    wholes_batch: Batch,
     /// Whether it was told that the journal is getting full.
     has_warned: bool,
 }
@@ -83,7 +79,7 @@ struct Current {
     file: Arc<dyn JournalFile>,
     /// All bytes in it.
     length: u64,
-    /// The bytes of records from the queue; carried ones do not count, or they alone could fill file after file.
+    /// The bytes of records from the inlet; carried ones do not count, or they alone could fill file after file.
     filled: u64,
 }
 
@@ -106,7 +102,7 @@ impl Pause {
 /// Where the records of a batch come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Source {
-    Queue,
+    Inlet,
     Carried,
 }
 
@@ -122,8 +118,6 @@ impl Writer {
             removable: BTreeMap::new(),
             pending: Pending::default(),
             pause: Pause { length: Duration::ZERO, until: clock::monotonic(), failed_at: None },
-            frames_batch: Batch::default(),
-            wholes_batch: Batch::default(),
             has_warned: false,
         }
     }
@@ -142,10 +136,11 @@ impl Writer {
                 Ok(Command::Close) | Err(RecvTimeoutError::Disconnected) => break,
             }
         }
+        self.parts.inlet.close();
         self.parts.syncer.close();
     }
 
-    /// Does everything there is to do now. Takes at most as many records as the queue can hold, so that it ends.
+    /// Does everything there is to do now.
     fn turn(&mut self) {
         for (number, kind) in self.parts.syncer.take_failed() {
             self.disbelieve(number, kind);
@@ -157,11 +152,12 @@ impl Writer {
         if !self.is_failing() {
             self.carry();
         }
-        let mut left = self.parts.config.queue_slots.max(1);
-        while left > 0 && self.fill_batches(&mut left) {
-            // Whole segments first: what follows one in the queue may end it.
-            self.write_batch(Series::Wholes, Source::Queue);
-            self.write_batch(Series::Frames, Source::Queue);
+        let Taken { wholes, batches } = self.parts.inlet.take();
+        // Whole segments first: what follows one may end it.
+        self.write_wholes(wholes);
+        for batch in batches {
+            self.write_batch(Series::Frames, Source::Inlet, &batch);
+            self.parts.inlet.written(batch);
         }
         self.remove_files();
         self.watch_size();
@@ -174,28 +170,20 @@ impl Writer {
         }
     }
 
-    /// Takes records from the queue until a batch or its file is full; false if there is none.
-    fn fill_batches(&mut self, left: &mut usize) -> bool {
-        let limits = [Series::Frames, Series::Wholes].map(|series| {
-            let filled = self.current(series).as_ref().map_or(0, |current| current.filled);
+    /// Writes whole segments, as many with one call as a batch and its file may have.
+    fn write_wholes(&mut self, wholes: Vec<Record>) {
+        let mut wholes = wholes.into_iter().peekable();
+        while wholes.peek().is_some() {
+            let filled = self.wholes.as_ref().map_or(0, |current| current.filled);
             let room = self.parts.config.file_bytes.saturating_sub(filled);
-            BATCH_BYTES.min(usize::try_from(room).unwrap_or(BATCH_BYTES))
-        });
-        let before = *left;
-        while *left > 0 {
-            let Ok(entry) = self.parts.appended.try_recv() else { break };
-            *left -= 1;
-            match entry {
-                Entry::Record(record @ Record::Whole { .. }) => self.wholes_batch.push(record),
-                Entry::Record(record) => self.frames_batch.push(record),
-                Entry::Waiting(way) => self.frames_batch.push_waiting(way),
+            let limit = BATCH_BYTES.min(usize::try_from(room).unwrap_or(BATCH_BYTES)).max(1);
+            let mut batch = Batch::default();
+            while let Some(whole) = wholes.next_if(|_| batch.encoded.len() < limit) {
+                batch.push(whole);
             }
-            let lengths = [self.frames_batch.encoded.len(), self.wholes_batch.encoded.len()];
-            if lengths.iter().zip(limits).any(|(length, limit)| *length >= limit && *length > 0) {
-                break;
-            }
+            self.write_batch(Series::Wholes, Source::Inlet, &batch);
+            self.parts.inlet.written(batch);
         }
-        *left < before
     }
 
     /// Writes the heads that have no safe home.
@@ -205,32 +193,27 @@ impl Writer {
             if heads.is_empty() {
                 return;
             }
-            heads.into_iter().for_each(|head| self.frames_batch.push(head));
-            if !self.write_batch(Series::Frames, Source::Carried) {
+            let mut batch = Batch::default();
+            heads.into_iter().for_each(|head| batch.push(head));
+            if !self.write_batch(Series::Frames, Source::Carried, &batch) {
                 return;
             }
         }
     }
 
-    /// Writes a batch with one call, or discards it if no file takes it; it is empty afterwards.
-    fn write_batch(&mut self, series: Series, source: Source) -> bool {
-        let mut batch = std::mem::take(self.batch(series));
+    /// Writes a batch with one call, or discards it if no file takes it.
+    fn write_batch(&mut self, series: Series, source: Source, batch: &Batch) -> bool {
         self.parts.syncer.begin_write(batch.oldest);
-        let is_written = batch.entries.is_empty()
-            || self.has_room(source, &batch) && self.open_file(series) && self.write(series, source, &batch);
+        let is_written = batch.is_empty()
+            || self.has_room(source, batch) && self.open_file(series) && self.write(series, source, batch);
         let file = self.current(series).as_ref().map(|current| current.number);
         self.parts.syncer.end_write(file.filter(|_| is_written));
-        if source == Source::Queue {
-            self.parts.waiting_bytes.fetch_sub(batch.held_bytes, Ordering::Relaxed);
-        }
         if !is_written {
-            batch.entries.iter().for_each(|entry| entry.kind.note_discarded(&mut self.ledger));
-            self.parts.observer.discarded(batch.entries.len() as u64);
+            batch.note_discarded(&mut self.ledger);
+            self.parts.observer.discarded(batch.records as u64);
         }
         let limit = self.parts.config.file_bytes;
         self.current(series).take_if(|current| current.filled >= limit);
-        batch.clear();
-        *self.batch(series) = batch;
         is_written
     }
 
@@ -259,10 +242,10 @@ impl Writer {
         }
         let bytes = batch.encoded.len() as u64;
         current.length += bytes;
-        if source == Source::Queue {
+        if source == Source::Inlet {
             current.filled += bytes;
         }
-        self.count_written(number, &file, batch.entries.len() as u64, bytes);
+        self.count_written(number, &file, batch.records as u64, bytes);
         self.note_written(number, at, batch);
         true
     }
@@ -271,9 +254,9 @@ impl Writer {
         if let Some(oldest) = batch.oldest {
             self.parts.observer.flushed(clock::since(oldest));
         }
+        batch.note_written(&mut self.ledger, file);
         let position = self.parts.syncer.written();
         for BatchEntry { start, kind } in &batch.entries {
-            kind.note_written(&mut self.ledger, file);
             if let Kind::Record(Record::Whole { segment, bytes, keeper }) = kind {
                 let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
                 let place = Place { file, at: at + *start as u64, length };
@@ -309,6 +292,9 @@ impl Writer {
                 self.ledger.add_file(number);
                 let length = self.sizes.get(&number).copied().unwrap_or_default();
                 *self.current(series) = Some(Current { number, file, length, filled: 0 });
+                if series == Series::Frames {
+                    self.parts.inlet.set_file(number);
+                }
                 self.parts.observer.files(self.ledger.file_count());
                 if is_recovery {
                     self.parts.status.recover();
@@ -381,13 +367,6 @@ impl Writer {
         match series {
             Series::Frames => &mut self.frames,
             Series::Wholes => &mut self.wholes,
-        }
-    }
-
-    fn batch(&mut self, series: Series) -> &mut Batch {
-        match series {
-            Series::Frames => &mut self.frames_batch,
-            Series::Wholes => &mut self.wholes_batch,
         }
     }
 

@@ -1,4 +1,4 @@
-//! Sealed bytes on their way to the writer: joined, taken back, refused.
+//! Sealed bytes on their way to the writer: in order, noted for the right file, refused.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ fn held(dir: &Path, config: &JournalConfig) -> (Journal, Arc<Faults>) {
     (journal, faults)
 }
 
-fn put(runs: &Runs, seq: u32, offset: u32, bytes: &[u8]) -> Result<(), Refused> {
+fn put(runs: &mut Runs, seq: u32, offset: u32, bytes: &[u8]) -> Result<(), Refused> {
     runs.append((W, seq), offset, bytes, clock::monotonic())
 }
 
@@ -32,125 +32,118 @@ fn left(dir: &Path) -> (u64, Vec<(Vec<u8>, bool)>) {
 }
 
 #[test]
-fn frames_that_come_between_two_turns_are_one_record() {
+fn frames_that_come_between_two_turns_are_written_together_and_in_order() {
     let dir = tempfile::tempdir().unwrap();
     let (journal, faults) = held(dir.path(), &config(dir.path()));
     append(&journal, [opened(R)]);
-    let runs = journal.runs(R);
+    let mut runs = journal.runs(R);
     for (offset, byte) in (0..5).zip(b"abcde") {
-        put(&runs, 0, offset, &[*byte]).unwrap();
+        put(&mut runs, 0, offset, &[*byte]).unwrap();
     }
+    append(&journal, [sealed(R, 0, 5, "f"), cut(R, 0, 6)]);
+    put(&mut runs, 1, 0, b"g").unwrap();
     faults.set(|state| state.writes_held = false);
     journal.sync_now(LIMIT).unwrap();
-    // The begin of the file, two openings, and one run.
-    assert_eq!(left(dir.path()), (4, vec![(b"abcde".to_vec(), false)]));
+    // The begin of the file, two openings, seven runs and a cut.
+    assert_eq!(left(dir.path()), (11, vec![(b"abcdef".to_vec(), true), (b"g".to_vec(), false)]));
 }
 
 #[test]
-fn what_was_taken_back_is_handed_over_by_its_owner() {
+fn a_run_that_comes_into_the_next_file_keeps_it() {
     let dir = tempfile::tempdir().unwrap();
-    let (journal, faults) = held(dir.path(), &config(dir.path()));
+    let small = JournalConfig { file_bytes: 150, ..config(dir.path()) };
+    let (journal, _replay) = Journal::open(&small).unwrap();
     append(&journal, [opened(R)]);
-    let runs = journal.runs(R);
-    put(&runs, 0, 0, b"ab").unwrap();
-    assert_eq!(runs.take_back((W, 1), 7), 7, "nothing waits of that segment");
-    assert_eq!(runs.take_back((W, 0), 2), 0);
-    assert_eq!(runs.take_back((W, 0), 2), 2, "nothing waits any more");
-    append(&journal, [sealed(R, 0, 0, "abc"), cut(R, 0, 3)]);
-    put(&runs, 1, 0, b"d").unwrap();
-    faults.set(|state| state.writes_held = false);
     journal.sync_now(LIMIT).unwrap();
-    assert_eq!(left(dir.path()), (6, vec![(b"abc".to_vec(), true), (b"d".to_vec(), false)]));
-}
-
-#[test]
-fn a_segment_that_the_journal_lost_is_handed_over_from_its_beginning() {
-    let dir = tempfile::tempdir().unwrap();
-    let (journal, _faults) = held(dir.path(), &config(dir.path()));
-    let runs = journal.runs(R);
-    put(&runs, 0, 40, b"late").unwrap();
-    // The bytes before 40 are in a file that was given up, so its owner counts from 0 again.
-    assert_eq!(runs.take_back((W, 0), 0), 0);
-}
-
-#[test]
-fn what_does_not_follow_waits_for_the_next_turn() {
-    let dir = tempfile::tempdir().unwrap();
-    let (journal, faults) = held(dir.path(), &config(dir.path()));
-    append(&journal, [opened(R)]);
-    let runs = journal.runs(R);
-    put(&runs, 0, 0, b"ab").unwrap();
-    for (seq, offset) in [(0, 0), (0, 1), (0, 3), (1, 0), (1, 2)] {
-        assert_eq!(put(&runs, seq, offset, b"x"), Err(Refused::Full), "segment {seq} from {offset}");
-    }
-    faults.set(|state| state.writes_held = false);
-    wait_for("the writer's turn", || put(&runs, 1, 0, b"cd").is_ok());
+    let mut runs = journal.runs(R);
+    // Fills the first file; what follows is written to the next, of which nobody has spoken yet.
+    put(&mut runs, 0, 0, &[7; 100]).unwrap();
     journal.sync_now(LIMIT).unwrap();
-    assert_eq!(left(dir.path()).1, [(b"ab".to_vec(), false), (b"cd".to_vec(), false)]);
-    journal.close(LIMIT).unwrap();
-    assert_eq!(put(&runs, 1, 2, b"e"), Err(Refused::Closed));
+    put(&mut runs, 0, 100, b"x").unwrap();
+    journal.sync_now(LIMIT).unwrap();
+    // Beside it only what is over, so that nothing else keeps that file.
+    let over = [opened(Q), sealed(Q, 0, 0, vec![8; 100]), cut(Q, 0, 100), stored(Q, 0), finished(Q)];
+    append(&journal, over);
+    journal.sync_now(LIMIT).unwrap();
+    // The third file ends up full and unneeded: once it is gone, so would be the second.
+    let other = RecordingId([9; 16]);
+    append(
+        &journal,
+        [opened(other), sealed(other, 0, 0, vec![9; 100]), cut(other, 0, 100), stored(other, 0)],
+    );
+    append(&journal, [finished(other)]);
+    journal.sync_now(LIMIT).unwrap();
+    append(&journal, [opened(RecordingId([10; 16]))]);
+    let names = || files(dir.path());
+    wait_for("removal of the third file", || {
+        journal.sync_now(LIMIT).unwrap();
+        !names().iter().any(|name| name.contains("-00000002"))
+    });
+    assert_eq!(left(dir.path()).1, [([&[7; 100][..], b"x"].concat(), false)]);
 }
 
 #[test]
-fn bytes_that_were_refused_or_taken_back_do_not_count() {
+fn what_was_refused_does_not_count() {
     let dir = tempfile::tempdir().unwrap();
-    let small = JournalConfig { queue_bytes: 100, queue_slots: 2, ..config(dir.path()) };
+    let small = JournalConfig { queue_bytes: 100, queue_slots: 3, ..config(dir.path()) };
     let (journal, faults) = held(dir.path(), &small);
-    let waiting = || journal.shared.waiting_bytes.load(Ordering::Relaxed);
+    let waiting = || journal.shared.inlet.held_bytes();
     let before = waiting();
-    let runs = journal.runs(R);
-    put(&runs, 0, 0, &[7; 90]).unwrap();
-    assert_eq!(put(&runs, 0, 90, &[7; 90]), Err(Refused::Full), "too many bytes");
-    assert_eq!(put(&runs, 1, 0, b"x"), Err(Refused::Full), "another segment");
+    let mut runs = journal.runs(R);
+    put(&mut runs, 0, 0, &[7; 90]).unwrap();
+    assert_eq!(put(&mut runs, 0, 90, &[7; 90]), Err(Refused::Full), "too many bytes");
     assert_eq!(waiting(), before + 90);
-    assert_eq!(runs.take_back((W, 0), 90), 0);
-    wait_for("a full queue", || journal.append(cut(R, 0, 90)) == Err(Refused::Full));
-    assert_eq!(put(&runs, 0, 0, &[7; 90]), Err(Refused::Full), "no place in the queue");
-    assert_eq!(waiting(), before);
+    append(&journal, [cut(R, 0, 90)]);
+    // The opening that is being written, a run and a cut.
+    assert_eq!(journal.append(cut(R, 0, 90)), Err(Refused::Full), "too many records");
+    assert_eq!(put(&mut runs, 1, 0, b"x"), Err(Refused::Full), "too many records");
+    assert_eq!(waiting(), before + 90);
     faults.set(|state| state.writes_held = false);
-    wait_for("room", || put(&runs, 0, 0, &[7; 90]).is_ok());
+    wait_for("room", || put(&mut runs, 1, 0, &[7; 90]).is_ok());
     journal.sync_now(LIMIT).unwrap();
     assert_eq!(waiting(), 0);
+    journal.close(LIMIT).unwrap();
+    assert_eq!(put(&mut runs, 1, 90, b"e"), Err(Refused::Closed));
+    assert_eq!(journal.append(cut(R, 1, 90)), Err(Refused::Closed));
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
-    /// However frames, cuts and turns of the writer fall: every segment is there, byte for byte.
+    /// However frames, cuts, turns of the writer and the ends of files fall: every segment is there, byte for byte, as long as it is
+    /// not stored.
     #[test]
-    fn every_byte_arrives_once(steps in prop::collection::vec((1usize..300, any::<bool>()), 1..60)) {
+    fn every_byte_arrives_once(
+        steps in prop::collection::vec((1usize..300, any::<bool>(), any::<bool>()), 1..60),
+        file_bytes in 100..5000_u64,
+    ) {
         let dir = tempfile::tempdir().unwrap();
-        let (journal, _replay) = open(dir.path());
-        append(&journal, [opened(R)]);
-        let runs = journal.runs(R);
+        let config = JournalConfig { file_bytes, ..config(dir.path()) };
+        let (journal, _replay) = Journal::open(&config).unwrap();
+        append(&journal, [opened(R), opened(Q)]);
+        let (mut runs, mut others) = (journal.runs(R), journal.runs(Q));
         let mut segments: Vec<(Vec<u8>, bool)> = vec![Default::default()];
         let mut handed_over = 0;
-        for (number, (length, is_cut)) in steps.into_iter().enumerate() {
+        let offset = |at: usize| u32::try_from(at).unwrap();
+        for (number, (length, is_cut, is_slow)) in steps.into_iter().enumerate() {
             let seq = u32::try_from(segments.len() - 1).unwrap();
             let (bytes, was_cut) = segments.last_mut().unwrap();
             bytes.extend((0..=u8::MAX).cycle().skip(number).take(length));
-            let offset = |at: usize| u32::try_from(at).unwrap();
-            if put(&runs, seq, offset(handed_over), &bytes[handed_over..]).is_ok() {
-                handed_over = bytes.len();
-            }
+            put(&mut runs, seq, offset(handed_over), &bytes[handed_over..]).unwrap();
+            handed_over = bytes.len();
+            // Of another recording all is stored at once, so that files come to be unneeded.
+            put(&mut others, offset(number), 0, &[1; 70]).unwrap();
+            append(&journal, [cut(Q, offset(number), 70), stored(Q, offset(number))]);
             if is_cut {
-                let from = runs.take_back((W, seq), handed_over);
-                append(&journal, [
-                    sealed(R, seq, offset(from), bytes[from..].to_vec()),
-                    cut(R, seq, offset(bytes.len())),
-                ]);
+                append(&journal, [sealed(R, seq, offset(handed_over), "end"), cut(R, seq, offset(handed_over + 3))]);
+                bytes.extend(b"end");
                 *was_cut = true;
                 handed_over = 0;
                 segments.push(Default::default());
             }
-        }
-        // What was refused at last.
-        let (bytes, _) = segments.last().unwrap();
-        let seq = u32::try_from(segments.len() - 1).unwrap();
-        if handed_over < bytes.len() {
-            wait_for("the writer's turn", || {
-                put(&runs, seq, u32::try_from(handed_over).unwrap(), &bytes[handed_over..]).is_ok()
-            });
+            if is_slow {
+                journal.sync_now(LIMIT).unwrap();
+            }
         }
         segments.retain(|(bytes, _)| !bytes.is_empty());
         journal.sync_now(LIMIT).unwrap();
