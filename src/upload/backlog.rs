@@ -24,6 +24,9 @@ use super::turns::Urgency;
 const REFUSE_AT_PERCENT: u64 = 80;
 /// What may be on its way to a journal that works beyond the budget: 4 s of 200 two-track calls, longer than syncs take.
 const LEEWAY_BYTES: u64 = 16 << 20;
+/// So long must there be too much before it counts while the journal works. Calls that end together bring all their open
+/// segments at once; the memory had these before, and the journal gets through with them in less.
+const LASTING: Duration = Duration::from_secs(1);
 /// How often is looked whether the journal failed; it is looked at once when much waits.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -44,6 +47,8 @@ pub(super) struct Backlog {
     oldest: Mutex<BTreeMap<Instant, usize>>,
     /// Some segment in memory may not be in the journal.
     is_stale: AtomicBool,
+    /// More has waited than the budget and half of the leeway, for [`LASTING`].
+    is_lasting: AtomicBool,
     wake: Arc<Notify>,
 }
 
@@ -87,6 +92,7 @@ impl Backlog {
             next_ticket: AtomicU64::new(0),
             oldest: Mutex::default(),
             is_stale: AtomicBool::new(false),
+            is_lasting: AtomicBool::new(false),
             wake: Arc::clone(&wake),
         });
         tokio::spawn(look_after(Arc::downgrade(&backlog), wake, generation));
@@ -128,16 +134,19 @@ impl Backlog {
 
     /// Whether audio must be dropped before sealing: the budget is used up and the journal does not take it over.
     pub(super) fn is_full(&self) -> bool {
-        let waiting = self.memory_bytes();
-        waiting >= self.budget_bytes
-            && (waiting >= self.budget_bytes.saturating_add(LEEWAY_BYTES) || !self.journal_works())
+        self.memory_bytes() >= self.budget_bytes && self.is_not_taken_over(LEEWAY_BYTES)
     }
 
     /// Whether new calls must be refused: the budget is nearly used up and the journal does not take segments over.
     pub(super) fn is_nearly_full(&self) -> bool {
-        let waiting = self.memory_bytes();
-        waiting >= self.budget_bytes / 100 * REFUSE_AT_PERCENT
-            && (waiting >= self.budget_bytes.saturating_add(LEEWAY_BYTES / 2) || !self.journal_works())
+        self.memory_bytes() >= self.budget_bytes / 100 * REFUSE_AT_PERCENT
+            && self.is_not_taken_over(LEEWAY_BYTES / 2)
+    }
+
+    /// Whether the journal fails, or has not kept up for long and leaves more than the budget and `leeway`.
+    fn is_not_taken_over(&self, leeway: u64) -> bool {
+        let is_over = self.memory_bytes() >= self.budget_bytes.saturating_add(leeway);
+        is_over && self.is_lasting.load(Ordering::Relaxed) || !self.journal_works()
     }
 
     /// The bytes that wait in memory.
@@ -207,6 +216,7 @@ impl Backlog {
 
 /// Spills, and rewrites after failures of the journal, for as long as there is a backlog.
 async fn look_after(backlog: Weak<Backlog>, wake: Arc<Notify>, mut generation: u64) {
+    let mut over_since = None;
     loop {
         // Both mean the same: it is time to look.
         let _woken = tokio::time::timeout(LOOK_EVERY, wake.notified()).await;
@@ -217,6 +227,10 @@ async fn look_after(backlog: Weak<Backlog>, wake: Arc<Notify>, mut generation: u
             backlog.rewrite(now);
         }
         backlog.spill(now);
+        let is_over = backlog.memory_bytes() >= backlog.budget_bytes.saturating_add(LEEWAY_BYTES / 2);
+        over_since = is_over.then(|| over_since.unwrap_or_else(clock::monotonic));
+        let is_lasting = over_since.is_some_and(|since| clock::since(since) >= LASTING);
+        backlog.is_lasting.store(is_lasting, Ordering::Relaxed);
     }
 }
 

@@ -348,6 +348,21 @@ async fn the_budget_counts_when_the_journal_does_not_take_over() {
 }
 
 #[tokio::test]
+async fn calls_that_end_together_are_no_overload_but_a_disk_that_hangs_is() {
+    // More than the budget and what may be on its way to the journal, all at once.
+    let (away, call) = (Away::new(MIB).await, Sealed::call(640, 30_000, 256 * 1024));
+    away.disk.set_hanging(true);
+    let lane = call.lane(&away.uploader);
+    call.hand_segments(&lane);
+    assert!(away.uploader.memory_bytes() > 17 * MIB, "{}", away.uploader.memory_bytes());
+    assert!(!lane.is_full() && !away.uploader.is_nearly_full(), "nothing is wrong yet");
+    eventually("too much for too long", || (lane.is_full() && away.uploader.is_nearly_full()).then_some(()))
+        .await;
+    away.disk.set_hanging(false);
+    eventually("room again", || (!lane.is_full() && !away.uploader.is_nearly_full()).then_some(())).await;
+}
+
+#[tokio::test]
 async fn what_is_read_back_becomes_the_same_object_or_none() {
     let (disk, call, broken) =
         (Disk::new().await, Sealed::call(500, CHUNK, 8 * 1024), Sealed::call(500, CHUNK, 8 * 1024));

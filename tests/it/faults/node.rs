@@ -120,10 +120,11 @@ impl Store for RecordingsFail {
     }
 }
 
-/// A disk of the journal that can be full.
+/// A disk of the journal that can be full, or hang.
 #[derive(Clone, Default)]
 pub(super) struct JournalDisk {
     full: Arc<AtomicBool>,
+    hanging: Arc<AtomicBool>,
     refused: Arc<AtomicUsize>,
 }
 
@@ -131,6 +132,11 @@ impl JournalDisk {
     /// Lets every write fail from now on, or none any more.
     pub(super) fn set_full(&self, full: bool) {
         self.full.store(full, Ordering::SeqCst);
+    }
+
+    /// Lets every write wait from now on, or none any more.
+    pub(super) fn set_hanging(&self, hanging: bool) {
+        self.hanging.store(hanging, Ordering::SeqCst);
     }
 
     /// Returns how many writes the full disk has refused.
@@ -160,6 +166,9 @@ struct FullFile {
 
 impl JournalFile for FullFile {
     fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        while self.disk.hanging.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         if self.disk.full.load(Ordering::SeqCst) {
             self.disk.refused.fetch_add(1, Ordering::SeqCst);
             return Err(io::ErrorKind::StorageFull.into());
