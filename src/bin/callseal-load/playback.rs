@@ -66,6 +66,9 @@ pub(crate) struct Playback {
     /// p99 of the time from a seek, TCP and TLS included, to its first byte.
     #[arg(long, value_name = "MS")]
     max_ttfb_ms: Option<f64>,
+    /// p99 of the server's event loop lag in the worst second, while all listen: what live calls would wait for; needs --ops or --dir.
+    #[arg(long, value_name = "MS")]
+    max_event_loop_lag_ms: Option<f64>,
     /// The server's CPU time for each second of audio; needs --server-pid or --dir.
     #[arg(long, value_name = "MS")]
     max_cpu_ms_per_listener_second: Option<f64>,
@@ -216,8 +219,13 @@ impl Playback {
         let costs = Costs::now(watched).await?.since(&before);
         sheet.samples = sampler.stop().await;
         self.listened(&all, took, &costs, sheet);
-        let peak =
-            sheet.samples.iter().filter_map(|sample| sample.value("server_memory_mib")).reduce(f64::max);
+        let most =
+            |column: &str| sheet.samples.iter().filter_map(|sample| sample.value(column)).reduce(f64::max);
+        let (peak, lag) = (most("server_memory_mib"), most("event_loop_lag_p99_ms"));
+        // What live calls would have waited for.
+        if let Some(lag) = lag {
+            sheet.cost("event_loop_lag_worst_second_p99_ms", lag, "ms");
+        }
         if let (Some(before), Some(peak)) = (before_mib, peak) {
             sheet.figure("server_memory_before_mib", before, "MiB", Better::Neither);
             sheet.cost("server_memory_peak_mib", peak, "MiB");
@@ -284,6 +292,7 @@ impl Playback {
             }
         }
         sheet.bound("seek_ttfb_p99_ms", self.max_ttfb_ms);
+        sheet.bound("event_loop_lag_worst_second_p99_ms", self.max_event_loop_lag_ms);
         sheet.bound("cpu_ms_per_listener_second", self.max_cpu_ms_per_listener_second);
     }
 }
