@@ -58,9 +58,10 @@ impl Inlet {
     pub(super) fn append(&self, record: Record) -> Result<(), Refused> {
         let mut state = self.state();
         self.count(&mut state, record.held_bytes())?;
-        match record {
-            whole @ Record::Whole { .. } => state.wholes.push(whole),
-            record => self.batch(&mut state).push(record),
+        if matches!(record, Record::Whole { .. }) {
+            state.wholes.push(record);
+        } else {
+            self.batch(&mut state).push(record);
         }
         Ok(())
     }
