@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -124,7 +124,7 @@ impl Store for RecordingsFail {
 #[derive(Clone, Default)]
 pub(super) struct JournalDisk {
     full: Arc<AtomicBool>,
-    hanging: Arc<AtomicBool>,
+    hanging: Arc<(Mutex<bool>, Condvar)>,
     refused: Arc<AtomicUsize>,
 }
 
@@ -136,7 +136,9 @@ impl JournalDisk {
 
     /// Lets every write wait from now on, or none any more.
     pub(super) fn set_hanging(&self, hanging: bool) {
-        self.hanging.store(hanging, Ordering::SeqCst);
+        let (state, changed) = &*self.hanging;
+        *state.lock().unwrap() = hanging;
+        changed.notify_all();
     }
 
     /// Returns how many writes the full disk has refused.
@@ -166,9 +168,8 @@ struct FullFile {
 
 impl JournalFile for FullFile {
     fn write(&self, bytes: &[u8]) -> io::Result<usize> {
-        while self.disk.hanging.load(Ordering::SeqCst) {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        let (state, changed) = &*self.disk.hanging;
+        drop(changed.wait_while(state.lock().unwrap(), |hanging| *hanging).unwrap());
         if self.disk.full.load(Ordering::SeqCst) {
             self.disk.refused.fetch_add(1, Ordering::SeqCst);
             return Err(io::ErrorKind::StorageFull.into());
