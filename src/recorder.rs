@@ -65,7 +65,7 @@ pub(crate) fn skipped(node: &Arc<Node>, tenant: &Tenant, route: &Route, why: &'s
 
 /// One stream being recorded.
 ///
-/// What every message needs lies close together here; all else is in [`About`].
+/// What every message needs lies close together here; all else is behind a box.
 pub(crate) struct Recorder {
     session: CallSession,
     runs: Runs,

@@ -182,7 +182,7 @@ struct LeftOut {
 
 /// One stream being recorded.
 ///
-/// What every message needs lies close together here; all else is in [`Kept`].
+/// What every message needs lies close together here; all else is behind a box.
 pub struct CallSession {
     open: Option<OpenSegment>,
     clocks: [TrackClock; 2],
