@@ -25,27 +25,19 @@ use crate::answer::CutOff;
 const WINDOW_SAMPLES: u64 = 16_000;
 /// Sealed rows kept between windows, because neighbours overlap by a frame. One has 90 KB of telephony, mostly.
 const KEPT_ROWS: usize = 2;
-/// Segments read at the same time: with 50 ms for each, 80 a second, 400 seconds of audio.
-const READS_PER_THREAD: usize = 4;
 
-/// What all listeners of a node take turns at, so that live calls, and whoever comes after, never wait for all of them.
+/// Turns to open and paint a segment, which takes a thread for a millisecond or two: as many at a time as there are threads, however
+/// many listen, so that live calls, and whoever comes after, never wait for all of them.
 struct Turns {
-    /// Reading a segment and checking what came: [`READS_PER_THREAD`] at a time.
-    reads: Semaphore,
-    /// Opening and painting a segment takes a thread for a millisecond or two: as many at a time as there are threads, here for the
-    /// first audio of an answer, which somebody waits for.
+    /// For the first audio of an answer, which somebody waits for.
     first: Semaphore,
-    /// The same for what is sent ahead.
+    /// For what is sent ahead.
     rest: Semaphore,
 }
 
 static TURNS: LazyLock<Turns> = LazyLock::new(|| {
     let threads = available_parallelism().map_or(1, usize::from);
-    Turns {
-        reads: Semaphore::new(READS_PER_THREAD * threads),
-        first: Semaphore::new(threads),
-        rest: Semaphore::new(threads),
-    }
+    Turns { first: Semaphore::new(threads), rest: Semaphore::new(threads) }
 });
 
 /// What is played.
@@ -149,8 +141,10 @@ impl Player {
         for index in timeline.rows_for(window) {
             let segment = self.segment(index).await?;
             let turns = if self.has_begun { &TURNS.rest } else { &TURNS.first };
+            // Never closed.
             let turn = turns.acquire().await.ok();
             recording.paint(index, &segment, &mut canvas)?;
+            // Everybody else comes before the next turn begins.
             tokio::task::yield_now().await;
             drop(turn);
         }
@@ -161,12 +155,7 @@ impl Player {
         if let Some((_, kept)) = self.rows.iter().find(|(kept, _)| *kept == index) {
             return Ok(kept.clone());
         }
-        // Never closed, like all turns.
-        let turn = TURNS.reads.acquire().await.ok();
         let segment = self.request.recording.segment(index).await?;
-        // Everybody else comes before the next turn begins.
-        tokio::task::yield_now().await;
-        drop(turn);
         self.rows.push_back((index, segment.clone()));
         if self.rows.len() > KEPT_ROWS {
             self.rows.pop_front();
