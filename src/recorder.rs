@@ -74,6 +74,7 @@ pub(crate) struct Recorder {
     generation: u64,
     /// What people want of it.
     present: Present,
+    /// [`Present::orders`] when it was last looked at.
     orders: u64,
     is_paused: bool,
     /// What [`Present`] was told of the open segment.
